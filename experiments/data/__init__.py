@@ -1,0 +1,13 @@
+"""Image data sets: embedded or prepared by TFDS, as arrays in memory; augmentation on the device.
+
+`load(name)` never touches the network. `python -m experiments.data prepare NAME` does, when asked.
+"""
+
+from experiments.data.augmentation import augment as augment
+from experiments.data.augmentation import normalise as normalise
+from experiments.data.batching import epoch_batches as epoch_batches
+from experiments.data.batching import eval_batches as eval_batches
+from experiments.data.catalogue import NAMES as NAMES
+from experiments.data.catalogue import DataError as DataError
+from experiments.data.loading import Dataset as Dataset
+from experiments.data.loading import load as load

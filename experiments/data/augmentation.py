@@ -1,0 +1,87 @@
+"""Random crop, flip and normalisation of a batch of images: pure functions for the jitted step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def augment(
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_padding: int = 4,
+    flip: bool = True,
+) -> jax.Array:
+    """Crops each image at random, mirrors half of them left to right, and normalises.
+
+    As in torchvision, the zeros are put around the raw image, before normalisation: the border has
+    the value -mean / std and not 0. All (2 crop_padding + 1)^2 crops are equally likely.
+
+    Args:
+        key: PRNG key; every image draws its own crop and flip.
+        images: uint8, (N, height, width, channels).
+        mean: per channel, of pixels scaled to [0, 1].
+        std: likewise.
+        crop_padding: zeros on each side before the crop; 0 for no crop.
+        flip: whether to mirror.
+
+    Returns:
+        float32, of the shape of `images`.
+
+    Raises:
+        ValueError: `images` is no uint8 batch, or a number does not fit.
+    """
+    if crop_padding < 0:
+        raise ValueError(f"crop_padding: expected at least 0, got {crop_padding}")
+    _check(images, mean, std)
+    crop_key, flip_key = jax.random.split(key)
+    if crop_padding:
+        images = _random_crop(crop_key, images, crop_padding)
+    if flip:
+        mirror = jax.random.bernoulli(flip_key, shape=(images.shape[0], 1, 1, 1))
+        images = jnp.where(mirror, images[:, :, ::-1], images)
+    return normalise(images, mean=mean, std=std)
+
+
+def normalise(images: jax.Array, *, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Returns (images / 255 - mean) / std as float32, for uint8 images (N, H, W, channels).
+
+    Raises:
+        ValueError: `images` is no uint8 batch, or `mean` or `std` has not one value a channel.
+    """
+    _check(images, mean, std)
+    scaled = images.astype(jnp.float32) / 255
+    return (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+
+
+def _random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
+    count, *shape = images.shape
+    around = (padding, padding)
+    padded = jnp.pad(images, ((0, 0), around, around, (0, 0)))
+    corners = jax.random.randint(key, (count, 2), 0, 2 * padding + 1)
+
+    # One slice an image: on CPU 10 times faster than choosing among shifted copies of the batch.
+    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape)
+
+    return jax.vmap(crop)(padded, corners)
+
+
+def _check(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> None:
+    if images.ndim != 4 or images.dtype != jnp.uint8:
+        raise ValueError(
+            f"images: expected uint8 (N, height, width, channels), "
+            f"got {images.dtype} {images.shape}; raw pixels are scaled here"
+        )
+    channels = images.shape[-1]
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise ValueError(f"{name}: expected {channels} values, one a channel, got {values}")
+    if min(std) <= 0:
+        raise ValueError(f"std: expected positive values, got {std}")

@@ -1,0 +1,57 @@
+"""Which images form which batch, as arrays of indices."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+
+def epoch_batches(key: jax.Array, num_examples: int, batch_size: int) -> np.ndarray:
+    """Shuffles the training set and cuts it into full batches.
+
+    The last num_examples % batch_size images of the shuffled order are left out, so that all
+    batches have one shape; the next epoch's order leaves out others.
+
+    Args:
+        key: PRNG key of this epoch, for instance `jax.random.fold_in(key, epoch)`.
+        num_examples: size of the training set.
+        batch_size: images a batch.
+
+    Returns:
+        int32 indices, (num_examples // batch_size, batch_size); no index occurs twice.
+
+    Raises:
+        ValueError: `batch_size` is not in [1, num_examples].
+    """
+    if not 1 <= batch_size <= num_examples:
+        raise ValueError(
+            f"batch_size: expected 1 to {num_examples} (the number of training images), "
+            f"got {batch_size}"
+        )
+    order = np.asarray(jax.random.permutation(key, num_examples), np.int32)
+    num_batches = num_examples // batch_size
+    return order[: num_batches * batch_size].reshape(num_batches, batch_size)
+
+
+def eval_batches(num_examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts the test set into batches of one shape that cover every example once.
+
+    Args:
+        num_examples: size of the test set.
+        batch_size: images a batch.
+
+    Returns:
+        int32 indices and boolean `is_real`, both (number of batches, batch_size). The last batch
+        is filled up with index 0, where `is_real` is False.
+
+    Raises:
+        ValueError: an argument is smaller than 1.
+    """
+    if num_examples < 1 or batch_size < 1:
+        raise ValueError(
+            f"num_examples, batch_size: expected at least 1, got {num_examples}, {batch_size}"
+        )
+    num_batches = -(-num_examples // batch_size)
+    slots = np.arange(num_batches * batch_size, dtype=np.int32).reshape(num_batches, batch_size)
+    is_real = slots < num_examples
+    return np.where(is_real, slots, 0), is_real

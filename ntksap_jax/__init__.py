@@ -1,0 +1,18 @@
+"""Pruning neural networks before training, by the spectrum of their neural tangent kernel.
+
+Read it as a table of contents: `networks` makes a model into pure functions, `criteria` score its
+weights, `search` prunes round by round down to a density that `schedules` sets, `masks` holds what is
+left, `optim` keeps it so in training.
+"""
+
+from ntksap_jax import criteria as criteria
+from ntksap_jax import masks as masks
+from ntksap_jax import models as models
+from ntksap_jax import networks as networks
+from ntksap_jax import ntk as ntk
+from ntksap_jax import optim as optim
+from ntksap_jax import schedules as schedules
+from ntksap_jax import search as search
+from ntksap_jax import selection as selection
+from ntksap_jax import sharding as sharding
+from ntksap_jax import types as types

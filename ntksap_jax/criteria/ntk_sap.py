@@ -1,0 +1,219 @@
+r"""NTK-SAP: keep the connections whose removal would change the spectrum of the NTK most.
+
+The score of a mask entry is the sensitivity of the expected trace of the neural tangent kernel,
+
+    s(m) = | ∂/∂m  Σ_i  ‖J(θ_i ⊙ m; z_i) diag(m) v_i‖² |,   θ_i ~ init, z_i ~ N(0, I), v_i ~ N(0, I),
+
+the absolute value taken after the sum over samples. Weights θ_i are drawn afresh for every sample
+(weight-agnostic), the inputs z_i are Gaussian noise (data-agnostic): it needs neither labels nor data
+nor trained weights.
+
+Source: Wang, Li, Sun, "NTK-SAP: Improving neural network pruning by aligning training dynamics", ICLR
+2023, Eq. 10 and Algorithm 1, with the released code's choices: one draw of weights for a batch of
+inputs; only prunable weights are perturbed; batch statistics of the masked network, constant under
+differentiation.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from ntksap_jax import masks, networks, ntk
+from ntksap_jax.types import Batch, Inputs, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
+
+
+def ntk_sap(
+    network: Network,
+    *,
+    estimator: ntk.Estimator = ntk.jvp,
+    num_samples: int = 5,
+    vmap_samples: int = 1,
+    batch_size: int = 100,
+    reinit: bool = True,
+    inputs: Literal["noise", "data"] | Callable[[Key, int], Inputs] = "noise",
+    output_fn: Callable[[Any], Any] | None = None,
+    calibrate: Literal["one_pass", "two_pass"] = "one_pass",
+) -> ScoreFn:
+    """Makes the NTK-SAP criterion for a network. The defaults are the paper's for CIFAR-10.
+
+    Args:
+        network: the model, from `ntksap_jax.networks`.
+        estimator: how the trace is estimated: `ntk.jvp`, `ntk.vjp`, `ntk.finite_difference` (the
+            authors') or any function `(key, fn, params) -> trace`.
+        num_samples: draws of (weights, inputs, probe) that are summed in one score.
+        vmap_samples: how many of them one `jax.vmap` evaluates together; divides `num_samples`.
+            Vectorised kernels become grouped convolutions, which are slow on CPU: 1 is best there.
+        batch_size: number of Gaussian inputs in a sample.
+        reinit: draw fresh weights from `network.init` for every sample (the paper). `False` scores
+            the given params, such as pretrained ones.
+        inputs: `"noise"`: Gaussian, of the network's `input_shape` (the paper); `"data"`: those of
+            the batch given to the score, the same for every sample; or a function
+            `(key, batch_size) -> inputs`.
+        output_fn: what the NTK is taken of, as a function of the network's outputs; by default the
+            outputs (logits) themselves.
+        calibrate: `"one_pass"`: batch statistics with the biased variance, shared with the pass that
+            is differentiated; `"two_pass"`: the authors' sequence, which normalises with the
+            unbiased variance that an earlier pass stored. For parity; one more pass.
+
+    Returns:
+        The criterion. Called on concrete arrays it compiles one sample (or one `vmap` of them) and
+        loops over them in Python; traced by the caller's `jit`, it is a `lax.scan` (on CPU unrolled). Its
+        metrics hold `"trace"`, the mean estimate per sample: summed over inputs and outputs.
+
+    Raises:
+        ValueError: an option out of range. When called: params or data that do not fit, a
+            network whose outputs are not finite.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> network = networks.linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]), (3,))
+    >>> params = network.init(jax.random.key(0))
+    >>> score = ntk_sap(network, num_samples=2, batch_size=4)
+    >>> scores, metrics = score(jax.random.key(1), params, masks.create(params), None)
+    >>> scores["layers_0"]["kernel"].shape, scores["layers_0"]["bias"], sorted(metrics)
+    ((3, 8), None, ['trace'])
+    """
+    if num_samples < 1 or batch_size < 1:
+        raise ValueError(
+            f"num_samples, batch_size: got {num_samples} and {batch_size}, expected at least 1 each."
+        )
+    if vmap_samples < 1 or num_samples % vmap_samples:
+        raise ValueError(
+            f"vmap_samples: got {vmap_samples}, expected a divisor of num_samples={num_samples}."
+        )
+    if isinstance(inputs, str) and inputs not in ("noise", "data"):
+        raise ValueError(f"inputs: got {inputs!r}, expected 'noise', 'data' or a function.")
+    if calibrate not in ("one_pass", "two_pass"):
+        raise ValueError(f"calibrate: got {calibrate!r}, expected 'one_pass' or 'two_pass'.")
+
+    def draw_inputs(key: Key, batch: Batch, batch_size: int = batch_size) -> Inputs:
+        if callable(inputs):
+            return inputs(key, batch_size)
+        if inputs == "data":
+            return batch[0]
+        return jax.random.normal(key, (batch_size, *network.input_shape))
+
+    def check_outputs(key: Key, params: Params, mask: Mask, batch: Batch) -> None:
+        few = jax.tree.map(lambda x: x[:2], draw_inputs(key, batch, min(batch_size, 2)))
+        networks.check_finite(network, masks.apply(mask, params), few)
+
+    def sample(weights: Params, keys: Key, mask: Mask, batch: Batch) -> tuple[jax.Array, Scores]:
+        inputs_key, probe_key = keys
+        return trace_and_gradient(
+            network,
+            weights,
+            mask,
+            draw_inputs(inputs_key, batch),
+            estimate=functools.partial(estimator, probe_key),
+            output_fn=output_fn,
+            unbiased=calibrate == "two_pass",
+        )
+
+    @jax.jit
+    def add_chunk(total: Any, weights: Params, keys: Key, mask: Mask, batch: Batch) -> Any:
+        """Adds one sample, or `vmap_samples` of them with their weights and keys stacked."""
+        if vmap_samples == 1:
+            return jax.tree.map(jnp.add, total, sample(weights, keys, mask, batch))
+        in_axes = (0 if reinit else None, 0, None, None)
+        samples = jax.vmap(sample, in_axes)(weights, keys, mask, batch)
+        return jax.tree.map(lambda t, s: t + jnp.sum(s, axis=0), total, samples)
+
+    def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
+        masks.check(mask, params)
+        _check_batch(inputs, batch)
+        draw_weights = network.init if vmap_samples == 1 else jax.vmap(network.init)
+
+        def draw_and_add(total: Any, keys: Key) -> tuple[Any, None]:
+            # Weights are drawn outside of the compiled sample: random generators take long to
+            # compile, and the caller has most likely compiled `network.init` already.
+            weights = draw_weights(keys[..., 0]) if reinit else params
+            return add_chunk(total, weights, keys[..., 1:], mask, batch), None
+
+        zeros = masks.map_prunable(lambda m, p: jnp.zeros(m.shape, p.dtype), mask, params)
+        total = (jnp.zeros(()), zeros)
+        chunk = (vmap_samples,) if vmap_samples > 1 else ()
+        keys = jax.random.split(key, (num_samples // vmap_samples, *chunk, 3))
+        with jax.default_matmul_precision("highest"):
+            if _is_traced((key, params, mask, batch)):
+                # Gradients of convolutions inside a loop are 20-200 times slower on CPU.
+                unroll = jax.default_backend() == "cpu"
+                total, _ = jax.lax.scan(draw_and_add, total, keys, unroll=unroll)
+            else:
+                check_outputs(key, params, mask, batch)
+                for chunk_keys in keys:
+                    total, _ = draw_and_add(total, chunk_keys)
+        trace, gradient = total
+        scores = masks.map_prunable(lambda m, g: jnp.abs(g) * m, mask, gradient)
+        return scores, {"trace": trace / num_samples}
+
+    return score
+
+
+def trace_and_gradient(
+    network: Network,
+    params: Params,
+    mask: Mask,
+    inputs: Inputs,
+    *,
+    estimate: Callable[[ntk.Fn, Params], jax.Array],
+    output_fn: Callable[[Any], Any] | None = None,
+    unbiased: bool = False,
+) -> tuple[jax.Array, Scores]:
+    """Estimates the trace for given weights and inputs, and its gradient with respect to the mask.
+
+    Args:
+        network: the model.
+        params: the weights θ.
+        mask: the boolean mask m, at which the gradient is taken.
+        inputs: the inputs z.
+        estimate: `estimate(fn, weights)`, the estimator with its probe's key already given; `fn`
+            maps the prunable weights to the outputs of the masked network.
+        output_fn: what the NTK is taken of, as a function of the network's outputs.
+        unbiased: normalise with the unbiased variance (the authors' two passes).
+
+    Returns:
+        The estimate, and its gradient at every mask entry, pruned ones included.
+
+    >>> import jax.numpy as jnp
+    >>> network = networks.plain(None, lambda p, x: x @ p["w"], (2,))
+    >>> trace, gradient = trace_and_gradient(
+    ...     network, {"w": jnp.ones((2, 1))}, {"w": jnp.ones((2, 1), bool)}, jnp.array([[3.0, 4.0]]),
+    ...     estimate=lambda fn, w: ntk.cotangent_norm(fn, w, jnp.ones((1, 1))))
+    >>> float(trace), gradient["w"].ravel().tolist()
+    (25.0, [18.0, 32.0])
+    """
+
+    def trace(relaxed: Mask) -> jax.Array:
+        apply = network.calibrate(masks.apply(relaxed, params), inputs, unbiased=unbiased)
+
+        def fn(weights: Params) -> Any:
+            merged = jax.tree.map(
+                lambda m, w, p: p if m is None else m * w,
+                relaxed,
+                weights,
+                params,
+                is_leaf=lambda leaf: leaf is None,
+            )
+            outputs = apply(merged, inputs)
+            return outputs if output_fn is None else output_fn(outputs)
+
+        return estimate(fn, masks.map_prunable(lambda m, p: p, mask, params))
+
+    relaxed = masks.map_prunable(lambda m, p: m.astype(p.dtype), mask, params)
+    return jax.value_and_grad(trace)(relaxed)
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _check_batch(inputs: Any, batch: Batch) -> None:
+    if inputs == "data" and batch is None:
+        raise ValueError(
+            "batch: got None, expected (inputs, labels) to score with, since inputs='data'. Pass "
+            "batch=, or use inputs='noise'."
+        )

@@ -1,0 +1,321 @@
+"""Masks: create, check, apply, measure, save and load them (`selection` decides what they keep).
+
+A mask is a pytree shaped like the params, with a boolean array at every prunable leaf and `None` at
+every other. `True` keeps the weight. Nothing here knows how scores are made.
+
+Not to be confused with `optax.masked`, whose "mask" is one static Python boolean per leaf and says
+which leaves a transformation touches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntksap_jax.types import Mask, Params
+
+KERNEL_NAMES = ("kernel", "weight", "w")
+"""Leaf names that hold the weights of a convolution or dense layer, in Flax, Equinox and Haiku."""
+
+
+# -- Structure -----------------------------------------------------------------------------------
+
+
+def leaf_paths(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a pytree by path, such as `"block_0/conv1/kernel"`; `None` is no leaf.
+
+    >>> leaf_paths({"dense": {"kernel": 1, "bias": None}})
+    {'dense/kernel': 1}
+    """
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def map_prunable(fn: Callable[..., Any], mask: Mask, *trees: Any) -> Any:
+    """Applies `fn(mask_leaf, *leaves)` at every prunable leaf and puts `None` elsewhere.
+
+    Args:
+        fn: what to do at a prunable leaf.
+        mask: decides which leaves are prunable, and the structure of the result.
+        *trees: params, scores or masks of the same structure; their other leaves are ignored.
+
+    Returns:
+        A pytree shaped like `mask`.
+
+    >>> import jax.numpy as jnp
+    >>> mask = {"kernel": jnp.array([True, False]), "bias": None}
+    >>> map_prunable(lambda m, p: int(jnp.sum(m * p)), mask, {"kernel": jnp.array([3, 4]), "bias": 9})
+    {'bias': None, 'kernel': 3}
+    """
+    return jax.tree.map(
+        lambda m, *leaves: None if m is None else fn(m, *leaves),
+        mask,
+        *trees,
+        is_leaf=_is_none,
+    )
+
+
+def create(
+    params: Params,
+    *,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+) -> Mask:
+    """Makes the dense mask: `True` everywhere at the prunable leaves, `None` at the others.
+
+    By default the kernels of convolutions and dense layers are prunable, first layer, shortcuts and
+    classifier included: leaves of two or more axes whose name is one of `KERNEL_NAMES`. Biases,
+    normalisation and embeddings are not. (NTK-SAP, released code, `Utils/generator.py`.)
+
+    Args:
+        params: pytree of arrays, or of `jax.ShapeDtypeStruct`.
+        include: regular expression(s) searched for in the path of a leaf. If given, the prunable
+            leaves are those that match, whatever their name.
+        exclude: regular expression(s); leaves that match are not prunable.
+
+    Returns:
+        The mask, shaped like `params`.
+
+    Raises:
+        ValueError: a pattern that matches no leaf, or no prunable leaf at all.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 2)), "bias": jnp.zeros(2)},
+    ...           "head": {"kernel": jnp.ones((2, 5))}}
+    >>> sorted(leaf_paths(create(params)))
+    ['conv/kernel', 'head/kernel']
+    >>> sorted(leaf_paths(create(params, exclude="^head/")))
+    ['conv/kernel']
+    """
+    leaves = leaf_paths(params)
+    included = _matching(leaves, include, "include")
+    excluded = _matching(leaves, exclude, "exclude")
+
+    def is_prunable(path: str, leaf: Any) -> bool:
+        by_role = leaf.ndim >= 2 and path.rsplit("/", 1)[-1] in KERNEL_NAMES
+        return (by_role if include is None else path in included) and path not in excluded
+
+    def mask_leaf(path: Any, leaf: Any) -> jax.Array | None:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return jnp.ones(leaf.shape, bool) if is_prunable(name, leaf) else None
+
+    mask = jax.tree_util.tree_map_with_path(mask_leaf, params)
+    if not jax.tree.leaves(mask):
+        raise ValueError(
+            "params: found no prunable leaf. Expected leaves of two or more axes named "
+            f"{', '.join(KERNEL_NAMES)}; pass include= with a pattern for your own names. "
+            f"The paths are: {_shorten(leaves)}."
+        )
+    return mask
+
+
+def check(mask: Mask, params: Params) -> None:
+    """Raises unless `mask` fits `params`: same structure, boolean arrays of the same shapes.
+
+    Raises:
+        ValueError: a leaf that is missing, unexpected or of another shape; the path is named.
+        TypeError: a leaf that is not a boolean array.
+    """
+    wanted, found = leaf_paths(params), leaf_paths(mask)
+    advice = "Make masks with masks.create(params) from the very params they are used with."
+    for path, leaf in found.items():
+        if path not in wanted:
+            raise ValueError(f"mask: leaf {path!r} does not exist in params. {advice}")
+        if getattr(leaf, "dtype", None) != bool:
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise TypeError(f"mask: leaf {path!r} is {kind}, expected a boolean array. {advice}")
+        if leaf.shape != wanted[path].shape:
+            raise ValueError(
+                f"mask: leaf {path!r} has shape {leaf.shape}, params have {wanted[path].shape} "
+                f"there. {advice}"
+            )
+    missing = [path for path in wanted if path not in leaf_paths(_fill_none(mask))]
+    if missing or _skeleton(mask) != _skeleton(params):
+        raise ValueError(
+            f"mask: its tree differs from that of params; missing: {_shorten(missing) or 'no leaf'}; "
+            f"got {_skeleton(mask)}, expected {_skeleton(params)}. {advice}"
+        )
+    if not found:
+        raise ValueError(f"mask: has no prunable leaf. {advice}")
+
+
+def _fill_none(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: 0, tree, is_leaf=_is_none)
+
+
+def _skeleton(tree: Any) -> Any:
+    return jax.tree.structure(tree, is_leaf=_is_none)
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
+def _matching(
+    leaves: dict[str, Any], patterns: str | Sequence[str] | None, argument: str
+) -> set[str]:
+    matched = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
+        hits = {path for path in leaves if re.search(pattern, path)}
+        if not hits:
+            raise ValueError(
+                f"{argument}: pattern {pattern!r} matches no leaf of params. "
+                f"The paths are: {_shorten(leaves)}."
+            )
+        matched |= hits
+    return matched
+
+
+def _shorten(paths: Any, most: int = 20) -> str:
+    names = list(paths)
+    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
+
+
+# -- Use -----------------------------------------------------------------------------------------
+
+
+def apply(mask: Mask, params: Params) -> Params:
+    """Returns θ ⊙ m: params with the pruned weights at 0 and the other leaves as they are.
+
+    A boolean mask selects, so that a pruned weight becomes 0 even where it was NaN; a relaxed
+    (floating-point) mask multiplies, so that gradients flow to it.
+
+    Args:
+        mask: boolean or relaxed mask.
+        params: pytree of arrays that `mask` was made for.
+
+    >>> import jax.numpy as jnp
+    >>> apply({"kernel": jnp.array([True, False])}, {"kernel": jnp.array([3.0, 4.0])})
+    {'kernel': Array([3., 0.], dtype=float32)}
+    """
+
+    def apply_leaf(m: Any, leaf: Any) -> Any:
+        if m is None:
+            return leaf
+        if m.dtype == bool:
+            return jnp.where(m, leaf, jnp.zeros_like(leaf))
+        return m.astype(leaf.dtype) * leaf
+
+    return jax.tree.map(apply_leaf, mask, params, is_leaf=_is_none)
+
+
+def num_prunable(mask: Mask) -> int:
+    """Returns N, the number of weights that the mask ranges over."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(mask))
+
+
+def num_kept(mask: Mask) -> int:
+    """Returns the number of weights that the mask keeps (a Python integer: not for use in jit)."""
+    return sum(int(np.count_nonzero(np.asarray(leaf))) for leaf in jax.tree.leaves(mask))
+
+
+def density(mask: Mask) -> float:
+    """Returns the fraction of prunable weights that the mask keeps.
+
+    >>> import jax.numpy as jnp
+    >>> density({"kernel": jnp.array([True, False, False, False]), "bias": None})
+    0.25
+    """
+    return num_kept(mask) / num_prunable(mask)
+
+
+def layer_densities(mask: Mask) -> dict[str, float]:
+    """Returns the fraction kept in each prunable leaf, by path."""
+    return {path: float(np.mean(np.asarray(leaf))) for path, leaf in leaf_paths(mask).items()}
+
+
+# -- Files ---------------------------------------------------------------------------------------
+
+
+def digest(mask: Mask) -> str:
+    """Returns the SHA-256 of a mask's paths, shapes and bits: two masks are equal if theirs is.
+
+    >>> import jax.numpy as jnp
+    >>> digest({"w": jnp.array([True, False])})[:8]
+    '4247ca0f'
+    """
+    sha = hashlib.sha256()
+    for path, leaf in sorted(leaf_paths(mask).items()):
+        sha.update(f"{path}{leaf.shape}".encode())
+        sha.update(np.packbits(np.asarray(leaf, bool)).tobytes())
+    return sha.hexdigest()
+
+
+def save(path: str | os.PathLike[str], mask: Mask) -> None:
+    """Writes a mask as a compressed `.npz` file: a boolean array per prunable leaf, keyed by path.
+
+    The file is written aside and renamed, so that a crash leaves the old one or none.
+
+    Args:
+        path: where to write; used as it is (give it the ending `.npz`).
+        mask: the mask.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            np.savez_compressed(
+                file, **{name: np.asarray(leaf, bool) for name, leaf in leaf_paths(mask).items()}
+            )
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
+    """Reads a mask that `save` wrote.
+
+    Args:
+        path: the `.npz` file.
+        like: the params that the mask is for; the mask gets their structure. Leaves that the file
+            does not hold are not prunable.
+
+    Returns:
+        The mask.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged file, or one for other params; the leaf is named.
+
+    >>> import jax.numpy as jnp, tempfile, os
+    >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(os.path.join(folder, "mask.npz"), create(params))
+    ...     density(load(os.path.join(folder, "mask.npz"), like=params))
+    1.0
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            stored = {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"path: {path} is not a readable mask file ({error}). It may be truncated or damaged: "
+            "restore it, or run the search again."
+        ) from error
+    unknown = sorted(stored.keys() - leaf_paths(like).keys())
+    if unknown:
+        raise ValueError(
+            f"like: the mask file {path} holds leaf {unknown[0]!r}, which the params do not have. "
+            "Pass the params of the model that the mask was made for."
+        )
+    mask = jax.tree_util.tree_map_with_path(
+        lambda key, _: stored.get(jax.tree_util.keystr(key, simple=True, separator="/")), like
+    )
+    check(mask, like)
+    return jax.tree.map(jnp.asarray, mask)

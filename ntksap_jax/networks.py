@@ -1,0 +1,206 @@
+"""Models as `Network`s, the pure functions that criteria work on. All that knows Flax is here.
+
+Batch normalisation is where a Flax module is not a function of params and inputs alone. A score must
+normalise with the statistics of its own batch and hold them constant under differentiation (NTK-SAP,
+released code: statistics first, then evaluation mode; a derivative that flowed through them would
+be the NTK of another function).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ntksap_jax.types import ApplyFn, Inputs, Key, Network, Params
+
+Statistics = dict[str, Any]
+
+
+def plain(init: Callable[[Key], Params], apply: ApplyFn, input_shape: tuple[int, ...]) -> Network:
+    """Makes a `Network` of two pure functions that normalise without batch statistics, or not at all.
+
+    Args:
+        init: `init(key) -> params`.
+        apply: `apply(params, inputs) -> outputs`.
+        input_shape: shape of one example, without the batch axis.
+
+    Returns:
+        The network.
+
+    >>> import jax, jax.numpy as jnp
+    >>> network = plain(lambda key: {"w": jax.random.normal(key, (3, 2))}, lambda p, x: x @ p["w"], (3,))
+    >>> network.apply(network.init(jax.random.key(0)), jnp.ones((5, 3))).shape
+    (5, 2)
+    """
+
+    def calibrate(params: Params, inputs: Inputs, *, unbiased: bool = False) -> ApplyFn:
+        del params, inputs, unbiased
+        return apply
+
+    return Network(jax.jit(init), apply, calibrate, tuple(input_shape))
+
+
+def linen(
+    model: nn.Module, input_shape: tuple[int, ...], *, dtype: Any = jnp.float32, **apply_kwargs: Any
+) -> Network:
+    """Makes a `Network` of a `flax.linen` module.
+
+    Every `nn.BatchNorm` in the module, however deep, normalises with the mean and (biased) variance
+    of its own batch, computed in one extra pass over the activations and held constant under
+    differentiation. Running averages are neither needed nor kept.
+
+    Args:
+        model: the (unbound) module, called as `model(inputs, **apply_kwargs)`.
+        input_shape: shape of one example, without the batch axis.
+        dtype: type of the inputs.
+        **apply_kwargs: arguments that put the module in *evaluation* mode, such as `train=False`:
+            dropout off, batch normalisation set to use its running averages.
+
+    Returns:
+        The network; its params are the module's `"params"` collection.
+
+    Raises:
+        TypeError: `model` is not an unbound linen module.
+        ValueError: a module that cannot be called so, or that keeps collections other than
+            `"params"` and `"batch_stats"`, or that is still in training mode.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> network = linen(nn.Dense(2), (3,))
+    >>> network.apply(network.init(jax.random.key(0)), jnp.ones((5, 3))).shape
+    (5, 2)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: got {type(model).__name__}, expected a flax.linen module such as MyModel(...). "
+            "For a pair of functions use networks.plain(init, apply, input_shape)."
+        )
+    if model.scope is not None:
+        raise TypeError(
+            "model: got a bound module; pass the module itself, before bind() or init()."
+        )
+    input_shape = tuple(input_shape)
+    example = jax.ShapeDtypeStruct((1, *input_shape), dtype)
+
+    def variables(key: Key) -> dict[str, Any]:
+        return model.init(key, jnp.zeros(example.shape, dtype), **apply_kwargs)
+
+    @jax.jit  # so that whoever draws weights, and however often, it is compiled once
+    def init(key: Key) -> Params:
+        return variables(key)["params"]
+
+    def measure(params: Params, inputs: Inputs, unbiased: bool) -> tuple[Any, Statistics]:
+        """Applies the model with the batch's own statistics; returns them beside the outputs."""
+        with nn.intercept_methods(_use_batch_statistics(unbiased)):
+            outputs, updated = model.apply(
+                {"params": params}, inputs, **apply_kwargs, mutable=["batch_stats"]
+            )
+        return outputs, updated.get("batch_stats", {})
+
+    def apply(params: Params, inputs: Inputs) -> Any:
+        return measure(params, inputs, unbiased=False)[0]
+
+    def calibrate(params: Params, inputs: Inputs, *, unbiased: bool = False) -> ApplyFn:
+        _, statistics = measure(params, inputs, unbiased)
+
+        def apply_calibrated(params: Params, inputs: Inputs) -> Any:
+            return model.apply(
+                {"params": params, "batch_stats": statistics}, inputs, **apply_kwargs
+            )
+
+        return apply_calibrated
+
+    _check_collections(variables, model)
+    network = Network(init, apply, calibrate, input_shape)
+    _check_outputs(network, example)
+    return network
+
+
+def _use_batch_statistics(unbiased: bool) -> Callable[..., Any]:
+    """Makes an interceptor that gives every BatchNorm the statistics of its inputs as running averages.
+
+    The module then normalises with its own code, and the statistics end up in the "batch_stats"
+    collection. As the authors' PyTorch does, the batch itself is normalised with the biased
+    variance, whichever variance is kept.
+    """
+
+    def interceptor(
+        next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        module = context.module
+        if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        x, *given = args
+        argument = given[0] if given else kwargs.pop("use_running_average", None)
+        frozen = nn.merge_param("use_running_average", module.use_running_average, argument)
+        if not frozen:
+            raise ValueError(
+                f"apply_kwargs: BatchNorm {'/'.join(module.path)!r} is in training mode. Pass the "
+                "arguments of your model that mean evaluation, such as networks.linen(..., "
+                "train=False); the batch's own statistics are then used all the same."
+            )
+        features = module.axis if isinstance(module.axis, tuple) else (module.axis,)
+        axes = tuple(i for i in range(x.ndim) if i not in {axis % x.ndim for axis in features})
+        x32 = jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean, var = jnp.mean(x32, axes), jnp.var(x32, axes)
+        module.put_variable("batch_stats", "mean", mean)
+        module.put_variable("batch_stats", "var", var)
+        outputs = next_fun(x, argument, **kwargs)
+        if unbiased:
+            count = math.prod(x.shape[axis] for axis in axes)
+            if count == 1:
+                raise ValueError(
+                    f"inputs: BatchNorm {'/'.join(module.path)!r} sees a single value per feature, "
+                    "whose unbiased variance does not exist. Use a larger batch_size."
+                )
+            module.put_variable("batch_stats", "var", var * (count / (count - 1)))
+        return outputs
+
+    return interceptor
+
+
+def _check_collections(variables: Callable[[Key], Any], model: nn.Module) -> None:
+    try:
+        collections = jax.eval_shape(variables, jax.random.key(0))
+    except Exception as error:
+        raise ValueError(
+            f"model: {type(model).__name__} cannot be initialised from inputs of the given "
+            f"input_shape and apply_kwargs: {error}"
+        ) from error
+    unknown = sorted(set(collections) - {"params", "batch_stats"})
+    if unknown:
+        raise ValueError(
+            f"model: {type(model).__name__} keeps state in collection(s) {', '.join(unknown)}, so it "
+            "is no function of params and inputs. Expected only 'params' and 'batch_stats'; write "
+            "the two functions yourself and use networks.plain."
+        )
+
+
+def _check_outputs(network: Network, example: jax.ShapeDtypeStruct) -> None:
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    outputs = jax.eval_shape(network.apply, params, example)
+    for leaf in jax.tree.leaves(outputs):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"model: an output has dtype {leaf.dtype}, expected floating point (logits, not "
+                "predicted classes)."
+            )
+
+
+def check_finite(network: Network, params: Params, inputs: Inputs) -> None:
+    """Raises unless the network's outputs are finite; costs one forward pass.
+
+    Raises:
+        ValueError: an output that is NaN or infinite.
+    """
+    outputs = jax.jit(network.apply)(params, inputs)
+    for leaf in jax.tree.leaves(outputs):
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            raise ValueError(
+                "network: its outputs are not finite, so no score can be computed from them. Check "
+                "the params (initial scale, a damaged checkpoint), the inputs' range and the dtype."
+            )

@@ -1,0 +1,83 @@
+"""Optimisation under a mask: what makes pruning a hard constraint for any optax optimiser."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ntksap_jax import masks
+from ntksap_jax.types import Mask, Params
+
+
+class ConstrainToMaskState(NamedTuple):
+    """The mask, which checkpoints so carry along, and the state of the wrapped optimiser."""
+
+    mask: Mask
+    inner: Any
+
+
+def constrain_to_mask(
+    optimizer: optax.GradientTransformation, mask: Mask
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimiser so that pruned weights are, and stay, exactly zero.
+
+    Gradients and params are masked before the optimiser sees them, so that momentum, second moments,
+    weight decay and clipping by global norm know only the sparse network; its updates are masked
+    after, with -θ in place of the update of a pruned weight, so that θ becomes 0 even if it was not.
+    It must be the *outermost* transformation: whatever is chained around it can move pruned weights.
+
+    Not `optax.masked`, whose mask is one Python boolean per leaf and which passes the gradients of
+    the leaves it leaves out through as updates.
+
+    Args:
+        optimizer: any optax transformation, or a chain of them.
+        mask: boolean mask of the params. It lives in the state, not in the compiled program: one
+            compiled step serves every mask.
+
+    Returns:
+        The transformation; its `update` needs `params`.
+
+    Raises:
+        ValueError, TypeError: in `init`, a mask that does not fit the params; in `update`, no params.
+
+    >>> import jax.numpy as jnp, optax
+    >>> params = {"kernel": jnp.array([1.0, 1.0])}
+    >>> mask = {"kernel": jnp.array([True, False])}
+    >>> optimizer = constrain_to_mask(optax.sgd(0.1, momentum=0.9), mask)
+    >>> updates, _ = optimizer.update({"kernel": jnp.ones(2)}, optimizer.init(params), params)
+    >>> optax.apply_updates(params, updates)
+    {'kernel': Array([0.9, 0. ], dtype=float32)}
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def init(params: Params) -> ConstrainToMaskState:
+        masks.check(mask, params)
+        return ConstrainToMaskState(mask, optimizer.init(masks.apply(mask, params)))
+
+    def update(
+        updates: Any, state: ConstrainToMaskState, params: Params | None = None, **extra_args: Any
+    ) -> tuple[Any, ConstrainToMaskState]:
+        if params is None:
+            raise ValueError(
+                "params: got None; constrain_to_mask needs the current params to hold pruned weights "
+                "at 0. Call optimizer.update(grads, state, params)."
+            )
+        updates, inner = optimizer.update(
+            masks.apply(state.mask, updates),
+            state.inner,
+            masks.apply(state.mask, params),
+            **extra_args,
+        )
+        constrained = jax.tree.map(
+            lambda m, u, p: u if m is None else jnp.where(m, u, (-p).astype(u.dtype)),
+            state.mask,
+            updates,
+            params,
+            is_leaf=lambda leaf: leaf is None,
+        )
+        return constrained, ConstrainToMaskState(state.mask, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,212 @@
+"""The search: score and select, round by round, down to the target density.
+
+`prune` is the driver for programs and notebooks: it loops over compiled rounds in Python, reports each
+one and can resume. `find_mask` is the same search as one traceable function, for use inside your own
+`jit`. Both draw round t's randomness from `fold_in(key, t)`, so the same key gives the same masks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntksap_jax import masks, schedules, selection
+from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, RoundInfo, ScoreFn
+
+_keep_top = jax.jit(selection.keep_top)
+
+
+def one_round(
+    key: Key, params: Params, mask: Mask, score: ScoreFn, counts: Any, *, batch: Batch = None
+) -> tuple[Mask, Metrics]:
+    """Scores the weights that are left and keeps the best of them. Traceable.
+
+    Args:
+        key: PRNG key of the round.
+        params: pytree of arrays.
+        mask: the mask so far.
+        score: the criterion.
+        counts: how many weights to keep, from `selection.kept_counts`; may be traced.
+        batch: (inputs, labels) for criteria that need them.
+
+    Returns:
+        The new mask, and the criterion's metrics with `"threshold"`, the lowest score kept, added.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from ntksap_jax import criteria
+    >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
+    >>> mask, metrics = one_round(
+    ...     jax.random.key(0), params, masks.create(params), criteria.magnitude(), 2)
+    >>> mask["kernel"].tolist(), float(metrics["threshold"])
+    ([[True, False], [False, True]], 2.0)
+    """
+    scores, metrics = score(key, params, mask, batch)
+    mask, threshold = selection.keep_top(scores, mask, counts)
+    return mask, {**metrics, "threshold": threshold}
+
+
+def find_mask(
+    key: Key,
+    params: Params,
+    score: ScoreFn,
+    *,
+    schedule: Any,
+    mask: Mask | None = None,
+    batch: Batch = None,
+    scope: selection.Scope = "global",
+    unroll: bool = False,
+) -> tuple[Mask, Metrics]:
+    """Searches for a mask, all rounds in one `lax.scan`, to be traced by the caller's `jit`.
+
+    On CPU, XLA runs *gradients of convolutions* inside loops 20 to 200 times slower than outside. For
+    convolutional networks there, use `prune`, or `unroll` if the rounds are few.
+
+    Args:
+        key: PRNG key of the search.
+        params: pytree of arrays; they may be traced.
+        score: the criterion.
+        schedule: density after each round, concrete, such as `schedules.exponential(...)`.
+        mask: where to start from; by default `masks.create(params)`.
+        batch: (inputs, labels) for criteria that need them.
+        scope: what one threshold ranges over: `"global"` or `"layer"`.
+        unroll: write the rounds out one after the other instead of as a loop: quicker to run for
+            convolutions on CPU, slower to compile.
+
+    Returns:
+        The mask, and the metrics of every round, stacked: the criterion's own, and `"threshold"`.
+        Scores are not checked (no value can be, under `jit`): a NaN ranks lowest.
+
+    Raises:
+        ValueError, TypeError: a schedule or mask that does not fit, at trace time.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from ntksap_jax import criteria
+    >>> @jax.jit
+    ... def search_and_mask(key, params):
+    ...     mask, _ = find_mask(key, params, criteria.magnitude(),
+    ...                         schedule=schedules.exponential(0.25, rounds=2))
+    ...     return masks.apply(mask, params)
+    >>> search_and_mask(jax.random.key(0), {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])})
+    {'kernel': Array([[3., 0.],
+           [0., 0.]], dtype=float32)}
+    """
+    mask, plan = _plan(params, mask, schedule, scope)
+    rounds = len(plan)
+
+    def body(mask: Mask, t_and_counts: tuple[jax.Array, Any]) -> tuple[Mask, Metrics]:
+        t, counts = t_and_counts
+        return one_round(jax.random.fold_in(key, t), params, mask, score, counts, batch=batch)
+
+    stacked = jax.tree.map(lambda *counts: jnp.array(counts, jnp.int32), *plan)
+    return jax.lax.scan(body, mask, (jnp.arange(rounds), stacked), unroll=unroll)
+
+
+def prune(
+    key: Key,
+    params: Params,
+    score: ScoreFn,
+    *,
+    schedule: Any,
+    mask: Mask | None = None,
+    start_round: int = 0,
+    batch: Batch = None,
+    scope: selection.Scope = "global",
+    on_round: Callable[[RoundInfo, Mask], None] | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
+) -> tuple[Mask, list[RoundInfo]]:
+    """Searches for a mask round by round, with checks, reports and the means to resume.
+
+    Everything is compiled in the first round; the others reuse it.
+
+    Args:
+        key: PRNG key of the search.
+        params: pytree of arrays.
+        score: the criterion.
+        schedule: density after each round, such as `schedules.exponential(0.05, rounds=20)`.
+        mask: where to start from; by default `masks.create(params)`.
+        start_round: number of rounds already done. To resume, pass the mask that the last
+            `on_round` call was given and its `info.round`, with the same key and schedule.
+        batch: (inputs, labels) for criteria that need them.
+        scope: what one threshold ranges over: `"global"` or `"layer"`.
+        on_round: called as `on_round(info, mask)` after every round, to report or to save.
+        progress: wraps the iterable of rounds to show a bar, such as `tqdm.tqdm` or
+            `rich.progress.track`.
+
+    Returns:
+        The mask, and the `RoundInfo` of every round done here.
+
+    Raises:
+        ValueError, TypeError: before anything is compiled: a schedule, mask or start_round that does
+            not fit. After a round: scores that are not finite or all zero; the leaf is named.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from ntksap_jax import criteria
+    >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
+    >>> mask, history = prune(jax.random.key(0), params, criteria.magnitude(),
+    ...                       schedule=schedules.exponential(0.25, rounds=2))
+    >>> mask["kernel"].tolist(), [info.num_kept for info in history]
+    ([[True, False], [False, False]], [2, 1])
+    """
+    mask, plan = _plan(params, mask, schedule, scope)
+    _check_start(mask, plan, start_round)
+
+    history = []
+    rounds = range(start_round, len(plan))
+    for t in rounds if progress is None else progress(rounds):
+        started = time.perf_counter()
+        scores, metrics = score(jax.random.fold_in(key, t), params, mask, batch)
+        try:
+            selection.check_scores(scores, mask)
+        except ValueError as error:
+            raise ValueError(f"round {t + 1} of {len(plan)}: {error}") from error
+        mask, threshold = _keep_top(scores, mask, plan[t])
+        info = RoundInfo(
+            round=t + 1,
+            density=masks.density(mask),
+            num_kept=masks.num_kept(mask),
+            threshold=float(threshold),
+            layer_densities=masks.layer_densities(mask),
+            metrics={name: float(value) for name, value in metrics.items()},
+            seconds=time.perf_counter() - started,
+        )
+        history.append(info)
+        if on_round is not None:
+            on_round(info, mask)
+    return mask, history
+
+
+def _plan(
+    params: Params, mask: Mask | None, schedule: Any, scope: selection.Scope
+) -> tuple[Mask, list[Any]]:
+    """Checks a search's arguments; returns the mask to start from and the counts of every round."""
+    if mask is None:
+        mask = masks.create(params)
+    masks.check(mask, params)
+    densities = schedules.check(schedule)
+    if len(densities) > masks.num_prunable(mask):
+        raise ValueError(
+            f"schedule: got {len(densities)} rounds for {masks.num_prunable(mask)} prunable weights; "
+            "expected at most one round a weight. Pass fewer rounds."
+        )
+    return mask, [selection.kept_counts(mask, float(d), scope=scope) for d in densities]
+
+
+def _check_start(mask: Mask, plan: list[Any], start_round: int) -> None:
+    if not 0 <= start_round <= len(plan):
+        raise ValueError(
+            f"start_round: got {start_round}, expected the number of rounds already done, from 0 to "
+            f"{len(plan)}."
+        )
+    if start_round == 0:
+        return
+    expected = int(np.sum(jax.tree.leaves(plan[start_round - 1])))
+    if masks.num_kept(mask) != expected:
+        raise ValueError(
+            f"mask: keeps {masks.num_kept(mask)} weights, but after round {start_round} the schedule "
+            f"keeps {expected}. Pass the mask, start_round and schedule of the same search."
+        )

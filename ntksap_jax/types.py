@@ -1,0 +1,81 @@
+"""The words that every module speaks: aliases and the few records that cross module borders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Key = jax.Array
+"""A PRNG key, typed (`jax.random.key`) or legacy (`jax.random.PRNGKey`)."""
+
+Params = Any
+"""Pytree of arrays, as the model made it."""
+
+Mask = Any
+"""Pytree shaped like the params: a boolean array where the leaf is prunable, `None` elsewhere.
+
+`True` keeps the weight. The same shape with numbers in place of booleans is a relaxed mask, which is
+what gradients with respect to a mask are taken at.
+"""
+
+Scores = Any
+"""Pytree shaped like a mask: a floating-point array per prunable leaf; higher means keep."""
+
+Inputs = Any
+"""What the network takes: an array, or a pytree of arrays, with the examples along axis 0."""
+
+Batch = Any
+"""The data that a criterion may need: `(inputs, labels)`; `None` where it needs none."""
+
+Metrics = dict[str, jax.Array]
+"""Scalars that a criterion reports beside its scores, such as the estimated trace."""
+
+ApplyFn = Callable[[Params, Inputs], Any]
+"""`apply(params, inputs) -> outputs`, pure."""
+
+ScoreFn = Callable[[Key, Params, Mask, Batch], tuple[Scores, Metrics]]
+"""A criterion: `score(key, params, mask, batch) -> (scores, metrics)`, pure; pruned entries score 0."""
+
+
+class Network(NamedTuple):
+    """A model as pure functions; see `ntksap_jax.networks` for how to make one from a Flax module.
+
+    Attributes:
+        init: `init(key) -> params`, drawing fresh weights; compiled.
+        apply: `apply(params, inputs) -> outputs`. Normalisation uses the batch's own statistics and
+            holds them constant under differentiation.
+        calibrate: `calibrate(params, inputs, *, unbiased) -> apply`: takes the statistics of
+            `inputs` under `params` and returns an `ApplyFn` that normalises with them, whatever
+            params it is then given. For a network without batch statistics it returns `apply`.
+            `unbiased` stores the n/(n - 1) variance, as PyTorch's running statistics do.
+        input_shape: shape of one example, without the batch axis.
+    """
+
+    init: Callable[[Key], Params]
+    apply: ApplyFn
+    calibrate: Callable[..., ApplyFn]
+    input_shape: tuple[int, ...]
+
+
+class RoundInfo(NamedTuple):
+    """What one round of the search did, as Python numbers.
+
+    Attributes:
+        round: number of the round, from 1.
+        density: fraction of prunable weights kept after the round.
+        num_kept: number of prunable weights kept after the round.
+        threshold: lowest score that was kept (with one threshold per layer: the lowest of all).
+        layer_densities: fraction kept in each prunable leaf, by path.
+        metrics: the criterion's own scalars, such as the estimated `"trace"`.
+        seconds: wall-clock time of the round; the first one includes compilation.
+    """
+
+    round: int
+    density: float
+    num_kept: int
+    threshold: float
+    layer_densities: dict[str, float]
+    metrics: dict[str, float]
+    seconds: float

@@ -1,0 +1,75 @@
+"""What is printed without a terminal: plain lines, now and then."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from experiments import console as screen
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is told."""
+
+    class Clock:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(screen, "time", clock)
+    return clock
+
+
+def plain_console():
+    return Console(file=io.StringIO(), width=200, force_terminal=False)
+
+
+def test_lines_in_quick_succession_are_dropped_but_never_the_last(clock):
+    console = plain_console()
+    with screen.track(console, "Pruning", total=20, unit="round") as progress:
+        for number in range(1, 21):
+            clock.now += 1.0
+            progress.advance()
+            progress.line(f"round {number}")
+    assert console.file.getvalue().split("\n")[:-1] == [
+        f"round {number}" for number in (1, 6, 11, 16, 20)
+    ]
+
+
+def test_a_long_silence_is_broken_with_rate_and_time_left(clock):
+    console = plain_console()
+    with screen.track(console, "Training", done=10, total=110, unit="step") as progress:
+        clock.now += 60.0  # Compilation, which must not count.
+        progress.advance()
+        for _ in range(9):
+            clock.now += 4.0
+            progress.advance()
+    assert console.file.getvalue() == "Training: step 19/110, 4.0 s/step, 6 min 04 s left\n"
+
+
+def test_a_terminal_gets_the_lines_too():
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    with screen.track(console, "Pruning", total=1, unit="round") as progress:
+        progress.advance()
+        progress.line("round 1/1  density 0.05")
+    assert "round 1/1  density 0.05" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.94, "59.9 s"), (192.4, "3 min 12 s"), (7500, "2 h 05 min")],
+)
+def test_durations(seconds, text):
+    assert screen.duration(seconds) == text
+
+
+def test_plan_and_table_show_every_cell():
+    console = plain_console()
+    screen.show_plan(console, "Plan", [("data set", "digits"), ("seed", "0")])
+    screen.show_table(console, "Summary", ["criterion", "accuracy"], [["random", "92.86%"]])
+    shown = console.file.getvalue()
+    for text in ("Plan", "data set", "digits", "Summary", "criterion", "random", "92.86%"):
+        assert text in shown

@@ -1,0 +1,529 @@
+"""Loading, caching, augmentation, batches. Oracles: TFDS itself, exhaustive search, formulas."""
+
+import itertools
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.datasets
+import tensorflow_datasets as tfds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments import data
+from experiments.command_line import UserError
+from experiments.data import archives, catalogue, digits, loading, prepare, prepared
+
+SPEC = catalogue.find("cifar10")._replace(num_train=30, num_test=12)
+RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # the inverse of the scaling: raw pixels come out
+
+
+def random_split(seed: int, count: int, shape: tuple[int, ...]) -> archives.Split:
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+    return archives.Split(images, {"label": rng.integers(0, 10, count).astype(np.uint8)})
+
+
+def contents_of(spec: catalogue.Spec, names: dict[str, list[str]]) -> archives.Contents:
+    return archives.Contents(
+        random_split(1, spec.num_train, spec.image_shape),
+        random_split(2, spec.num_test, spec.image_shape),
+        names,
+    )
+
+
+CONTENTS = contents_of(SPEC, {"label": [f"class {index}" for index in range(10)]})
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory):
+    """A small CIFAR-10 folder in TFDS's format."""
+    root = tmp_path_factory.mktemp("prepared")
+    prepare.write(SPEC, CONTENTS, root, on_image=lambda: None)
+    return root
+
+
+@pytest.fixture
+def root(pristine, tmp_path, monkeypatch):
+    """A copy of the small folder, and a user cache, for one test alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+    return Path(shutil.copytree(pristine, tmp_path / "data"))
+
+
+def in_any_order(images, labels):
+    return sorted(
+        (image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)
+    )
+
+
+# -- Names and the embedded data set -------------------------------------------------------------
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(UserError, match=r"'cifar11'; did you mean cifar10\?"):
+        data.load("cifar11")
+
+
+def test_digits_are_all_of_scikit_learns_images_split_once_and_stratified():
+    original = sklearn.datasets.load_digits()
+    dataset = data.load("digits")
+    images = np.concatenate([dataset.train_images, dataset.test_images])
+    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    grey = np.rint(images[..., 0] / 255 * 16).astype(np.uint8)
+    assert images.dtype == np.uint8 and labels.dtype == np.int32
+    assert images.max() == 255 and images.min() == 0
+    assert in_any_order(grey, labels) == in_any_order(
+        original.images.astype(np.uint8), original.target
+    )
+    per_class = np.bincount(original.target)
+    np.testing.assert_array_equal(np.bincount(dataset.test_labels), -(-per_class // 5))
+    assert dataset.image_shape == (8, 8, 1) and dataset.num_classes == 10
+
+
+def test_digits_constants_are_those_of_the_training_split():
+    dataset = data.load("digits")
+    scaled = dataset.train_images / 255
+    assert dataset.mean == pytest.approx([scaled.mean()], abs=5e-5)
+    assert dataset.std == pytest.approx([scaled.std()], abs=5e-5)
+    spec = catalogue.find("digits")
+    assert (len(dataset.train_labels), len(dataset.test_labels)) == (spec.num_train, spec.num_test)
+
+
+def test_digits_need_no_folder(tmp_path):
+    data.load("digits", data_dir=tmp_path / "nowhere")
+    (first, _), _ = digits.read()
+    (second, _), _ = digits.read()
+    np.testing.assert_array_equal(first, second)
+
+
+# -- Prepared folders ----------------------------------------------------------------------------
+
+
+def test_loading_gives_back_every_image_and_label(root):
+    dataset = loading.load_prepared(SPEC, data_dir=root)
+    for split, images, labels in (
+        (CONTENTS.train, dataset.train_images, dataset.train_labels),
+        (CONTENTS.test, dataset.test_images, dataset.test_labels),
+    ):
+        assert images.dtype == np.uint8 and labels.dtype == np.int32
+        assert in_any_order(images, labels) == in_any_order(split.images, split.labels["label"])
+    assert dataset.class_names == tuple(CONTENTS.names["label"])
+    assert dataset.note == ""
+    assert dataset.source.startswith("TFDS cifar10 3.0.2, SHA-256 ")
+    assert (dataset.mean, dataset.std) == (SPEC.mean, SPEC.std)
+
+
+def test_loading_agrees_with_tfdss_own_decoding_in_its_order(root):
+    dataset = loading.load_prepared(SPEC, data_dir=root)
+    records = list(tfds.data_source("cifar10:3.0.2", split="test", data_dir=root, download=False))
+    np.testing.assert_array_equal(dataset.test_images, [record["image"] for record in records])
+    np.testing.assert_array_equal(dataset.test_labels, [record["label"] for record in records])
+
+
+def test_grey_images_keep_their_channel_axis(tmp_path):
+    spec = catalogue.find("fashion_mnist")._replace(num_train=3, num_test=2)
+    contents = contents_of(spec, {})
+    prepare.write(spec, contents, tmp_path, on_image=lambda: None)
+    dataset = loading.load_prepared(spec, data_dir=tmp_path)
+    assert dataset.image_shape == (28, 28, 1)
+    assert dataset.class_names[0] == "T-shirt/top"
+    assert in_any_order(dataset.train_images, dataset.train_labels) == in_any_order(
+        contents.train.images, contents.train.labels["label"]
+    )
+
+
+def test_jpeg_images_are_noted(tmp_path, monkeypatch):
+    from PIL import Image
+
+    def encode_jpeg(image):
+        path = tmp_path / "image.jpg"
+        Image.fromarray(image).save(path)
+        return path.read_bytes()
+
+    monkeypatch.setattr(prepare, "_encode_png", encode_jpeg)
+    prepare.write(SPEC, CONTENTS, tmp_path, on_image=lambda: None)
+    for _ in ("decoded", "from the cache"):
+        dataset = loading.load_prepared(SPEC, data_dir=tmp_path)
+        assert dataset.note == "images stored as JPEG: not the original lossless pixels"
+
+
+def test_loading_uses_neither_network_nor_tensorflow(root, monkeypatch):
+    def refuse(*args, **options):
+        raise AssertionError(f"network: {args}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    assert len(loading.load_prepared(SPEC, data_dir=root).train_images) == 30
+
+
+def test_where_prepared_data_is_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "variable"))
+    assert prepared.data_root(tmp_path / "argument") == tmp_path / "argument"
+    assert prepared.data_root(None) == tmp_path / "variable"
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert prepared.data_root(None) == tmp_path / "tensorflow_datasets"
+    assert prepared.data_root("~/x") == tmp_path / "x"
+
+
+def edit_info(folder: Path, **changes) -> None:
+    path = folder / "dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+TEST_SHARD = "cifar10-test.array_record-00000-of-00001"
+DAMAGES = {
+    "no root": (lambda f: shutil.rmtree(f.parents[1]), r"not prepared in .* does not exist"),
+    "no data set": (lambda f: shutil.rmtree(f.parent), r"cifar10 is not prepared in .*looked for"),
+    "version": (lambda f: f.rename(f.with_name("3.0.1")), r"holds version 3\.0\.1, not 3\.0\.2"),
+    "half-made": (lambda f: (f / "dataset_info.json").unlink(), r"no dataset_info\.json"),
+    "garbage": (lambda f: (f / "dataset_info.json").write_text("{"), r"info\.json is damaged"),
+    "no splits": (lambda f: edit_info(f, splits=None), r"info\.json is damaged"),
+    "other data": (lambda f: edit_info(f, name="mnist"), r"says that it holds mnist 3\.0\.2"),
+    "tfrecord": (lambda f: edit_info(f, fileFormat="tfrecord"), r"in tfrecord format, unreadable"),
+    "no train": (lambda f: edit_info(f, splits=[]), r"has no train images, not 30"),
+    "no features": (lambda f: (f / "features.json").unlink(), r"no features\.json"),
+    "no shard": (lambda f: (f / TEST_SHARD).unlink(), rf"{TEST_SHARD} is missing"),
+    "empty shard": (lambda f: (f / TEST_SHARD).write_bytes(b""), rf"{TEST_SHARD} is empty"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_unusable_folder_is_refused_before_tfds_sees_it(damage, root, monkeypatch):
+    do_damage, message = DAMAGES[damage]
+    do_damage(root / "cifar10" / "3.0.2")
+    monkeypatch.setattr(tfds, "data_source", lambda *args, **options: pytest.fail("TFDS called"))
+    with pytest.raises(data.DataError, match=message) as caught:
+        loading.load_prepared(SPEC, data_dir=root)
+    text = str(caught.value)
+    assert "\n" not in text and str(root) in text
+    assert f"python -m experiments.data prepare cifar10 --data-dir {root}" in text
+    assert "TFDS_DATA_DIR" in text
+
+
+def test_a_folder_of_another_size_is_no_official_data_set(root):
+    with pytest.raises(data.DataError, match="has 30 train images, not 50000"):
+        data.load("cifar10", data_dir=root)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def scribble(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(20_000)
+        file.write(b"scribble" * 10)
+
+
+@pytest.mark.parametrize("damage", [cut, scribble])
+def test_damaged_records_are_one_clear_error(damage, root):
+    damage(root / "cifar10" / "3.0.2" / TEST_SHARD)
+    with pytest.raises(
+        data.DataError, match="test records 0 to 11 are truncated or damaged"
+    ) as caught:
+        loading.load_prepared(SPEC, data_dir=root)
+    assert "\n" not in str(caught.value)
+
+
+# -- Cache ---------------------------------------------------------------------------------------
+
+
+def cached_file(folder: Path) -> Path:
+    (path,) = folder.rglob("*.npz")
+    return path
+
+
+def same(first: data.Dataset, second: data.Dataset) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def refuse_to_decode(*args):
+    raise AssertionError("decoded again")
+
+
+def test_images_are_decoded_once(root, monkeypatch):
+    first = loading.load_prepared(SPEC, data_dir=root)
+    assert cached_file(root).parent == root / "cifar10" / "decoded"
+    monkeypatch.setattr(loading, "_decode", refuse_to_decode)
+    assert same(loading.load_prepared(SPEC, data_dir=root), first)
+
+
+def test_other_records_are_other_images(root, tmp_path):
+    loading.load_prepared(SPEC, data_dir=root)
+    shutil.rmtree(root / "cifar10" / "3.0.2")
+    other = CONTENTS._replace(test=random_split(3, SPEC.num_test, SPEC.image_shape))
+    prepare.write(SPEC, other, root, on_image=lambda: None)
+    dataset = loading.load_prepared(SPEC, data_dir=root)
+    assert in_any_order(dataset.test_images, dataset.test_labels) == in_any_order(
+        other.test.images, other.test.labels["label"]
+    )
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+CACHE_DAMAGES = {
+    "cut": cut,
+    "emptied": lambda path: path.write_bytes(b""),
+    "flipped bit": flip_a_bit,
+    "text": lambda path: path.write_text("not an archive"),
+    "other arrays": lambda path: np.savez(path, train_images=np.zeros(3)),
+    "pickle": lambda path: np.savez(
+        path,
+        **dict.fromkeys(
+            ("train_images", "train_labels", "test_images", "test_labels", "num_jpeg"),
+            np.array([{}], dtype=object),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", CACHE_DAMAGES)
+def test_a_damaged_cache_is_reported_and_made_again(damage, root, caplog, monkeypatch):
+    first = loading.load_prepared(SPEC, data_dir=root)
+    path = cached_file(root)
+    CACHE_DAMAGES[damage](path)
+    with caplog.at_level(logging.WARNING):
+        assert same(loading.load_prepared(SPEC, data_dir=root), first)
+    assert f"cannot use {path}" in caplog.text and "decoding the images again" in caplog.text
+
+    caplog.clear()
+    monkeypatch.setattr(loading, "_decode", refuse_to_decode)
+    assert same(loading.load_prepared(SPEC, data_dir=root), first)
+    assert not caplog.text
+
+
+def listing(folder: Path) -> list[tuple[str, int]]:
+    return sorted((str(path), path.stat().st_mtime_ns) for path in [folder, *folder.rglob("*")])
+
+
+@pytest.fixture
+def read_only(root):
+    folders = [root / "cifar10", root / "cifar10" / "3.0.2", root]
+    for folder in folders:
+        folder.chmod(0o555)
+    yield root
+    for folder in folders:
+        folder.chmod(0o755)
+
+
+def test_a_read_only_folder_is_left_alone_and_the_users_cache_is_used(
+    read_only, tmp_path, monkeypatch
+):
+    before = listing(read_only)
+    first = loading.load_prepared(SPEC, data_dir=read_only)
+    assert listing(read_only) == before
+    assert cached_file(tmp_path / "user-cache").parent.name == "decoded"
+    monkeypatch.setattr(loading, "_decode", refuse_to_decode)
+    assert same(loading.load_prepared(SPEC, data_dir=read_only), first)
+
+
+def test_without_any_place_for_a_cache_the_images_still_come(read_only, caplog, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(read_only / "cifar10"))
+    assert len(loading.load_prepared(SPEC, data_dir=read_only).train_images) == 30
+    assert "not cached, the next run decodes again" in caplog.text
+
+
+def test_an_interrupted_write_leaves_no_cache(root, monkeypatch):
+    def half(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(np, "savez", half)
+        loading.load_prepared(SPEC, data_dir=root)
+    assert list((root / "cifar10" / "decoded").iterdir()) == []
+
+
+# -- Augmentation --------------------------------------------------------------------------------
+
+
+def crops(image: np.ndarray, padding: int) -> dict[bytes, tuple[int, int, bool]]:
+    """Every crop of the padded image and its mirror image, by content."""
+    height, width, _ = image.shape
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    corners = list(itertools.product(range(2 * padding + 1), repeat=2))
+    found = {}
+    for mirrored in (False, True):
+        for top, left in corners:
+            crop = padded[top : top + height, left : left + width, :][:, :: -1 if mirrored else 1]
+            # A crop that is its own mirror image, as one of zeros alone, counts as not mirrored.
+            found.setdefault(crop.tobytes(), (top, left, mirrored))
+    return found
+
+
+def raw_pixels(outputs: jax.Array) -> np.ndarray:
+    rounded = np.rint(np.asarray(outputs))
+    np.testing.assert_allclose(outputs, rounded, atol=1e-3)
+    return rounded.astype(np.uint8)
+
+
+@settings(max_examples=15)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.sampled_from([(3, 5), (6, 4)]),
+    padding=st.sampled_from([0, 1, 4]),
+    flip=st.booleans(),
+)
+def test_every_output_is_a_crop_of_its_padded_image(seed, size, padding, flip):
+    images = np.random.default_rng(seed).integers(1, 256, (4, *size, 3), dtype=np.uint8)
+    outputs = raw_pixels(
+        data.augment(jax.random.key(seed), images, crop_padding=padding, flip=flip, **RAW)
+    )
+    for image, output in zip(images, outputs, strict=True):
+        _, _, mirrored = crops(image, padding)[output.tobytes()]
+        assert flip or not mirrored
+
+
+def test_shifts_are_uniform_flips_even_and_examples_independent():
+    count, padding = 8100, 1
+    image = np.random.default_rng(0).integers(1, 256, (4, 4, 1), dtype=np.uint8)
+    outputs = raw_pixels(
+        data.augment(
+            jax.random.key(0),
+            jnp.broadcast_to(image, (count, 4, 4, 1)),
+            mean=(0.0,),
+            std=(1 / 255,),
+            crop_padding=padding,
+        )
+    )
+    table = crops(image, padding)
+    assert len(table) == 18
+    seen = [table[output.tobytes()] for output in outputs]
+    counts = np.array([seen.count(kind) for kind in table.values()])
+    expected = count / 18
+    # Chi-square with 17 degrees of freedom exceeds 40.8 once in a thousand keys; the key is fixed.
+    assert ((counts - expected) ** 2 / expected).sum() < 40.8
+    # Neighbours in the batch agree as often as chance says: 450 times, standard deviation 21.
+    agree = sum(first == second for first, second in zip(seen, seen[1:], strict=False))
+    assert abs(agree - expected) < 85
+
+
+def test_augmentation_depends_on_the_key_alone():
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    options = {"mean": SPEC.mean, "std": SPEC.std}
+    jitted = jax.jit(lambda key, images: data.augment(key, images, **options))
+    first = jitted(jax.random.key(1), images)
+    np.testing.assert_array_equal(first, jitted(jax.random.key(1), images))
+    eager = data.augment(jax.random.key(1), images, **options)
+    np.testing.assert_allclose(first, eager, atol=1e-6)
+    assert not np.array_equal(first, jitted(jax.random.key(2), images))
+    assert first.dtype == jnp.float32 and jitted._cache_size() == 1
+
+
+def test_the_border_is_a_black_pixel_not_a_grey_one():
+    images = np.full((64, 4, 4, 3), 255, np.uint8)
+    outputs = data.augment(jax.random.key(0), images, mean=SPEC.mean, std=SPEC.std, crop_padding=4)
+    mean, std = np.float32(SPEC.mean), np.float32(SPEC.std)
+    values = np.unique(np.asarray(outputs).reshape(-1, 3), axis=0)
+    np.testing.assert_allclose(values, [-mean / std, (1 - mean) / std], rtol=1e-5)
+
+
+def test_normalise_is_its_formula():
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 2), dtype=np.uint8)
+    mean, std = (0.25, 0.5), (0.2, 0.4)
+    expected = (images.astype(np.float64) / 255 - mean) / std
+    np.testing.assert_allclose(
+        data.normalise(images, mean=mean, std=std), expected, rtol=1e-5, atol=1e-6
+    )
+    unchanged = data.augment(
+        jax.random.key(0), images, mean=mean, std=std, crop_padding=0, flip=False
+    )
+    np.testing.assert_allclose(unchanged, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((2, 4, 4, 3), np.float32)}, r"images: expected uint8.*float32"),
+        ({"images": np.zeros((4, 4, 3), np.uint8)}, r"images: expected uint8.*\(4, 4, 3\)"),
+        ({"mean": (0.5,)}, "mean: expected 3 values"),
+        ({"std": (0.5, 0.5)}, "std: expected 3 values"),
+        ({"std": (0.5, 0.0, 0.5)}, "std: expected positive"),
+        ({"crop_padding": -1}, "crop_padding: expected at least 0, got -1"),
+    ],
+)
+def test_wrong_arguments_are_named(changes, message):
+    arguments = {"images": np.zeros((2, 4, 4, 3), np.uint8), **RAW} | changes
+    with pytest.raises(ValueError, match=message):
+        data.augment(jax.random.key(0), **arguments)
+
+
+# -- Batches -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20)
+@given(batch_size=st.integers(1, 57), seed=st.integers(0, 2**32 - 1))
+def test_an_epoch_is_full_batches_without_repetition(batch_size, seed):
+    batches = data.epoch_batches(jax.random.key(seed), 57, batch_size)
+    assert batches.shape == (57 // batch_size, batch_size) and batches.dtype == np.int32
+    assert len(np.unique(batches)) == batches.size
+    assert batches.min() >= 0 and batches.max() < 57
+
+
+def test_the_order_is_that_of_the_key():
+    first = data.epoch_batches(jax.random.key(3), 1000, 100)
+    np.testing.assert_array_equal(first, data.epoch_batches(jax.random.key(3), 1000, 100))
+    other = data.epoch_batches(jax.random.key(4), 1000, 100)
+    # Two random orders agree in one place on average.
+    assert np.count_nonzero(first == other) < 10
+    assert np.count_nonzero(first == np.arange(1000).reshape(10, 100)) < 10
+
+
+@given(num_examples=st.integers(1, 300), batch_size=st.integers(1, 64))
+def test_evaluation_covers_every_example_once(num_examples, batch_size):
+    indices, is_real = data.eval_batches(num_examples, batch_size)
+    assert indices.shape == is_real.shape == (-(-num_examples // batch_size), batch_size)
+    np.testing.assert_array_equal(indices[is_real], np.arange(num_examples))
+    assert not indices[~is_real].any()
+
+
+@pytest.mark.parametrize("batch_size", [0, 11])
+def test_a_batch_size_that_gives_no_batch_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size: expected 1 to 10 .*got {batch_size}"):
+        data.epoch_batches(jax.random.key(0), 10, batch_size)
+
+
+@pytest.mark.parametrize("sizes", [(0, 4), (4, 0)])
+def test_evaluation_refuses_empty_sets_and_batches(sizes):
+    with pytest.raises(ValueError, match="expected at least 1"):
+        data.eval_batches(*sizes)
+
+
+# -- The real data, where there is some ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in data.NAMES if name != "digits"])
+def test_the_real_data_set(name):
+    if "TFDS_DATA_DIR" not in os.environ:
+        pytest.skip("TFDS_DATA_DIR is not set")
+    spec, root = catalogue.find(name), prepared.data_root(None)
+    if problem := prepared.find_problem(spec, root):
+        pytest.skip(problem)
+    place = prepared.locate(spec, root)
+    test = prepared.read_split(spec, place, "test", on_images=lambda count: None)
+    assert test.images.shape == (10_000, *spec.image_shape)
+    np.testing.assert_array_equal(
+        np.bincount(test.labels), np.full(spec.num_classes, 10_000 // spec.num_classes)
+    )
+    assert test.num_jpeg in (0, 10_000)
+    # The constants are those of the training split, or of its images one by one.
+    np.testing.assert_allclose(test.images.mean((0, 1, 2)) / 255, spec.mean, atol=0.01)
+    assert len(prepared.label_names(spec, place.folder)) == spec.num_classes
+    assert not any(
+        re.fullmatch(r"\d+", label) for label in prepared.label_names(spec, place.folder)
+    )

@@ -1,0 +1,128 @@
+"""Numbers on CPU are right, under the flag that our entry points set."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import platform_flags
+from experiments.platform_flags import YNNPACK_OFF, with_ynnpack_off
+from ntksap_jax import _platform
+
+ROOT = Path(__file__).parent.parent
+DTYPES = [(np.float32, 32_769, 1e-5), (np.float64, 16_385, 1e-13)]
+
+
+@pytest.mark.parametrize(("dtype", "rows", "rtol"), DTYPES)
+def test_sum_of_squares_of_a_vmapped_product(dtype, rows, rtol):
+    # jax-ml/jax#39103: jaxlib 0.10.2 gets the last row wrong at these sizes.
+    x = np.zeros((rows, 3), dtype)
+    x[:, 0] = np.arange(rows)
+    with jax.enable_x64(dtype == np.float64):
+        matrix = jnp.eye(3, dtype=dtype)
+        got = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))(x)
+    np.testing.assert_allclose(got, np.sum(x.astype(np.float64) ** 2, axis=1), rtol=rtol)
+
+
+@pytest.mark.parametrize(("dtype", "_", "rtol"), DTYPES)
+def test_batched_product_with_a_broadcast_operand(dtype, _, rtol):
+    # jaxlib 0.10.2 to 0.12.0.1 return NaN or anything at all.
+    e = np.random.default_rng(0).uniform(size=(5, 60, 60)).astype(dtype)
+    with jax.enable_x64(dtype == np.float64):
+        got = jax.jit(lambda e, c: jnp.sum((e @ jnp.full_like(e, c)) * e, axis=-1))(e, dtype(0.5))
+    e = e.astype(np.float64)
+    np.testing.assert_allclose(got, 0.5 * np.sum(e, axis=-1) ** 2, rtol=rtol)
+
+
+def test_flag_is_appended_once_to_what_the_user_has():
+    flags = with_ynnpack_off("--xla_dump_to=here", jaxlib_version="0.12.0.1")
+    assert flags == f"--xla_dump_to=here {YNNPACK_OFF}"
+    assert with_ynnpack_off(flags, jaxlib_version="0.12.0.1") == flags
+    assert with_ynnpack_off("", jaxlib_version="0.10.2") == YNNPACK_OFF
+
+
+@pytest.mark.parametrize("users", [f"{YNNPACK_OFF}dot,reduce", f"-x {YNNPACK_OFF}", "flags.txt"])
+def test_flag_leaves_the_users_choice_alone(users):
+    assert with_ynnpack_off(users, jaxlib_version="0.12.0.1") == users
+
+
+@pytest.mark.parametrize("version", ["0.9.2", "0.13.0", "1.0.0"])
+def test_flag_is_not_given_to_a_jaxlib_that_may_not_know_it(version):
+    assert with_ynnpack_off("", jaxlib_version=version) == ""
+
+
+@pytest.mark.parametrize("version", ["0.10.2", "0.11.0", "0.11.2", "0.12.0", "0.12.0.1"])
+def test_every_affected_jaxlib_gets_the_flag(version):
+    assert _platform.miscompiles(version)
+    assert with_ynnpack_off("", jaxlib_version=version) == YNNPACK_OFF
+
+
+def test_flag_is_not_set_behind_a_running_jax(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")
+    platform_flags.turn_ynnpack_off()
+    assert "XLA_FLAGS" not in os.environ
+
+
+def test_programs_set_the_flag_before_jax_is_imported():
+    code = "import experiments, os, sys; print('jax' in sys.modules, os.environ['XLA_FLAGS'])"
+    assert _run(code) == f"False {YNNPACK_OFF}"
+
+
+def test_importing_the_library_does_not_start_jax():
+    # Once the backend runs, its number of devices can no longer be set.
+    code = (
+        "import jax, ntksap_jax; jax.config.update('jax_num_cpu_devices', 3);"
+        "print(jax.device_count('cpu'))"
+    )
+    assert _run(code) == "3"
+
+
+@pytest.fixture
+def bare_cpu(monkeypatch):
+    """A process on an affected CPU backend, without the flag, that has not warned yet."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"jaxlib": "0.12.0.1"}[name])
+    monkeypatch.setattr("jax.default_backend", lambda: "cpu")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=here")
+    _platform.warn_if_miscompiling.cache_clear()
+    yield monkeypatch
+    _platform.warn_if_miscompiling.cache_clear()
+
+
+def test_library_warns_once_and_says_what_to_set(bare_cpu, recwarn):
+    _platform.warn_if_miscompiling()
+    _platform.warn_if_miscompiling()
+    (warning,) = recwarn
+    assert warning.category is RuntimeWarning
+    assert "jax/issues/39103" in str(warning.message)
+    assert f"XLA_FLAGS='{YNNPACK_OFF}'" in str(warning.message)
+
+
+@pytest.mark.parametrize(
+    ("target", "value"),
+    [
+        ("importlib.metadata.version", lambda name: "0.10.1"),
+        ("jax.default_backend", lambda: "gpu"),
+        ("os.environ", {"XLA_FLAGS": f"--xla_dump_to=here {YNNPACK_OFF}"}),
+    ],
+    ids=["unaffected version", "accelerator", "flag set"],
+)
+def test_library_is_silent_where_numbers_are_right(bare_cpu, recwarn, target, value):
+    bare_cpu.setattr(target, value)
+    _platform.warn_if_miscompiling()
+    assert not recwarn.list
+
+
+def _run(code: str) -> str:
+    """What `code` prints in a fresh process on CPU whose user has set no flags."""
+    environ = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()

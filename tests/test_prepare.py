@@ -1,0 +1,586 @@
+"""From an archive on a loopback server to a folder that loads; every way in which that can fail."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import io
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from experiments.data import DataError, catalogue, download, loading, prepare, prepared
+from experiments.data.__main__ import main
+from experiments.data.catalogue import Source, SourceFile, Spec
+
+NUM_TRAIN, NUM_TEST = 20, 6
+
+
+# -- Small archives with the official layout -----------------------------------------------------
+
+
+def pixels(seed: int, count: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+TRAIN, TEST = pixels(0, NUM_TRAIN, (32, 32, 3)), pixels(1, NUM_TEST, (32, 32, 3))
+GREY_TRAIN, GREY_TEST = pixels(2, NUM_TRAIN, (28, 28)), pixels(3, NUM_TEST, (28, 28))
+FINE_TRAIN, FINE_TEST = np.arange(NUM_TRAIN) * 4, np.arange(NUM_TEST) + 90
+NAMES = [f"class {index}" for index in range(100)]
+
+
+def rows(images: np.ndarray, *labels: np.ndarray) -> bytes:
+    """CIFAR's binary rows: a byte a label, then the red, the green and the blue plane."""
+    planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    return (
+        np.concatenate([*(column[:, None] for column in labels), planes], 1).astype("u1").tobytes()
+    )
+
+
+def tar(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                archive.addfile(content)
+                continue
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def idx(values: np.ndarray) -> bytes:
+    header = bytes([0, 0, 8, values.ndim]) + b"".join(
+        size.to_bytes(4, "big") for size in values.shape
+    )
+    return gzip.compress(header + values.astype(np.uint8).tobytes())
+
+
+def cifar10_members() -> dict[str, bytes | tarfile.TarInfo]:
+    per_file = NUM_TRAIN // 5
+    members: dict[str, bytes | tarfile.TarInfo] = {
+        "batches.meta.txt": "\n".join([*NAMES[:10], "", ""]).encode(),
+        "readme.html": b"not needed",
+        "test_batch.bin": rows(TEST, FINE_TEST % 10),
+    }
+    for number in range(5):
+        part = slice(number * per_file, (number + 1) * per_file)
+        members[f"data_batch_{number + 1}.bin"] = rows(TRAIN[part], FINE_TRAIN[part] % 10)
+    return {f"cifar-10-batches-bin/{name}": content for name, content in members.items()}
+
+
+def official_files(name: str) -> dict[str, bytes]:
+    if name == "cifar10":
+        return {"cifar-10-binary.tar.gz": tar(cifar10_members())}
+    if name == "cifar100":
+        members: dict[str, bytes | tarfile.TarInfo] = {
+            "cifar-100-binary/coarse_label_names.txt": "\n".join(NAMES[:20]).encode(),
+            "cifar-100-binary/fine_label_names.txt": "\n".join(NAMES).encode(),
+            "cifar-100-binary/train.bin": rows(TRAIN, FINE_TRAIN // 5, FINE_TRAIN),
+            "cifar-100-binary/test.bin": rows(TEST, FINE_TEST // 5, FINE_TEST),
+        }
+        return {"cifar-100-binary.tar.gz": tar(members)}
+    return {
+        "train-images-idx3-ubyte.gz": idx(GREY_TRAIN),
+        "train-labels-idx1-ubyte.gz": idx(FINE_TRAIN % 10),
+        "t10k-images-idx3-ubyte.gz": idx(GREY_TEST),
+        "t10k-labels-idx1-ubyte.gz": idx(FINE_TEST % 10),
+    }
+
+
+def small_spec(name: str, files: dict[str, bytes], url: str = "http://127.0.0.1:9") -> Spec:
+    """The catalogue's entry with the sizes and checksums of `files`."""
+    sources = tuple(
+        SourceFile(file_name, len(content), hashlib.sha256(content).hexdigest())
+        for file_name, content in files.items()
+    )
+    spec = catalogue.find(name)
+    return spec._replace(num_train=NUM_TRAIN, num_test=NUM_TEST, source=Source(url, sources))
+
+
+# -- A server on loopback ------------------------------------------------------------------------
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, with byte ranges; breaks off after `break_after` bytes if that is set."""
+
+    def do_GET(self):
+        server = self.server
+        path = Path(self.translate_path(self.path))
+        server.requests.append((self.path, self.headers.get("Range")))
+        if not path.is_file():
+            self.send_error(404, "Not Found")
+            return
+        content, wanted = path.read_bytes(), self.headers.get("Range")
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        end = len(content) if server.break_after is None else start + server.break_after
+        self.wfile.write(content[start:end])
+
+    def log_message(self, *args):
+        pass
+
+
+class PlainHandler(http.server.SimpleHTTPRequestHandler):
+    """Python's own server, which ignores byte ranges."""
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Starts a server for the files given, and returns it and its address."""
+    servers = []
+
+    def start(files: dict[str, bytes], handler=Handler):
+        folder = tmp_path / f"served-{len(servers)}"
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
+        )
+        server.requests, server.break_after = [], None
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return server, f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def never(*args, **options):
+    raise AssertionError("must not be called")
+
+
+# -- It works ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
+def test_from_the_servers_archive_to_a_folder_that_loads(name, serve, tmp_path, capsys):
+    files = official_files(name)
+    _, url = serve(files)
+    spec, root = small_spec(name, files, url), tmp_path / "data"
+    assert prepare.prepare(spec, root) == root / name / spec.version
+    assert capsys.readouterr().out == ""
+    assert prepared.find_problem(spec, root) is None
+    assert sorted(path.name for path in root.iterdir()) == [name]
+
+    if name == "fashion_mnist":
+        images = {"train": GREY_TRAIN[..., None], "test": GREY_TEST[..., None]}
+    else:
+        images = {"train": TRAIN, "test": TEST}
+    fine = {"train": FINE_TRAIN, "test": FINE_TEST}
+    dataset = loading.load_prepared(spec, data_dir=root)
+    assert dataset.note == ""
+    for split, found, labels in (
+        ("train", dataset.train_images, dataset.train_labels),
+        ("test", dataset.test_images, dataset.test_labels),
+    ):
+        expected = fine[split] % spec.num_classes
+        # TFDS orders the records by the salted hash of their keys, and our keys are the indices.
+        hasher = tfds.core.hashing.Hasher(split)
+        order = sorted(range(len(expected)), key=hasher.hash_key)
+        np.testing.assert_array_equal(found, images[split][order])
+        np.testing.assert_array_equal(labels, expected[order])
+
+
+def test_records_have_tfdss_ids_and_both_labels(serve, tmp_path):
+    files = official_files("cifar100")
+    _, url = serve(files)
+    prepare.prepare(small_spec("cifar100", files, url), tmp_path)
+    splits = tfds.data_source("cifar100:3.0.2", data_dir=tmp_path, download=False)
+    for split, fine in (("train", FINE_TRAIN), ("test", FINE_TEST)):
+        records = {record["id"].decode(): record for record in splits[split]}
+        assert sorted(records) == [f"{split}_{index:05d}" for index in range(len(fine))]
+        for index, label in enumerate(fine):
+            record = records[f"{split}_{index:05d}"]
+            assert (record["label"], record["coarse_label"]) == (label, label // 5)
+    features = tfds.builder("cifar100:3.0.2", data_dir=tmp_path).info.features
+    assert features["label"].names == NAMES and features["coarse_label"].names == NAMES[:20]
+
+
+def test_the_metadata_are_those_of_tfdss_own_builder(serve, tmp_path):
+    files = official_files("cifar10")
+    _, url = serve(files)
+    folder = prepare.prepare(small_spec("cifar10", files, url), tmp_path)
+    found = tfds.builder_from_directory(folder).info
+    official = tfds.builder_cls("cifar10")(data_dir=tmp_path / "elsewhere").info
+    assert found.full_name == official.full_name
+    assert found.description == official.description
+    assert found.features["image"].shape == official.features["image"].shape
+    assert '"moduleName": "tensorflow_datasets.' in (folder / "dataset_info.json").read_text()
+
+
+def test_what_is_prepared_is_not_prepared_again(serve, tmp_path, monkeypatch):
+    files = official_files("cifar10")
+    server, url = serve(files)
+    spec = small_spec("cifar10", files, url)
+    folder = prepare.prepare(spec, tmp_path)
+    server.requests.clear()
+    monkeypatch.setattr(prepare, "write", never)
+    assert prepare.prepare(spec, tmp_path) == folder
+    assert server.requests == []
+
+
+def test_a_mirror_and_a_folder_of_this_machine_serve_as_well(serve, tmp_path):
+    files = official_files("cifar10")
+    spec = small_spec("cifar10", files)
+    _, url = serve(files)
+    assert prepare.prepare(spec, tmp_path / "one", url=f"{url}/").is_dir()
+    local = tmp_path / "with space"
+    local.mkdir()
+    for name, content in files.items():
+        (local / name).write_bytes(content)
+    assert prepare.prepare(spec, tmp_path / "two", url=local.as_uri()).is_dir()
+    assert all((local / name).exists() for name in files)
+
+
+def test_only_loopback_is_contacted(serve, tmp_path, monkeypatch):
+    files = official_files("cifar10")
+    _, url = serve(files)
+    contacted = []
+    connect = socket.socket.connect
+
+    def record(self, address):
+        contacted.append(address[0])
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", record)
+    prepare.prepare(small_spec("cifar10", files, url), tmp_path)
+    assert contacted == ["127.0.0.1"]
+
+
+# -- Downloads that go wrong ---------------------------------------------------------------------
+
+
+def test_another_file_is_refused_with_both_checksums_and_deleted(serve, tmp_path):
+    files = official_files("cifar10")
+    (name,) = files
+    spec = small_spec("cifar10", files)
+    forged = bytes(reversed(files[name]))
+    _, url = serve({name: forged})
+    with pytest.raises(DataError) as caught:
+        prepare.prepare(spec, tmp_path / "data", url=url)
+    text = str(caught.value)
+    assert hashlib.sha256(forged).hexdigest() in text and spec.source.files[0].sha256 in text
+    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == []
+    assert not (tmp_path / "data" / "cifar10").exists()
+
+
+def test_a_longer_file_is_not_downloaded_beyond_the_official_size(serve, tmp_path):
+    content = bytes(range(256)) * 10
+    _, url = serve({"file": content + b"more"})
+    file = SourceFile("file", len(content), hashlib.sha256(content).hexdigest())
+    path = download.fetch(file, url, tmp_path, on_bytes=lambda count: None)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("handler", [Handler, PlainHandler])
+def test_a_broken_download_is_resumed(handler, serve, tmp_path):
+    content = np.random.default_rng(0).bytes(5000)
+    file = SourceFile("file", len(content), hashlib.sha256(content).hexdigest())
+    server, url = serve({"file": content})
+    server.break_after = 2000
+    counted: list[int] = []
+    with pytest.raises(DataError, match="ended after 2000 of 5000 bytes. Run the same command"):
+        download.fetch(file, url, tmp_path, on_bytes=counted.append)
+    assert [path.name for path in tmp_path.glob("file*")] == ["file.partial"]
+    assert sum(counted) == 2000
+
+    counted.clear()
+    again, url = serve({"file": content}, handler)
+    assert download.fetch(file, url, tmp_path, on_bytes=counted.append).read_bytes() == content
+    assert sum(counted) == 5000
+    if handler is Handler:
+        assert again.requests == [("/file", "bytes=2000-")]
+
+    again.requests.clear()
+    download.fetch(file, url, tmp_path, on_bytes=counted.append)
+    assert again.requests == []
+
+
+def test_a_partial_file_that_is_too_long_starts_afresh(serve, tmp_path):
+    content = b"content"
+    file = SourceFile("file", len(content), hashlib.sha256(content).hexdigest())
+    (tmp_path / "file.partial").write_bytes(b"something else and longer")
+    _, url = serve({"file": content})
+    path = download.fetch(file, url, tmp_path, on_bytes=lambda count: None)
+    assert path.read_bytes() == content
+
+
+def test_a_server_that_does_not_have_it(serve, tmp_path):
+    _, url = serve({})
+    with pytest.raises(DataError, match=r"cannot download http.*the server says 404 Not Found"):
+        prepare.prepare(small_spec("cifar10", official_files("cifar10"), url), tmp_path)
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_no_network(tmp_path):
+    url = f"http://127.0.0.1:{closed_port()}"
+    with pytest.raises(
+        DataError, match=rf"cannot download {url}/cifar-10-binary.tar.gz: .*refused"
+    ):
+        prepare.prepare(small_spec("cifar10", official_files("cifar10"), url), tmp_path)
+
+
+@pytest.mark.parametrize("url", ["somewhere", "ftp://127.0.0.1/x", "data:,x"])
+def test_what_is_no_address(url, tmp_path):
+    with pytest.raises(DataError, match="is no address; expected one of https, http, file"):
+        prepare.prepare(small_spec("cifar10", official_files("cifar10")), tmp_path, url=url)
+
+
+# -- Archives that are not what they should be ---------------------------------------------------
+
+
+def prepare_from(files: dict[str, bytes], name: str, tmp_path: Path) -> Path:
+    served = tmp_path / "files"
+    served.mkdir()
+    for file_name, content in files.items():
+        (served / file_name).write_bytes(content)
+    return prepare.prepare(small_spec(name, files, served.as_uri()), tmp_path / "data")
+
+
+def link(name: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, "/etc/hostname"
+    return info
+
+
+TEST_BATCH = "cifar-10-batches-bin/test_batch.bin"
+BAD_MEMBERS = {
+    "missing": (None, "no cifar-10-batches-bin/test_batch.bin inside"),
+    "one image fewer": (rows(TEST[1:], FINE_TEST[1:] % 10), "5 images in a split, expected 6"),
+    "one image more": (
+        rows(pixels(5, 7, (32, 32, 3)), np.arange(7)),
+        "7 images in a split, expected 6",
+    ),
+    "cut": (rows(TEST, FINE_TEST % 10)[:-1], "test_batch.bin is not made of rows of 3073 bytes"),
+    "bomb": (bytes(3073 * 21), "test_batch.bin is no file of at most 61460 bytes"),
+    "link": (link(TEST_BATCH), "test_batch.bin is no file of at most"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_MEMBERS)
+def test_a_cifar_archive_with_a_wrong_member(kind, tmp_path):
+    content, message = BAD_MEMBERS[kind]
+    members = cifar10_members()
+    if content is None:
+        del members[TEST_BATCH]
+    else:
+        members[TEST_BATCH] = content
+    with pytest.raises(DataError, match=message):
+        prepare_from({"cifar-10-binary.tar.gz": tar(members)}, "cifar10", tmp_path)
+    assert not (tmp_path / "data" / "cifar10").exists()
+
+
+def test_members_that_point_elsewhere_are_not_unpacked(tmp_path):
+    members = cifar10_members() | {
+        "../outside": b"x",
+        str(tmp_path / "absolute"): b"x",
+        "cifar-10-batches-bin/../../outside": b"x",
+        "link": link("link"),
+    }
+    prepare_from({"cifar-10-binary.tar.gz": tar(members)}, "cifar10", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"files", "data"}
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"cifar10"}
+
+
+@pytest.mark.parametrize("content", [b"no archive", tar(cifar10_members())[:5000]])
+def test_a_damaged_archive(content, tmp_path):
+    with pytest.raises(DataError, match=r"the archive is damaged|no cifar-10-batches-bin/"):
+        prepare_from({"cifar-10-binary.tar.gz": content}, "cifar10", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (idx(GREY_TEST[1:]), "5 images in a split, expected 6"),
+        (idx(GREY_TEST[:, :27]), r"no IDX file of unsigned bytes \(6, 28, 28\)"),
+        (idx(FINE_TEST), "no IDX file"),
+        (gzip.compress(gzip.decompress(idx(GREY_TEST))[:-1]), "no IDX file"),
+        (gzip.compress(gzip.decompress(idx(GREY_TEST)) + b"x"), "no IDX file"),
+        (b"not compressed", "the archive is damaged"),
+        (idx(GREY_TEST)[:-20], "the archive is damaged"),
+    ],
+)
+def test_a_wrong_idx_file(content, message, tmp_path):
+    files = official_files("fashion_mnist") | {"t10k-images-idx3-ubyte.gz": content}
+    with pytest.raises(DataError, match=message):
+        prepare_from(files, "fashion_mnist", tmp_path)
+
+
+# -- The folder ----------------------------------------------------------------------------------
+
+
+def test_an_interrupted_preparation_leaves_no_folder_and_can_be_repeated(tmp_path, monkeypatch):
+    files = official_files("cifar10")
+    encode, calls = prepare._encode_png, []
+
+    def interrupt(image):
+        calls.append(1)
+        if len(calls) == NUM_TRAIN + 3:
+            raise KeyboardInterrupt
+        return encode(image)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare, "_encode_png", interrupt)
+        prepare_from(files, "cifar10", tmp_path)
+    spec = small_spec("cifar10", files, "http://127.0.0.1:9")
+    assert not (tmp_path / "data" / "cifar10" / "3.0.2").exists()
+    assert prepared.find_problem(spec, tmp_path / "data")
+
+    # The archive is still there: no server is needed.
+    folder = prepare.prepare(spec, tmp_path / "data")
+    assert prepared.find_problem(spec, tmp_path / "data") is None
+    assert [path.name for path in folder.parent.iterdir()] == ["3.0.2"]
+
+
+def test_something_unusable_in_the_place_is_left_alone(tmp_path):
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "mine").write_text("precious")
+    spec = small_spec("cifar10", official_files("cifar10"))
+    with pytest.raises(DataError, match=rf"no dataset_info.json.*Move {folder} away"):
+        prepare.prepare(spec, tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+
+
+def test_too_little_space_is_said_before_the_download(serve, tmp_path, monkeypatch):
+    files = official_files("cifar10")
+    server, url = serve(files)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
+    with pytest.raises(DataError, match=r"has 0 MB free, and cifar10 needs up to"):
+        prepare.prepare(small_spec("cifar10", files, url), tmp_path)
+    assert server.requests == []
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_download(serve, tmp_path):
+    files = official_files("cifar10")
+    server, url = serve(files)
+    (tmp_path / "file").write_text("")
+    read_only = tmp_path / "read-only"
+    read_only.mkdir(mode=0o555)
+    for place in (tmp_path / "file" / "data", read_only, read_only / "deeper"):
+        with pytest.raises(DataError, match=f"cannot write to {place}"):
+            prepare.prepare(small_spec("cifar10", files, url), place)
+    assert server.requests == [] and not any(read_only.iterdir())
+
+
+def test_another_version_of_tfds_data_is_refused(tmp_path):
+    files = official_files("cifar10")
+    with pytest.raises(DataError, match=r"makes cifar10 3\.0\.2, and 9\.9\.9 is needed"):
+        served = tmp_path / "files"
+        served.mkdir()
+        for name, content in files.items():
+            (served / name).write_bytes(content)
+        spec = small_spec("cifar10", files, served.as_uri())._replace(version="9.9.9")
+        prepare.prepare(spec, tmp_path / "data")
+
+
+# -- What the catalogue says ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
+def test_the_catalogue_agrees_with_tfds(name):
+    spec = catalogue.find(name)
+    listed = Path(tfds.__file__).parent / "url_checksums" / f"{name}.txt"
+    expected = {tuple(line.split("\t")[:3]) for line in listed.read_text().splitlines()}
+    found = {
+        (f"{spec.source.url}/{file.name}", str(file.size), file.sha256)
+        for file in spec.source.files
+    }
+    assert found == expected
+    builder = tfds.builder_cls(name)
+    assert str(builder.VERSION) == spec.version
+
+
+# -- The command line ----------------------------------------------------------------------------
+
+
+def error_of(capsys) -> str:
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1
+    return output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "cifar11"], "unknown data set 'cifar11'; did you mean cifar10?"),
+        (["prepare", "fashion-mnist"], "did you mean fashion_mnist?"),
+        (["prepar", "cifar10"], "unknown command 'prepar'; did you mean prepare?"),
+    ],
+)
+def test_an_unknown_word_is_one_line_and_code_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in error_of(capsys)
+
+
+def test_failures_are_one_line_and_code_1(tmp_path, capsys):
+    url = f"http://127.0.0.1:{closed_port()}"
+    assert main(["prepare", "cifar10", "--data-dir", str(tmp_path), "--url", url]) == 1
+    assert f"error: cannot download {url}/cifar-10-binary.tar.gz" in error_of(capsys)
+    assert main(["prepare", "digits"]) == 1
+    assert "nothing to prepare" in error_of(capsys)
+
+
+def test_the_command_line_insists_on_the_official_archive(serve, tmp_path, capsys):
+    _, url = serve(official_files("cifar10"))
+    assert main(["prepare", "cifar10", "--data-dir", str(tmp_path), "--url", url]) == 1
+    assert "ended after" in error_of(capsys)
+
+
+def test_the_command_line_prepares_where_it_is_told(serve, tmp_path, capsys, monkeypatch):
+    files = official_files("cifar10")
+    _, url = serve(files)
+    monkeypatch.setitem(catalogue.SPECS, "cifar10", small_spec("cifar10", files))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert main(["prepare", "cifar10", "--url", url]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'cifar10' / '3.0.2'}\n"
+    assert main(["list"]) == 0
+    table = capsys.readouterr().out
+    states = {
+        line.split("│")[1].strip(): line.split("│")[-2].strip()
+        for line in table.splitlines()
+        if "│" in line
+    }
+    assert states == {
+        "digits": "embedded",
+        "cifar10": "prepared",
+        "cifar100": "not prepared",
+        "fashion_mnist": "not prepared",
+    }
+    assert str(tmp_path) in table
+
+
+def test_the_module_runs_and_fails_without_traceback():
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments.data", "prepare", "cifar1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert run.returncode == 2
+    assert "did you mean cifar10?" in run.stderr and "Traceback" not in run.stderr

@@ -1,0 +1,159 @@
+"""The run folder: when it may be used, what survives, and what a damaged file says."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from matplotlib.figure import Figure
+
+from experiments import run_folder
+from experiments.command_line import UserError
+from experiments.config import Config
+from ntksap_jax import masks
+from ntksap_jax.types import RoundInfo
+
+PARAMS = {"conv": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
+RESUME = Config(resume=True)
+
+
+def make_mask(kept):
+    return {"conv": {"kernel": jnp.arange(16).reshape(4, 4) < kept, "bias": None}}
+
+
+def make_rows(*kept):
+    return [
+        run_folder.round_row(
+            RoundInfo(
+                round=number,
+                density=masks.density(make_mask(count)),
+                num_kept=count,
+                threshold=0.1 * number,
+                layer_densities=masks.layer_densities(make_mask(count)),
+                metrics={"trace": 1e6 / number},
+                seconds=0.25,
+            ),
+            make_mask(count),
+        )
+        for number, count in enumerate(kept, start=1)
+    ]
+
+
+# -- May the folder be used? ---------------------------------------------------------------------
+
+
+def test_a_new_or_empty_folder_is_fine(tmp_path):
+    run_folder.check(tmp_path / "new", Config())
+    run_folder.check(tmp_path, Config())
+    assert run_folder.describe(tmp_path) == ""
+
+
+def test_an_interrupted_run_needs_resume(tmp_path):
+    run_folder.prepare(tmp_path, Config())
+    with pytest.raises(UserError, match="holds an interrupted run. Use --resume"):
+        run_folder.check(tmp_path, Config())
+    run_folder.check(tmp_path, RESUME)
+    assert "goes on" in run_folder.describe(tmp_path)
+
+
+def test_a_complete_run_needs_resume_to_be_shown_again(tmp_path):
+    run_folder.prepare(tmp_path, Config())
+    run_folder.write_json(tmp_path / "summary.json", {"accuracy": 1.0})
+    with pytest.raises(UserError, match="holds a complete run"):
+        run_folder.check(tmp_path, Config())
+    run_folder.check(tmp_path, RESUME)
+    assert run_folder.is_complete(tmp_path)
+    assert run_folder.read_summary(tmp_path) == {"accuracy": 1.0}
+
+
+def test_resuming_with_another_configuration_names_the_difference(tmp_path):
+    run_folder.prepare(tmp_path, Config())
+    with pytest.raises(UserError, match=r"another configuration \(seed: 0 -> 1\)"):
+        run_folder.check(tmp_path, dataclasses.replace(RESUME, seed=1))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, resume):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="is not a run folder"):
+        run_folder.check(tmp_path, Config(resume=resume))
+    with pytest.raises(UserError, match="is a file"):
+        run_folder.check(tmp_path / "thesis.tex", Config(resume=resume))
+
+
+def test_every_start_is_recorded_with_versions_and_devices(tmp_path):
+    run_folder.prepare(tmp_path, Config())
+    run_folder.prepare(tmp_path, RESUME)
+    sessions = json.loads((tmp_path / "environment.json").read_text())
+    assert len(sessions) == 2
+    assert sessions[0]["packages"]["jax"] == jax.__version__
+    assert len(sessions[0]["devices"]) == jax.device_count()
+
+
+# -- Search --------------------------------------------------------------------------------------
+
+
+def test_the_search_goes_on_from_its_last_round(tmp_path):
+    assert run_folder.load_round(tmp_path, PARAMS) == ([], None)
+    rows = make_rows(12, 7)
+    run_folder.save_round(tmp_path, rows[:1], make_mask(12))
+    run_folder.save_round(tmp_path, rows, make_mask(7))
+    # A mask whose row was not written any more, because the run was killed in between.
+    masks.save(tmp_path / "search" / "round-3.npz", make_mask(3))
+
+    loaded, mask = run_folder.load_round(tmp_path, PARAMS)
+    assert loaded == rows
+    assert masks.digest(mask) == masks.digest(make_mask(7))
+    assert not (tmp_path / "search" / "round-1.npz").exists()
+
+
+def test_the_found_mask_is_kept_with_its_digest(tmp_path):
+    assert run_folder.load_mask(tmp_path, PARAMS) is None
+    run_folder.save_round(tmp_path, make_rows(5), make_mask(5))
+    run_folder.save_mask(tmp_path, make_mask(5))
+    assert (tmp_path / "mask.sha256").read_text().strip() == masks.digest(make_mask(5))
+    loaded = run_folder.load_mask(tmp_path, PARAMS)
+    assert masks.digest(loaded) == masks.digest(make_mask(5))
+    assert not (tmp_path / "search").exists()
+
+
+def test_a_damaged_or_exchanged_mask_is_an_error(tmp_path):
+    run_folder.save_mask(tmp_path, make_mask(5))
+    masks.save(tmp_path / "mask.npz", make_mask(6))
+    with pytest.raises(UserError, match="mask.npz is not the one whose SHA-256 was recorded"):
+        run_folder.load_mask(tmp_path, PARAMS)
+    (tmp_path / "mask.npz").write_bytes((tmp_path / "mask.npz").read_bytes()[:50])
+    with pytest.raises(UserError, match="cannot read the mask .*mask.npz"):
+        run_folder.load_mask(tmp_path, PARAMS)
+    (tmp_path / "mask.npz").unlink()
+    with pytest.raises(UserError, match="cannot read the mask .*mask.npz"):
+        run_folder.load_mask(tmp_path, PARAMS)
+
+
+# -- Files ---------------------------------------------------------------------------------------
+
+
+def test_tables_keep_numbers_exactly(tmp_path):
+    rows = [{"epoch": 1, "loss": 0.1 + 0.2, "name": "a"}, {"epoch": 2, "loss": 1e-30, "name": "b"}]
+    run_folder.write_table(tmp_path / "metrics.csv", rows)
+    assert run_folder.read_table(tmp_path / "metrics.csv") == rows
+    assert run_folder.read_table(tmp_path / "none.csv") == []
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "metrics.csv"
+    run_folder.write_table(path, [{"epoch": 1}])
+    with pytest.raises(ValueError, match="fields not in fieldnames"):
+        run_folder.write_table(path, [{"epoch": 1}, {"epoch": 2, "surplus": 3}])
+    assert run_folder.read_table(path) == [{"epoch": 1}]
+    run_folder.write_picture(tmp_path / "picture.png", Figure())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.csv", "picture.png"]
+
+
+def test_damaged_json_is_an_error_that_names_the_file(tmp_path):
+    run_folder.prepare(tmp_path, Config())
+    Path(tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"cannot read .*config\.json"):
+        run_folder.check(tmp_path, RESUME)
