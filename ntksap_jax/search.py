@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import masks, schedules, selection
+from ntksap_jax import _platform, masks, schedules, selection
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, RoundInfo, ScoreFn
 
 _keep_top = jax.jit(selection.keep_top)
@@ -184,6 +184,7 @@ def _plan(
     params: Params, mask: Mask | None, schedule: Any, scope: selection.Scope
 ) -> tuple[Mask, list[Any]]:
     """Checks a search's arguments; returns the mask to start from and the counts of every round."""
+    _platform.warn_if_miscompiling()
     if mask is None:
         mask = masks.create(params)
     masks.check(mask, params)

@@ -51,7 +51,7 @@ def test_a_long_silence_is_broken_with_rate_and_time_left(clock):
 
 
 def test_a_terminal_gets_the_lines_too():
-    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    console = Console(file=io.StringIO(), width=200, force_terminal=True, highlight=False)
     with screen.track(console, "Pruning", total=1, unit="round") as progress:
         progress.advance()
         progress.line("round 1/1  density 0.05")

@@ -10,6 +10,7 @@ import pytest
 
 from ntksap_jax import criteria, masks, ntk, selection
 from ntksap_jax.criteria.ntk_sap import trace_and_gradient
+from ntksap_jax.draws import random_like
 
 
 def flat(tree):
@@ -122,7 +123,7 @@ def test_public_criterion_uses_the_same_estimate():
             network,
             weights,
             mask,
-            jax.random.normal(inputs_key, (6, 16, 16, 3)),
+            random_like(inputs_key, jax.ShapeDtypeStruct((6, 16, 16, 3), jnp.float32)),
             estimate=functools.partial(estimator, probe_key),
             unbiased=True,
         )

@@ -16,7 +16,12 @@ from ntksap_jax import masks
 from ntksap_jax.types import RoundInfo
 
 PARAMS = {"conv": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
+CONFIG = Config()
 RESUME = Config(resume=True)
+
+
+def prepare(folder, config=CONFIG, data_source="digits 1.0"):
+    run_folder.prepare(folder, config, data_source=data_source)
 
 
 def make_mask(kept):
@@ -45,33 +50,39 @@ def make_rows(*kept):
 
 
 def test_a_new_or_empty_folder_is_fine(tmp_path):
-    run_folder.check(tmp_path / "new", Config())
-    run_folder.check(tmp_path, Config())
+    run_folder.check(tmp_path / "new", CONFIG)
+    run_folder.check(tmp_path, CONFIG)
     assert run_folder.describe(tmp_path) == ""
 
 
 def test_an_interrupted_run_needs_resume(tmp_path):
-    run_folder.prepare(tmp_path, Config())
+    prepare(tmp_path)
     with pytest.raises(UserError, match="holds an interrupted run. Use --resume"):
-        run_folder.check(tmp_path, Config())
+        run_folder.check(tmp_path, CONFIG)
     run_folder.check(tmp_path, RESUME)
     assert "goes on" in run_folder.describe(tmp_path)
 
 
 def test_a_complete_run_needs_resume_to_be_shown_again(tmp_path):
-    run_folder.prepare(tmp_path, Config())
+    prepare(tmp_path)
     run_folder.write_json(tmp_path / "summary.json", {"accuracy": 1.0})
     with pytest.raises(UserError, match="holds a complete run"):
-        run_folder.check(tmp_path, Config())
+        run_folder.check(tmp_path, CONFIG)
     run_folder.check(tmp_path, RESUME)
     assert run_folder.is_complete(tmp_path)
     assert run_folder.read_summary(tmp_path) == {"accuracy": 1.0}
 
 
 def test_resuming_with_another_configuration_names_the_difference(tmp_path):
-    run_folder.prepare(tmp_path, Config())
+    prepare(tmp_path)
     with pytest.raises(UserError, match=r"another configuration \(seed: 0 -> 1\)"):
         run_folder.check(tmp_path, dataclasses.replace(RESUME, seed=1))
+
+
+def test_resuming_with_other_images_is_refused(tmp_path):
+    prepare(tmp_path)
+    with pytest.raises(UserError, match=r"other images \(digits 1.0\) than .* \(digits 2.0\)"):
+        prepare(tmp_path, RESUME, data_source="digits 2.0")
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -84,8 +95,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, resume):
 
 
 def test_every_start_is_recorded_with_versions_and_devices(tmp_path):
-    run_folder.prepare(tmp_path, Config())
-    run_folder.prepare(tmp_path, RESUME)
+    prepare(tmp_path)
+    prepare(tmp_path, RESUME)
     sessions = json.loads((tmp_path / "environment.json").read_text())
     assert len(sessions) == 2
     assert sessions[0]["packages"]["jax"] == jax.__version__
@@ -153,7 +164,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
 
 
 def test_damaged_json_is_an_error_that_names_the_file(tmp_path):
-    run_folder.prepare(tmp_path, Config())
+    prepare(tmp_path)
     Path(tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"cannot read .*config\.json"):
         run_folder.check(tmp_path, RESUME)

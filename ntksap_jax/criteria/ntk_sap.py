@@ -23,7 +23,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import masks, networks, ntk
+from ntksap_jax import _platform, masks, networks, ntk
+from ntksap_jax.draws import random_like
 from ntksap_jax.types import Batch, Inputs, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
 
 
@@ -95,7 +96,9 @@ def ntk_sap(
             return inputs(key, batch_size)
         if inputs == "data":
             return batch[0]
-        return jax.random.normal(key, (batch_size, *network.input_shape))
+        return random_like(
+            key, jax.ShapeDtypeStruct((batch_size, *network.input_shape), jnp.float32)
+        )
 
     def check_outputs(key: Key, params: Params, mask: Mask, batch: Batch) -> None:
         few = jax.tree.map(lambda x: x[:2], draw_inputs(key, batch, min(batch_size, 2)))
@@ -123,6 +126,7 @@ def ntk_sap(
         return jax.tree.map(lambda t, s: t + jnp.sum(s, axis=0), total, samples)
 
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
+        _platform.warn_if_miscompiling()
         masks.check(mask, params)
         _check_batch(inputs, batch)
         draw_weights = network.init if vmap_samples == 1 else jax.vmap(network.init)
@@ -179,7 +183,7 @@ def trace_and_gradient(
         The estimate, and its gradient at every mask entry, pruned ones included.
 
     >>> import jax.numpy as jnp
-    >>> network = networks.plain(None, lambda p, x: x @ p["w"], (2,))
+    >>> network = networks.plain(lambda key: {}, lambda p, x: x @ p["w"], (2,))
     >>> trace, gradient = trace_and_gradient(
     ...     network, {"w": jnp.ones((2, 1))}, {"w": jnp.ones((2, 1), bool)}, jnp.array([[3.0, 4.0]]),
     ...     estimate=lambda fn, w: ntk.cotangent_norm(fn, w, jnp.ones((1, 1))))

@@ -1,0 +1,33 @@
+# make demo, make test: on a machine that has only Python 3.11 or newer and pip.
+# Choose another Python with `make demo PYTHON=python3.13`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+PYTEST_OPTIONS ?=
+DEMO_OPTIONS ?=
+
+.PHONY: help demo test lint
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
+
+demo: $(INSTALLED)  ## prune and train a small network on the embedded digits
+	$(BIN)/python -m experiments.cifar demo $(DEMO_OPTIONS)
+
+test: $(INSTALLED)  ## run the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+lint: $(INSTALLED)  ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy ntksap_jax experiments
+
+# Installs again when a requirement or a pinned version changed.
+$(INSTALLED): setup.cfg pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into .venv: a few minutes, 1.3 GB"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[experiments,dev]'
+	touch $@

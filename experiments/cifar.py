@@ -1,0 +1,264 @@
+"""The main job: prune a network before training, and train what is left, on real images.
+
+    python -m experiments.cifar demo                      handwritten digits, under two minutes
+    python -m experiments.cifar short                     CIFAR-10, a few epochs
+    python -m experiments.cifar paper --density 0.107     CIFAR-10, the paper's set-up
+    python -m experiments.cifar demo --help               every option
+
+It reads from top to bottom: plan, data and network, search, training, summary.
+"""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from experiments import checkpoints, command_line, data, plan, run_folder, summary, training
+from experiments import config as config_lib
+from experiments import console as screen
+from experiments.choices import CRITERIA
+from experiments.command_line import UserError
+from experiments.config import Config
+from experiments.job import Job, init_variables, make_job, make_keys
+from experiments.presets import PRESETS
+from ntksap_jax import masks, schedules, search, sharding
+from ntksap_jax.types import Mask, RoundInfo
+
+PROG = "python -m experiments.cifar"
+EVAL_BATCH_SIZE = 500
+
+
+class RunFailed(Exception):
+    """A run that cannot go on; the message is shown as one line."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the program; mistakes and interruptions end it with one line and a non-zero code.
+
+    Args:
+        arguments: the words after the program's name; by default those of the command line.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        config = command_line.parse(arguments, PRESETS, prog=PROG)
+        config_lib.check(config)
+        run(config, screen.open_console())
+    except UserError as error:
+        _stop(f"error: {error}", code=2)
+    except RunFailed as error:
+        _stop(f"error: {error}", code=1)
+    except KeyboardInterrupt:
+        again = [*(word for word in arguments if word != "--resume"), "--resume"]
+        _stop(f"interrupted; to go on where it stopped: {PROG} {shlex.join(again)}", code=130)
+
+
+def _stop(message: str, *, code: int) -> None:
+    print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def run(config: Config, console: Console) -> list[dict[str, Any]]:
+    """Carries out the configured run, and those it is to be compared with.
+
+    Args:
+        config: from the command line, checked.
+        console: where plan, progress and summary go.
+
+    Returns:
+        The summary of each run.
+
+    Raises:
+        UserError: something that the user can put right.
+        RunFailed: a loss that is not finite.
+    """
+    runs = {
+        config.runs_dir / config_lib.run_name(each): each
+        for each in (
+            config_lib.with_criterion(config, criterion)
+            for criterion in (config.search.criterion, *config.compare)
+        )
+    }
+    for folder, each in runs.items():
+        run_folder.check(folder, each)
+
+    job = make_job(config)
+    screen.show_plan(console, "Plan", plan.describe(config, job, list(runs)))
+    for folder, each in runs.items():
+        run_folder.prepare(folder, each, data_source=job.dataset.source)
+
+    # Drawn once: compiling a draw for every shape of kernel takes longer on CPU than a round.
+    variables = None if all(map(run_folder.is_complete, runs)) else init_variables(config, job)
+    summaries = [
+        run_folder.read_summary(folder)
+        if run_folder.is_complete(folder)
+        else run_one(each, job, variables, folder, console)
+        for folder, each in runs.items()
+    ]
+    summary.show(list(runs), summaries, console)
+    return summaries
+
+
+def run_one(
+    config: Config, job: Job, variables: Any, folder: Path, console: Console
+) -> dict[str, Any]:
+    """Searches and trains; writes everything to the run folder, and returns the summary."""
+    console.rule(config_lib.run_name(config), align="left", style="dim")
+    mask = find_mask(config, job, variables["params"], folder, console)
+    rounds = run_folder.read_table(folder / "search.csv")
+    epochs = train(config, job, variables, mask, folder, console)
+
+    results = summary.make(config, job, mask, rounds, epochs)
+    summary.draw(folder, results, rounds, epochs)
+    run_folder.write_json(folder / "summary.json", results)
+    return results
+
+
+# -- Search --------------------------------------------------------------------------------------
+
+
+def find_mask(config: Config, job: Job, params: Any, folder: Path, console: Console) -> Mask:
+    """Prunes round by round, on from the last completed round if there is one."""
+    found = run_folder.load_mask(folder, params)
+    if found is not None:
+        return found
+    make_criterion = CRITERIA[config.search.criterion]
+    if make_criterion is None:
+        mask = masks.create(params)
+        run_folder.save_mask(folder, mask)
+        return mask
+
+    rows, mask = run_folder.load_round(folder, params)
+    num_rounds = config.search.rounds
+    with screen.track(
+        console, "Pruning", done=len(rows), total=num_rounds, unit="round"
+    ) as progress:
+
+        def on_round(info: RoundInfo, mask: Mask) -> None:
+            rows.append(run_folder.round_row(info, mask))
+            run_folder.save_round(folder, rows, mask)
+            progress.advance()
+            progress.line(_describe_round(info, num_rounds))
+
+        try:
+            mask, _ = search.prune(
+                make_keys(config.seed).search,
+                params,
+                make_criterion(job.network, config.search),
+                schedule=schedules.exponential(config.search.density, rounds=num_rounds),
+                mask=mask,
+                start_round=len(rows),
+                on_round=on_round,
+            )
+        except ValueError as error:
+            raise UserError(f"the search cannot go on: {error}") from error
+    run_folder.save_mask(folder, mask)
+    return mask
+
+
+# -- Training ------------------------------------------------------------------------------------
+
+
+def train(
+    config: Config, job: Job, variables: Any, mask: Mask, folder: Path, console: Console
+) -> list[run_folder.Row]:
+    """Trains what is left, on from the last checkpoint if there is one; returns a row an epoch."""
+    num_epochs, steps = config.training.epochs, job.steps_per_epoch
+    state = training.init_state(
+        variables["params"], variables.get("batch_stats", {}), mask, job.optimizer
+    )
+    state = sharding.replicate(state, job.mesh)
+
+    with checkpoints.open_manager(folder / "checkpoints") as manager:
+        done = manager.latest_step() or 0
+        if done:
+            state = checkpoints.restore(manager, done, state)
+        # Rows are written before their checkpoint: one without it is of an epoch to be done again.
+        rows = run_folder.read_table(folder / "metrics.csv")[:done]
+        with screen.track(
+            console, "Training", done=done * steps, total=num_epochs * steps, unit="step"
+        ) as progress:
+            for epoch in range(done + 1, num_epochs + 1):
+                try:
+                    state, row = train_epoch(config, job, state, epoch, progress.advance)
+                except training.Diverged as error:
+                    raise RunFailed(
+                        f"the loss is not finite at step {error.step} (epoch {epoch}). Try a lower "
+                        f"--learning-rate or a longer --warmup-epochs; {folder} keeps what was "
+                        f"done until the end of epoch {epoch - 1}"
+                    ) from error
+                rows.append(row)
+                run_folder.write_table(folder / "metrics.csv", rows)
+                checkpoints.save(manager, epoch, state)
+                progress.line(_describe_epoch(row, num_epochs))
+    return rows
+
+
+def train_epoch(
+    config: Config,
+    job: Job,
+    state: training.TrainState,
+    epoch: int,
+    on_step: Callable[[], None],
+) -> tuple[training.TrainState, run_folder.Row]:
+    """Trains for one epoch and evaluates; returns the new state and a row of metrics.csv."""
+    started = time.perf_counter()
+    dataset, keys = job.dataset, make_keys(config.seed)
+    place = functools.partial(sharding.shard_batch, mesh=job.mesh)
+    order = data.epoch_batches(
+        jax.random.fold_in(keys.order, epoch), len(dataset.train_labels), config.training.batch_size
+    )
+    state, on_train = training.train_epoch(
+        keys.augmentation,
+        state,
+        (place((dataset.train_images[batch], dataset.train_labels[batch])) for batch in order),
+        train_step=job.train_step,
+        on_step=on_step,
+    )
+    on_test = training.evaluate(
+        state,
+        dataset.test_images,
+        dataset.test_labels,
+        eval_step=job.eval_step,
+        batch_size=-(-EVAL_BATCH_SIZE // job.mesh.size) * job.mesh.size,
+        place=place,
+    )
+    step = int(state.step)
+    schedule = training.learning_rate(config.training, job.steps_per_epoch)
+    return state, {
+        "epoch": epoch,
+        "step": step,
+        "learning_rate": float(schedule(step - 1)),
+        "train_loss": on_train.loss,
+        "train_accuracy": on_train.accuracy,
+        "test_loss": on_test.loss,
+        "test_accuracy": on_test.accuracy,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _describe_round(info: RoundInfo, num_rounds: int) -> str:
+    metrics = "".join(f"  {name} {value:.4g}" for name, value in info.metrics.items())
+    return (
+        f"round {info.round:>3}/{num_rounds}  density {info.density:.4f}  "
+        f"kept {info.num_kept:,}{metrics}  {info.seconds:.1f} s"
+    )
+
+
+def _describe_epoch(row: run_folder.Row, num_epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']:>3}/{num_epochs}  learning rate {row['learning_rate']:.4f}  "
+        f"loss {row['train_loss']:.3f}  test loss {row['test_loss']:.3f}  "
+        f"test accuracy {row['test_accuracy']:.2%}  {screen.duration(row['seconds'])}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The configuration of the main job: what to train on what, how to prune it, how to train it.
+
+The fields are the flags of `python -m experiments.cifar`; `experiments/presets` holds values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from experiments import data
+from experiments.choices import CRITERIA, MODELS
+from experiments.command_line import UserError, check_name
+
+
+def _one_of(what: str, names: Iterable[str], *, metavar: str = "NAME") -> Any:
+    """Makes the help of a field that takes a name: a line break may come between any two names."""
+    return tyro.conf.arg(metavar=metavar, help=f"{what}: {', '.join(names)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Pruning, before any training."""
+
+    criterion: Annotated[
+        str, _one_of("Rule that scores the weights (dense prunes nothing)", CRITERIA)
+    ] = "ntk_sap"
+    density: float = 0.05
+    """Fraction of the prunable weights that is kept, in (0, 1]."""
+    rounds: int = 20
+    """Rounds of score and prune; the density falls exponentially from 1 (paper: T)."""
+    estimator: Literal["jvp", "vjp", "finite_difference"] = "jvp"
+    """NTK-SAP: how the trace of the NTK is estimated (authors' code: finite_difference)."""
+    sigma: float = 0.01
+    """NTK-SAP, finite_difference only: standard deviation of the weight perturbation."""
+    num_samples: int = 5
+    """NTK-SAP: draws of weights, inputs and probe in a round."""
+    noise_batch_size: int = 100
+    """NTK-SAP: Gaussian inputs in a draw."""
+    calibrate: Literal["one_pass", "two_pass"] = "one_pass"
+    """NTK-SAP: how batch statistics are taken (authors' code: two_pass)."""
+    vmap_samples: int = 1
+    """NTK-SAP: draws that one vmap evaluates together (more than 1 pays on TPU only)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Training of what is left: SGD with momentum, from the original weights."""
+
+    epochs: int = 160
+    """Passes over the training set."""
+    batch_size: int = 128
+    """Images a step."""
+    learning_rate: float = 0.1
+    """Highest learning rate."""
+    lr_schedule: Literal["step", "cosine"] = "step"
+    """step: times 0.1 at each of --drop-epochs; cosine: down to 0 over the whole training."""
+    drop_epochs: tuple[int, ...] = (80, 120)
+    """Epochs after which the learning rate drops (step only)."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate first rises linearly from 0."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov momentum."""
+    weight_decay: float = 1e-4
+    """Added to the gradient as weight_decay * weight, on all parameters, as PyTorch's SGD does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Prune a network before training, and train what is left."""
+
+    dataset: Annotated[str, _one_of("Data set", data.NAMES)] = "cifar10"
+    data_dir: Path | None = None
+    """Folder of prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
+    model: Annotated[str, _one_of("Network", MODELS)] = "resnet20"
+    seed: int = 0
+    """Decides the weights, the search and the order and augmentation of the images."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    compare: Annotated[
+        tuple[str, ...],
+        _one_of("Criteria to run in the same way, for comparison", CRITERIA, metavar="[NAME ...]"),
+    ] = ()
+    runs_dir: Path = Path("runs")
+    """Where the run folders go."""
+    resume: bool = False
+    """Go on with an interrupted run of the same configuration."""
+
+
+NOT_PART_OF_A_RUN = ("data_dir", "compare", "runs_dir", "resume")
+"""Fields that may differ when a run is resumed: they do not change what it computes."""
+
+
+def check(config: Config) -> None:
+    """Raises a `UserError` that names the flag if a value makes no sense."""
+    search, training = config.search, config.training
+    check_name("data set", config.dataset, data.NAMES)
+    check_name("model", config.model, MODELS)
+    for name in (search.criterion, *config.compare):
+        check_name("criterion", name, CRITERIA)
+    repeated = [name for name in config.compare if name == search.criterion]
+    if repeated or len(set(config.compare)) < len(config.compare):
+        raise UserError("--compare: names a criterion twice (the one of --criterion runs anyway)")
+
+    _require(0 < search.density <= 1, "density", search.density, "a fraction in (0, 1]")
+    _require(0 <= config.seed < 2**32, "seed", config.seed, "an integer from 0 to 2^32 - 1")
+    for name in ("rounds", "num_samples", "vmap_samples"):
+        value = getattr(search, name)
+        _require(value >= 1, name, value, "an integer of at least 1")
+    for name in ("epochs", "batch_size"):
+        value = getattr(training, name)
+        _require(value >= 1, name, value, "an integer of at least 1")
+    _require(
+        search.noise_batch_size >= 2, "noise_batch_size", search.noise_batch_size, "at least 2"
+    )
+    _require(_is_positive(search.sigma), "sigma", search.sigma, "a positive number")
+    _require(
+        search.num_samples % search.vmap_samples == 0,
+        "vmap_samples",
+        search.vmap_samples,
+        f"a divisor of --num-samples ({search.num_samples})",
+    )
+    rate, decay = training.learning_rate, training.weight_decay
+    _require(_is_positive(rate), "learning_rate", rate, "a positive number")
+    _require(decay == 0 or _is_positive(decay), "weight_decay", decay, "0 or a positive number")
+    _require(0 <= training.momentum < 1, "momentum", training.momentum, "a number in [0, 1)")
+    _require(
+        training.momentum > 0 or not training.nesterov, "momentum", 0, "positive with --nesterov"
+    )
+    drops = training.drop_epochs
+    _require(
+        list(drops) == sorted(set(drops)) and all(epoch >= 1 for epoch in drops),
+        "drop_epochs",
+        " ".join(map(str, drops)),
+        "increasing integers of at least 1",
+    )
+    _require(
+        0 <= training.warmup_epochs < training.epochs,
+        "warmup_epochs",
+        training.warmup_epochs,
+        f"from 0 to less than --epochs ({training.epochs})",
+    )
+
+
+def _is_positive(number: float) -> bool:
+    return math.isfinite(number) and number > 0
+
+
+def _require(condition: bool, field_name: str, value: Any, expected: str) -> None:
+    if not condition:
+        flag = "--" + field_name.replace("_", "-")
+        raise UserError(f"{flag}: expected {expected}, got {value}")
+
+
+def with_criterion(config: Config, criterion: str) -> Config:
+    """Returns the configuration of one run: with this criterion, and nothing to compare with."""
+    density = 1.0 if criterion == "dense" else config.search.density
+    search = dataclasses.replace(config.search, criterion=criterion, density=density)
+    return dataclasses.replace(config, search=search, compare=())
+
+
+def run_name(config: Config) -> str:
+    """Returns the name of the run folder, such as `cifar10-resnet20-ntk_sap-0.05-seed0`."""
+    search = config.search
+    density = f"{search.density:.4g}"
+    return f"{config.dataset}-{config.model}-{search.criterion}-{density}-seed{config.seed}"
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns a configuration as a nested dictionary of what JSON can hold."""
+    return {
+        field.name: _to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)
+    }
+
+
+def _to_plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Returns the configuration that `to_dict` turned into `values`."""
+    data_dir = values["data_dir"]
+    training = dict(values["training"], drop_epochs=tuple(values["training"]["drop_epochs"]))
+    return Config(
+        **dict(
+            values,
+            data_dir=None if data_dir is None else Path(data_dir),
+            runs_dir=Path(values["runs_dir"]),
+            compare=tuple(values["compare"]),
+            search=SearchConfig(**values["search"]),
+            training=TrainingConfig(**training),
+        )
+    )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Returns one phrase, `epochs: 2 -> 4`, for each field in which two configurations differ.
+
+    Args:
+        old: a configuration, from `to_dict`.
+        new: another one. Fields that do not change what a run computes are not compared.
+    """
+    found = []
+    for name in dict.fromkeys((*old, *new)):
+        before, after = old.get(name, "(none)"), new.get(name, "(none)")
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after)
+        elif before != after and name not in NOT_PART_OF_A_RUN:
+            found.append(f"{name}: {before} -> {after}")
+    return found

@@ -1,0 +1,162 @@
+"""What the person at the keyboard sees: the plan, the progress, the summary."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import rich.box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+LINE_EVERY = 5.0
+"""Seconds, at least, between two lines that stay on the screen (the last one always does)."""
+
+SILENT_FOR = 30.0
+"""Seconds without a line after which, without a terminal, the progress itself gets one."""
+
+
+def open_console() -> Console:
+    """Makes the console for standard output; without a terminal it writes plain lines."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120, color_system=None)
+    return console
+
+
+def show_plan(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Prints what is about to be done, a line an item."""
+    table = Table(
+        title=title, box=None, show_header=False, title_justify="left", title_style="bold"
+    )
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)
+    console.print()
+
+
+def show_table(
+    console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    """Prints a table whose first column is text and whose others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+class Tracker(NamedTuple):
+    """How work reports on itself.
+
+    Attributes:
+        advance: `advance()`, called when a unit is finished.
+        line: `line(text)`, something worth keeping on the screen: printed unless the last line was
+            printed a moment ago.
+    """
+
+    advance: Callable[[], None]
+    line: Callable[[str], None]
+
+
+@contextmanager
+def track(
+    console: Console, description: str, *, done: int = 0, total: int, unit: str
+) -> Iterator[Tracker]:
+    """Shows progress: a bar with rate and time left on a terminal, lines now and then elsewhere.
+
+    Args:
+        console: where to.
+        description: what goes on, such as `"Pruning"`.
+        done: units that an earlier session finished.
+        total: number of units in all.
+        unit: one of them, such as `"round"`.
+
+    Yields:
+        How to report.
+    """
+    count, last_line = done, -math.inf
+    # The first unit includes compilation: rate and time left are measured from its end on.
+    first_end = math.inf
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn(unit + "s"),
+        _RateColumn(unit),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(description, total=total, completed=done)
+
+        def show(text: str) -> None:
+            nonlocal last_line
+            console.print(text, soft_wrap=True)
+            last_line = time.monotonic()
+
+        def advance() -> None:
+            nonlocal count, first_end
+            now = time.monotonic()
+            count += 1
+            progress.advance(task)
+            if count == done + 1:
+                first_end = now
+            elif not console.is_terminal and now - max(last_line, first_end) >= SILENT_FOR:
+                rate = (count - done - 1) / (now - first_end)
+                left = duration((total - count) / rate)
+                show(f"{description}: {unit} {count}/{total}, {_rate(rate, unit)}, {left} left")
+
+        def line(text: str) -> None:
+            if time.monotonic() - last_line >= LINE_EVERY or count == total:
+                show(text)
+
+        yield Tracker(advance, line)
+
+
+class _RateColumn(ProgressColumn):
+    """Units a second, or seconds a unit where that reads better."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(_rate(task.speed, self._unit) if task.speed else "compiling")
+
+
+def _rate(per_second: float, unit: str) -> str:
+    return f"{per_second:.1f} {unit}s/s" if per_second >= 1 else f"{1 / per_second:.1f} s/{unit}"
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as people say them.
+
+    >>> duration(8.25), duration(192), duration(7500)
+    ('8.2 s', '3 min 12 s', '2 h 05 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

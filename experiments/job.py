@@ -1,0 +1,132 @@
+"""The job that a configuration describes: data, network, compiled steps, random keys."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments import costs, data, training
+from experiments.choices import MODELS
+from experiments.command_line import UserError
+from experiments.config import Config
+from ntksap_jax import masks, networks, sharding
+from ntksap_jax.types import Network
+
+
+class Size(NamedTuple):
+    """How large a network is.
+
+    Attributes:
+        parameters: all of them, biases and normalisation included.
+        prunable: those that masks range over.
+        layers: kernels that masks range over.
+        flops: for one image, see `experiments.costs`.
+    """
+
+    parameters: int
+    prunable: int
+    layers: int
+    flops: int
+
+
+class Job(NamedTuple):
+    """What the runs of one command share: they differ in the criterion only."""
+
+    dataset: data.Dataset
+    model: nn.Module
+    network: Network
+    kernel_flops: dict[str, int]
+    size: Size
+    mesh: jax.sharding.Mesh
+    steps_per_epoch: int
+    optimizer: optax.GradientTransformation
+    train_step: training.TrainStep
+    eval_step: training.EvalStep
+
+
+class Keys(NamedTuple):
+    """A key for each thing that is drawn at random."""
+
+    init: jax.Array
+    search: jax.Array
+    order: jax.Array
+    augmentation: jax.Array
+
+
+def make_keys(seed: int) -> Keys:
+    """Makes the keys of a seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+
+
+def make_job(config: Config) -> Job:
+    """Loads the data and makes the network; nothing is compiled yet.
+
+    Raises:
+        UserError: data that are not there, or options that do not go together.
+    """
+    options = config.training
+    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    model = MODELS[config.model](num_classes=dataset.num_classes)
+    try:
+        network = networks.linen(model, dataset.image_shape, train=False)
+    except ValueError as error:
+        raise UserError(
+            f"--model {config.model} cannot take the images of {config.dataset}: {error}"
+        ) from error
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    mask = masks.create(params)
+    kernel_flops = costs.flops(model, dataset.image_shape)
+    size = Size(
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        prunable=masks.num_prunable(mask),
+        layers=len(jax.tree.leaves(mask)),
+        flops=sum(kernel_flops.values()),
+    )
+    mesh = sharding.data_mesh()
+    _check_sizes(config, num_train=len(dataset.train_labels), size=size, num_devices=mesh.size)
+
+    steps_per_epoch = len(dataset.train_labels) // options.batch_size
+    optimizer = training.make_optimizer(options, steps_per_epoch)
+    normalise = functools.partial(data.normalise, mean=dataset.mean, std=dataset.std)
+    augment = functools.partial(
+        data.augment,
+        mean=dataset.mean,
+        std=dataset.std,
+        crop_padding=dataset.crop_padding,
+        flip=dataset.flip,
+    )
+    return Job(
+        dataset=dataset,
+        model=model,
+        network=network,
+        kernel_flops=kernel_flops,
+        size=size,
+        mesh=mesh,
+        steps_per_epoch=steps_per_epoch,
+        optimizer=optimizer,
+        train_step=training.make_train_step(model, optimizer, augment),
+        eval_step=training.make_eval_step(model, normalise),
+    )
+
+
+def _check_sizes(config: Config, *, num_train: int, size: Size, num_devices: int) -> None:
+    options, batch_size = config.search, config.training.batch_size
+    if batch_size > num_train:
+        raise UserError(f"--batch-size: {batch_size} is more than the {num_train} training images")
+    if batch_size % num_devices:
+        raise UserError(f"--batch-size: {batch_size} cannot be split over {num_devices} devices")
+    if options.rounds > size.prunable:
+        raise UserError(f"--rounds: {options.rounds} is more than the {size.prunable} weights")
+    if round(options.density * size.prunable) < 1:
+        raise UserError(f"--density: {options.density:g} of {size.prunable} weights is none")
+
+
+def init_variables(config: Config, job: Job) -> dict[str, Any]:
+    """Draws the original weights: every run of the command starts from them."""
+    example = jnp.zeros((1, *job.dataset.image_shape))
+    return jax.jit(job.model.init)(make_keys(config.seed).init, example)

@@ -1,0 +1,126 @@
+"""Pictures of a run: what the search did, what it left of each layer, how training went."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
+
+Row = Mapping[str, Any]
+
+COLOURS = ("#1f5fa8", "#d1600a", "#5b8c2a", "#8a4fa3", "#7a7a7a")
+STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+@matplotlib.rc_context(STYLE)
+def training_curves(runs: Mapping[str, Sequence[Row]], title: str) -> Figure:
+    """Draws loss and accuracy by epoch.
+
+    Args:
+        runs: rows of metrics.csv by the name of the run. Training is shown dashed.
+        title: what was trained on what.
+    """
+    figure, (left, right) = _figure(title, columns=2)
+    for colour, (name, rows) in zip(_colours(len(runs)), runs.items(), strict=True):
+        epochs = [row["epoch"] for row in rows]
+        style: dict[str, Any] = {"color": colour, "marker": "o" if len(rows) == 1 else None}
+        for axes, quantity in ((left, "loss"), (right, "accuracy")):
+            values = [row[f"test_{quantity}"] for row in rows]
+            axes.plot(epochs, values, label=name, linewidth=1.8, **style)
+            values = [row[f"train_{quantity}"] for row in rows]
+            axes.plot(epochs, values, "--", linewidth=1, alpha=0.7, **style)
+    left.set(xlabel="epoch", ylabel="cross-entropy (nats)")
+    _log_scale(left)
+    right.set(xlabel="epoch", ylabel="accuracy")
+    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.plot([], [], "-", color="black", linewidth=1.8, label="test")
+    right.plot([], [], "--", color="black", linewidth=1, label="training (augmented)")
+    right.legend(loc="lower right")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def layer_densities(runs: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """Draws the fraction of weights kept in each layer, first layer on top.
+
+    Args:
+        runs: density by path of the layer, by the name of the run.
+        title: what was pruned.
+    """
+    layers = list(next(iter(runs.values())))
+    height = max(2.5, 1.0 + 0.19 * len(layers) * (0.6 + 0.4 * len(runs)))
+    figure, (axes,) = _figure(title, columns=1, height=height)
+    thickness = 0.8 / len(runs)
+    for index, (colour, (name, densities)) in enumerate(
+        zip(_colours(len(runs)), runs.items(), strict=True)
+    ):
+        places = np.arange(len(layers)) + (index - (len(runs) - 1) / 2) * thickness
+        axes.barh(
+            places, [densities[layer] for layer in layers], thickness, color=colour, label=name
+        )
+    axes.set_yticks(range(len(layers)), [layer.removesuffix("/kernel") for layer in layers])
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.set(xlabel="density: fraction of the layer's weights kept")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(axis="y", visible=False)
+    if len(runs) > 1:
+        axes.legend(loc="best")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def search_rounds(rows: Sequence[Row], title: str) -> Figure:
+    """Draws what happened round by round: density, threshold, and the trace where it was estimated.
+
+    Args:
+        rows: rows of search.csv.
+        title: what was pruned.
+    """
+    quantities = {"density": "density after the round", "threshold": "lowest score kept"}
+    if "trace" in rows[0]:
+        quantities["trace"] = "estimated trace of the NTK"
+    figure, all_axes = _figure(title, columns=len(quantities))
+    for axes, (quantity, label) in zip(all_axes, quantities.items(), strict=True):
+        values = [row[quantity] for row in rows]
+        axes.plot([row["round"] for row in rows], values, "o-", color=COLOURS[0], markersize=3.5)
+        axes.set(xlabel="round", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if quantity == "trace":
+            axes.set_ylim(bottom=0)
+            axes.ticklabel_format(axis="y", scilimits=(-3, 3), useMathText=True)
+        elif min(values) > 0:  # Falls or rises by a factor a round.
+            _log_scale(axes)
+    return figure
+
+
+def _figure(title: str, *, columns: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(8.0, height), layout="constrained")
+    figure.suptitle("\n".join(textwrap.wrap(title, 95)), fontsize=11, x=0.01, ha="left")
+    return figure, list(np.atleast_1d(figure.subplots(1, columns)))
+
+
+def _log_scale(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _colours(number: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(number)]

@@ -1,0 +1,23 @@
+"""CIFAR-10 with ResNet-20 at density 0.05, in a few epochs on a CPU.
+
+    python -m experiments.cifar short
+    python -m experiments.cifar short --compare random dense
+
+The paper's search, then 5 epochs with a learning rate that rises over the first and falls to 0.
+"""
+
+from experiments.config import Config, SearchConfig, TrainingConfig
+
+CONFIG = Config(
+    dataset="cifar10",
+    model="resnet20",
+    search=SearchConfig(density=0.05, rounds=20, num_samples=5, noise_batch_size=100),
+    training=TrainingConfig(
+        epochs=5,
+        batch_size=128,
+        learning_rate=0.1,
+        lr_schedule="cosine",
+        warmup_epochs=1,
+        weight_decay=1e-4,
+    ),
+)

@@ -1,0 +1,278 @@
+"""Training of a masked network: one jitted step with augmentation inside, and evaluation.
+
+Every function is pure, or a loop in Python over a jitted step. There is no scan over steps: on CPU,
+gradients of convolutions inside one are 20 to 200 times slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import data
+from experiments.config import TrainingConfig
+from ntksap_jax import masks, optim
+
+CHECK_EVERY = 50
+"""Steps between two looks at the losses: each look waits for the device."""
+
+TrainStep = Callable[..., tuple["TrainState", "StepMetrics"]]
+EvalStep = Callable[..., "Totals"]
+
+
+class TrainState(NamedTuple):
+    """All that a checkpoint holds; `opt_state` carries the mask (see `optim.constrain_to_mask`)."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optim.ConstrainToMaskState
+
+
+class StepMetrics(NamedTuple):
+    """Mean loss and number of correct answers of one training batch, augmented as it was."""
+
+    loss: jax.Array
+    num_correct: jax.Array
+
+
+class Totals(NamedTuple):
+    """Sums over examples."""
+
+    loss: jax.Array
+    num_correct: jax.Array
+
+
+class Score(NamedTuple):
+    """Means over examples: cross-entropy in nats, accuracy in [0, 1]."""
+
+    loss: float
+    accuracy: float
+
+
+class Diverged(Exception):
+    """The loss became infinite or NaN.
+
+    Attributes:
+        step: the number of the first such step, from 1 over the whole training.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss is not finite at step {step}")
+        self.step = step
+
+
+# -- Optimiser -----------------------------------------------------------------------------------
+
+
+def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the number of steps taken."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if config.lr_schedule == "step":
+        drops = {epoch * steps_per_epoch - warmup: 0.1 for epoch in config.drop_epochs}
+        main = optax.piecewise_constant_schedule(config.learning_rate, drops)
+    else:
+        main = optax.cosine_decay_schedule(
+            config.learning_rate, config.epochs * steps_per_epoch - warmup
+        )
+    if not warmup:
+        return main
+    # From 1/warmup, not from 0: a first step of length 0 would be wasted.
+    rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup - 1)
+    return optax.join_schedules([rise, main], [warmup])
+
+
+def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Makes SGD as PyTorch has it: the weight decay goes into the gradient, before the momentum."""
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(
+            learning_rate(config, steps_per_epoch),
+            momentum=config.momentum or None,
+            nesterov=config.nesterov,
+        ),
+    )
+
+
+def init_state(
+    params: Any, batch_stats: Any, mask: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Makes the state before the first step: the original weights, with the mask applied.
+
+    Args:
+        params: the weights as the model drew them.
+        batch_stats: the `batch_stats` collection as the model drew it; empty if there is none.
+        mask: what to keep.
+        optimizer: from `make_optimizer`; the mask is imposed on it from outside.
+    """
+    params = masks.apply(mask, params)
+    opt_state = optim.constrain_to_mask(optimizer, mask).init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state)
+
+
+# -- Steps ---------------------------------------------------------------------------------------
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    augment: Callable[[jax.Array, jax.Array], jax.Array],
+) -> TrainStep:
+    """Makes the jitted training step.
+
+    The mask is part of the state and not a constant, so that runs which differ only in their mask
+    share one compilation.
+
+    Args:
+        model: linen module, called as `model(inputs, train=True)`.
+        optimizer: from `make_optimizer`.
+        augment: `augment(key, images) -> inputs`, from uint8 images to what the model takes.
+
+    Returns:
+        `train_step(key, state, images, labels) -> (state, StepMetrics)`. The key is that of the
+        whole training: the step folds its own number in, so that a resumed run repeats the
+        undisturbed one.
+    """
+
+    @jax.jit
+    def train_step(
+        key: jax.Array, state: TrainState, images: jax.Array, labels: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
+        inputs = augment(jax.random.fold_in(key, state.step), images)
+
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                inputs,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jnp.mean(losses), (logits, updated.get("batch_stats", {}))
+
+        (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
+        )
+        constrained = optim.constrain_to_mask(optimizer, state.opt_state.mask)
+        updates, opt_state = constrained.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(loss, _num_correct(logits, labels))
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(model: nn.Module, normalise: Callable[[jax.Array], jax.Array]) -> EvalStep:
+    """Makes the jitted evaluation step: evaluation mode, float32.
+
+    Args:
+        model: linen module, called as `model(inputs, train=False)`.
+        normalise: `normalise(images) -> inputs`, from uint8 images to what the model takes.
+
+    Returns:
+        `eval_step(state, images, labels, is_real) -> Totals` over the examples where `is_real`.
+    """
+
+    @jax.jit
+    def eval_step(
+        state: TrainState, images: jax.Array, labels: jax.Array, is_real: jax.Array
+    ) -> Totals:
+        with jax.default_matmul_precision("float32"):
+            outputs: Any = model.apply(
+                {"params": state.params, "batch_stats": state.batch_stats},
+                normalise(images),
+                train=False,
+            )
+        logits = outputs.astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        correct = jnp.argmax(logits, axis=-1) == labels
+        return Totals(jnp.sum(jnp.where(is_real, losses, 0)), jnp.sum(correct & is_real))
+
+    return eval_step
+
+
+def _num_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+
+
+# -- Loops ---------------------------------------------------------------------------------------
+
+
+def train_epoch(
+    key: jax.Array,
+    state: TrainState,
+    batches: Iterable[tuple[Any, Any]],
+    *,
+    train_step: TrainStep,
+    on_step: Callable[[], None] = lambda: None,
+) -> tuple[TrainState, Score]:
+    """Takes one step a batch.
+
+    Args:
+        key: the key of the whole training.
+        state: from `init_state`, a checkpoint, or the epoch before.
+        batches: (images, labels) pairs, all of one size.
+        train_step: from `make_train_step`.
+        on_step: called after every step.
+
+    Returns:
+        The new state, and loss and accuracy on the training batches as they went by.
+
+    Raises:
+        Diverged: a loss that is not finite.
+    """
+    step = int(state.step)
+    pending: list[StepMetrics] = []
+    losses: list[float] = []
+    num_correct, num_examples = 0, 0
+
+    def look() -> None:
+        nonlocal num_correct
+        for metrics in jax.device_get(pending):
+            losses.append(float(metrics.loss))
+            num_correct += int(metrics.num_correct)
+            if not np.isfinite(metrics.loss):
+                raise Diverged(step + len(losses))
+        pending.clear()
+
+    for images, labels in batches:
+        state, metrics = train_step(key, state, images, labels)
+        pending.append(metrics)
+        num_examples += len(labels)
+        if len(pending) == CHECK_EVERY:
+            look()
+        on_step()
+    look()
+    return state, Score(float(np.mean(losses)), num_correct / num_examples)
+
+
+def evaluate(
+    state: TrainState,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    eval_step: EvalStep,
+    batch_size: int,
+    place: Callable[[Any], Any] = lambda batch: batch,
+) -> Score:
+    """Measures loss and accuracy in evaluation mode on all of `images`.
+
+    Args:
+        state: the trained state.
+        images: uint8, (N, height, width, channels).
+        labels: integers, (N,).
+        eval_step: from `make_eval_step`.
+        batch_size: images at once; the last batch is filled up with images that do not count.
+        place: puts a batch on the devices.
+    """
+    totals = []
+    for indices, is_real in zip(*data.eval_batches(len(labels), batch_size), strict=True):
+        totals.append(eval_step(state, *place((images[indices], labels[indices], is_real))))
+    sums = jax.tree.map(lambda *parts: float(np.sum(parts)), *jax.device_get(totals))
+    return Score(sums.loss / len(labels), sums.num_correct / len(labels))

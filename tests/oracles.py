@@ -1,0 +1,65 @@
+"""Slow and obvious computations that the library is compared with, and small networks to do so on."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntksap_jax import masks, networks
+
+
+class SmoothMLP(nn.Module):
+    """Small enough for a dense Jacobian; smooth, so that derivatives are what they seem."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(3)(jnp.tanh(nn.Dense(6)(x)))
+
+
+class ConvBN(nn.Module):
+    """A small convolutional network with batch normalisation."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        for features in (4, 6):
+            x = nn.Conv(features, (3, 3), use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(3)(x.mean(axis=(1, 2)))
+
+
+def smooth_mlp() -> networks.Network:
+    return networks.linen(SmoothMLP(), (4,))
+
+
+def conv_bn() -> networks.Network:
+    return networks.linen(ConvBN(), (6, 6, 2), train=False)
+
+
+def flat(tree: Any) -> np.ndarray:
+    """All entries of a pytree in one vector."""
+    return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def random_mask(key: jax.Array, params: Any, density: float = 0.7) -> Any:
+    full = masks.create(params)
+    keys = iter(jax.random.split(key, len(jax.tree.leaves(full))))
+    return masks.map_prunable(lambda m: jax.random.bernoulli(next(keys), density, m.shape), full)
+
+
+def dense_trace(network: networks.Network, params: Any, relaxed: Any, inputs: Any) -> jax.Array:
+    """tr Θ(m) = ‖J(θ⊙m) diag(m)‖²_F over the prunable weights, through the dense Jacobian."""
+
+    def outputs(weights: Any) -> jax.Array:
+        merged = jax.tree.map(
+            lambda w, p: p if w is None else w, weights, params, is_leaf=lambda leaf: leaf is None
+        )
+        return network.apply(merged, inputs)
+
+    masked = masks.map_prunable(lambda m, p: m * p, relaxed, params)
+    jacobian = jax.jacfwd(outputs)(masked)
+    return sum(
+        jnp.sum((j * m) ** 2)
+        for j, m in zip(jax.tree.leaves(jacobian), jax.tree.leaves(relaxed), strict=True)
+    )

@@ -1,0 +1,248 @@
+"""The main program, end to end on the embedded digits, as a user runs it."""
+
+import csv
+import json
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from experiments import checkpoints, cifar, run_folder, training
+from ntksap_jax import masks
+
+OPTIONS = [
+    *("demo", "--model", "mlp", "--density", "0.1", "--rounds", "3", "--num-samples", "2"),
+    *("--noise-batch-size", "20", "--epochs", "4", "--compare"),
+]
+NTK_SAP = "digits-mlp-ntk_sap-0.1-seed0"
+PRUNABLE = 64 * 300 + 300 * 100 + 100 * 10
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def params_of_last_checkpoint(folder):
+    with ocp.CheckpointManager(folder / "checkpoints") as manager:
+        state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
+    return state["params"] if isinstance(state, dict) else state.params
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The runs folder of one undisturbed command that also trained the dense network."""
+    runs = tmp_path_factory.mktemp("runs")
+    cifar.main([*OPTIONS, "dense", "random", "--runs-dir", str(runs)])
+    return runs
+
+
+def test_everything_is_written(undisturbed):
+    assert sorted(path.name for path in (undisturbed / NTK_SAP).iterdir()) == [
+        "checkpoints",
+        "comparison.png",
+        "comparison_layers.png",
+        "config.json",
+        "environment.json",
+        "layers.png",
+        "mask.npz",
+        "mask.sha256",
+        "metrics.csv",
+        "search.csv",
+        "search.png",
+        "summary.json",
+        "training.png",
+    ]
+    assert [row["epoch"] for row in read_csv(undisturbed / NTK_SAP / "metrics.csv")] == list("1234")
+    assert [row["round"] for row in read_csv(undisturbed / NTK_SAP / "search.csv")] == list("123")
+    assert not (undisturbed / "digits-mlp-dense-1-seed0" / "search.csv").exists()
+
+
+def test_the_density_is_exact_after_every_round(undisturbed):
+    kept = [int(row["num_kept"]) for row in read_csv(undisturbed / NTK_SAP / "search.csv")]
+    assert kept == [round(0.1 ** (t / 3) * PRUNABLE) for t in (1, 2, 3)]
+    with np.load(undisturbed / NTK_SAP / "mask.npz") as mask:
+        assert sum(int(mask[name].sum()) for name in mask.files) == kept[-1]
+
+
+def test_the_summary_agrees_with_the_files(undisturbed):
+    folder = undisturbed / NTK_SAP
+    summary = json.loads((folder / "summary.json").read_text())
+    epochs = read_csv(folder / "metrics.csv")
+    assert summary["prunable_weights"] == PRUNABLE
+    assert summary["dense_parameters"] == PRUNABLE + 410
+    assert summary["kept_parameters"] == round(0.1 * PRUNABLE) + 410
+    # All kernels of an MLP are used once: the share of FLOPs is that of the weights.
+    assert summary["kept_flops"] / summary["dense_flops"] == summary["density"]
+    assert summary["last_test_accuracy"] == float(epochs[-1]["test_accuracy"])
+    assert summary["best_test_accuracy"] == max(float(row["test_accuracy"]) for row in epochs)
+    assert summary["mask_sha256"] == (folder / "mask.sha256").read_text().strip()
+    assert list(summary["layer_densities"]) == [
+        "hidden_0/kernel",
+        "hidden_1/kernel",
+        "fc/kernel",
+    ]
+
+
+def test_networks_learn_and_ntk_sap_prunes_better_than_chance(undisturbed):
+    accuracy = {
+        name: json.loads((undisturbed / f"digits-mlp-{name}-seed0" / "summary.json").read_text())[
+            "last_test_accuracy"
+        ]
+        for name in ("ntk_sap-0.1", "random-0.1", "dense-1")
+    }
+    assert accuracy["ntk_sap-0.1"] > 0.5  # Chance is 0.1.
+    assert accuracy["dense-1"] > 0.9
+    assert accuracy["ntk_sap-0.1"] > accuracy["random-0.1"]
+
+
+def test_pruned_weights_are_exactly_zero_and_the_others_are_not(undisturbed):
+    params = masks.leaf_paths(params_of_last_checkpoint(undisturbed / NTK_SAP))
+    with np.load(undisturbed / NTK_SAP / "mask.npz") as mask:
+        for name in mask.files:
+            np.testing.assert_array_equal(np.asarray(params[name]) != 0, mask[name])
+
+
+# -- Interrupted, and resumed --------------------------------------------------------------------
+
+
+def interrupt_at(monkeypatch, module, name, call):
+    """Makes the `call`-th call of a function behave as if Ctrl-C had been pressed before it."""
+    original, calls = getattr(module, name), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, interrupted)
+
+
+def test_an_interrupted_run_resumes_to_the_same_result(undisturbed, tmp_path, monkeypatch, capfd):
+    arguments = [*OPTIONS, "--runs-dir", str(tmp_path)]
+    folder = tmp_path / NTK_SAP
+
+    def run_until(module, name, call, *more):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+            interrupt_at(patch, module, name, call)
+            cifar.main([*arguments, *more])
+        assert stop.value.code == 130
+        error = capfd.readouterr().err
+        assert error.count("\n") == 1
+        assert error.startswith("interrupted; to go on where it stopped:")
+        assert error.rstrip().endswith("--resume")
+
+    run_until(run_folder, "round_row", 3)  # After two rounds of the search.
+    assert len(read_csv(folder / "search.csv")) == 2
+    run_until(checkpoints, "save", 3, "--resume")  # After two epochs, the third not saved.
+    assert len(read_csv(folder / "metrics.csv")) == 3
+    cifar.main([*arguments, "--resume"])
+
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        params_of_last_checkpoint(folder),
+        params_of_last_checkpoint(undisturbed / NTK_SAP),
+    )
+    for name in ("metrics.csv", "search.csv"):
+        for ours, theirs in zip(
+            read_csv(folder / name), read_csv(undisturbed / NTK_SAP / name), strict=True
+        ):
+            del ours["seconds"], theirs["seconds"]
+            assert ours == theirs
+    assert len(json.loads((folder / "environment.json").read_text())) == 3
+
+
+def test_a_complete_run_is_shown_again(undisturbed, capsys):
+    before = (undisturbed / NTK_SAP / "metrics.csv").stat().st_mtime_ns
+    cifar.main([*OPTIONS, "dense", "random", "--runs-dir", str(undisturbed), "--resume"])
+    assert "complete: shown again" in capsys.readouterr().out
+    assert (undisturbed / NTK_SAP / "metrics.csv").stat().st_mtime_ns == before
+
+
+def test_a_loss_that_is_not_finite_stops_with_one_line(undisturbed, tmp_path, monkeypatch, capsys):
+    shutil.copytree(undisturbed / NTK_SAP, tmp_path / NTK_SAP)
+    for left_out in ("metrics.csv", "summary.json"):
+        (tmp_path / NTK_SAP / left_out).unlink()
+    shutil.rmtree(tmp_path / NTK_SAP / "checkpoints")
+
+    def diverge(*args, **kwargs):
+        raise training.Diverged(17)
+
+    monkeypatch.setattr(training, "train_epoch", diverge)
+    with pytest.raises(SystemExit) as stop:
+        cifar.main([*OPTIONS, "--runs-dir", str(tmp_path), "--resume"])
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: the loss is not finite at step 17 (epoch 1). Try a lower")
+    assert error.count("\n") == 1
+
+
+# -- Mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("demoo", "unknown preset 'demoo'. Did you mean demo?"),
+        ("demo --densty 0.1", "unknown flag --densty. Did you mean --density?"),
+        ("demo --dataset digit", "unknown data set 'digit'. Did you mean digits?"),
+        ("demo --model resnet21", "unknown model 'resnet21'. Did you mean resnet20?"),
+        ("demo --criterion ntksap", "unknown criterion 'ntksap'. Did you mean ntk_sap?"),
+        ("demo --density 1.5", "--density: expected a fraction in (0, 1], got 1.5"),
+        ("demo --density 1e-9", "--density: 1e-09 of 77072 weights is none"),
+        ("demo --rounds 80000", "--rounds: 80000 is more than the 77072 weights"),
+        ("demo --batch-size 2000", "--batch-size: 2000 is more than the 1433 training images"),
+        ("demo --batch-size 63", "--batch-size: 63 cannot be split over 4 devices"),
+        ("demo --model vgg16_bn", "--model vgg16_bn cannot take the images of digits"),
+        ("demo --dataset cifar10 --data-dir nowhere", "cifar10 is not prepared in nowhere"),
+    ],
+)
+def test_a_mistake_ends_with_one_line_before_anything_is_written(
+    line, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cifar.main(line.split())
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_exists_is_not_overwritten(undisturbed, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cifar.main([*OPTIONS, "--runs-dir", str(undisturbed)])
+    assert stop.value.code == 2
+    assert "holds a complete run. Use --resume" in capsys.readouterr().err
+
+
+def test_damage_is_named_when_a_run_is_resumed(undisturbed, tmp_path, capsys):
+    folder = tmp_path / NTK_SAP
+    shutil.copytree(undisturbed / NTK_SAP, folder)
+    (folder / "summary.json").unlink()
+    resume = [*OPTIONS, "--runs-dir", str(tmp_path), "--resume"]
+
+    def message():
+        with pytest.raises(SystemExit) as stop:
+            cifar.main(resume)
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    for path in (folder / "checkpoints" / "4" / "default").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+    assert "checkpoints/4 is damaged" in message()
+
+    (folder / "mask.npz").write_bytes(b"damaged")
+    assert "cannot read the mask" in message()
+
+
+def test_resuming_with_other_values_is_refused(undisturbed, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cifar.main([*OPTIONS, "--runs-dir", str(undisturbed), "--resume", "--learning-rate", "0.2"])
+    assert stop.value.code == 2
+    assert "(learning_rate: 0.1 -> 0.2)" in capsys.readouterr().err

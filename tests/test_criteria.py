@@ -1,0 +1,210 @@
+"""One contract for all criteria, and what is particular to each. A new criterion is tested by listing it."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from ntksap_jax import criteria, masks, networks, ntk, search, selection
+from ntksap_jax.criteria.ntk_sap import trace_and_gradient
+from ntksap_jax.draws import random_like
+
+
+def small(**options):
+    return criteria.ntk_sap(oracles.conv_bn(), num_samples=2, batch_size=4, **options)
+
+
+def user_criterion():
+    """What a user writes: any function of this form is a criterion."""
+
+    def score(key, params, mask, batch):
+        del key, batch
+        return masks.map_prunable(lambda m, p: m / (1 + jnp.abs(p)), mask, params), {}
+
+    return score
+
+
+CRITERIA = {
+    "random": criteria.random,
+    "magnitude": criteria.magnitude,
+    "ntk_sap": small,
+    "ntk_sap finite_difference": functools.partial(small, estimator=ntk.finite_difference),
+    "ntk_sap vjp": functools.partial(small, estimator=ntk.vjp),
+    "ntk_sap two_pass": functools.partial(small, calibrate="two_pass"),
+    "ntk_sap vmap": functools.partial(small, vmap_samples=2),
+    "ntk_sap given weights": functools.partial(small, reinit=False),
+    "ntk_sap data": functools.partial(small, inputs="data"),
+    "user's own": user_criterion,
+}
+NETWORK = oracles.conv_bn()
+PARAMS = NETWORK.init(jax.random.key(0))
+MASK = oracles.random_mask(jax.random.key(1), PARAMS)
+BATCH = (jax.random.normal(jax.random.key(2), (4, 6, 6, 2)), jnp.arange(4) % 3)
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module", params=CRITERIA.values(), ids=CRITERIA.keys())
+def score(request):
+    return request.param()
+
+
+def test_scores_fit_the_mask_and_are_zero_where_pruned(score):
+    scores, metrics = score(KEY, PARAMS, MASK, BATCH)
+    selection.check_scores(scores, MASK)
+    for path, leaf in masks.leaf_paths(scores).items():
+        assert leaf.dtype == jnp.float32
+        assert not np.any(np.asarray(leaf)[~np.asarray(masks.leaf_paths(MASK)[path])]), path
+    assert all(jnp.shape(value) == () for value in metrics.values())
+
+
+def test_the_key_decides(score, request):
+    again = [oracles.flat(score(KEY, PARAMS, MASK, BATCH)[0]) for _ in range(2)]
+    np.testing.assert_array_equal(*again)
+    other = oracles.flat(score(jax.random.key(4), PARAMS, MASK, BATCH)[0])
+    deterministic = any(name in request.node.name for name in ("magnitude", "user's own"))
+    assert np.array_equal(again[0], other) == deterministic
+
+
+def test_arguments_are_left_alone(score):
+    before = jax.tree.map(np.array, (PARAMS, MASK, BATCH))
+    score(KEY, PARAMS, MASK, BATCH)
+    jax.tree.map(np.testing.assert_array_equal, before, (PARAMS, MASK, BATCH))
+
+
+def test_jit_gives_the_same_scores(score):
+    eager, _ = score(KEY, PARAMS, MASK, BATCH)
+    jitted, _ = jax.jit(score)(KEY, PARAMS, MASK, BATCH)
+    eager, jitted = oracles.flat(eager), oracles.flat(jitted)
+    # Two compilations round differently, and a finite difference feels it where a ReLU flips.
+    assert np.linalg.norm(eager - jitted) <= 1e-3 * np.linalg.norm(eager)
+
+
+def test_count_is_exact_after_selection(score):
+    dense = masks.create(PARAMS)
+    scores, _ = score(KEY, PARAMS, dense, BATCH)
+    mask = selection.select(scores, dense, density=0.3)
+    assert masks.num_kept(mask) == round(0.3 * masks.num_prunable(mask))
+
+
+@contextlib.contextmanager
+def count_compilations():
+    """Counts what XLA compiles inside the block."""
+    compiled = []
+
+    def listen(event, duration, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(kwargs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_search_compiles_once(score):
+    """Rounds, masks, densities and weights are arguments: the first round compiles for all."""
+    schedule = np.geomspace(0.8, 0.3, 4)
+    search.prune(KEY, PARAMS, score, schedule=schedule[:1], batch=BATCH)
+    with count_compilations() as compiled:
+        search.prune(KEY, PARAMS, score, schedule=schedule, batch=BATCH)
+    assert compiled == []
+
+
+def test_compilations_are_counted():
+    with count_compilations() as compiled:
+        jax.jit(lambda x: x * 3 - 1)(jnp.ones(7))
+    assert compiled
+
+
+def test_ntk_sap_is_the_absolute_sum_of_its_samples():
+    """|Σ| over samples, not Σ| |; one `vmap` of all samples is the loop over them."""
+    score = small()
+    scores, metrics = score(KEY, PARAMS, MASK, None)
+    total, traces = None, []
+    for keys in jax.random.split(KEY, (2, 3)):
+        trace, gradient = jax.jit(
+            lambda weights, inputs, probe_key: trace_and_gradient(
+                NETWORK, weights, MASK, inputs, estimate=functools.partial(ntk.jvp, probe_key)
+            )
+        )(
+            NETWORK.init(keys[0]),
+            random_like(keys[1], jax.ShapeDtypeStruct((4, 6, 6, 2), jnp.float32)),
+            keys[2],
+        )
+        total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
+        traces.append(trace)
+    want = oracles.flat(masks.map_prunable(lambda m, g: jnp.abs(g) * m, MASK, total))
+    np.testing.assert_allclose(oracles.flat(scores), want, rtol=1e-3, atol=1e-4 * want.max())
+    np.testing.assert_allclose(metrics["trace"], np.mean(traces), rtol=1e-4)
+    together, _ = small(vmap_samples=2)(KEY, PARAMS, MASK, None)
+    np.testing.assert_allclose(oracles.flat(together), want, rtol=1e-3, atol=1e-4 * want.max())
+
+
+def test_reinit_ignores_the_given_weights_and_its_absence_uses_them():
+    other = jax.tree.map(lambda p: 2 * p + 1, PARAMS)
+    fresh, given = small(), small(reinit=False)
+    np.testing.assert_array_equal(
+        oracles.flat(fresh(KEY, PARAMS, MASK, None)[0]), oracles.flat(fresh(KEY, other, MASK, None)[0])
+    )
+    differs = oracles.flat(given(KEY, PARAMS, MASK, None)[0]) != oracles.flat(
+        given(KEY, other, MASK, None)[0]
+    )
+    assert differs.any()
+
+
+def test_inputs_may_be_data_or_a_function():
+    data = small(inputs="data")(KEY, PARAMS, MASK, BATCH)[0]
+    function = small(inputs=lambda key, batch_size: BATCH[0][:batch_size])(KEY, PARAMS, MASK, None)[0]
+    np.testing.assert_array_equal(oracles.flat(data), oracles.flat(function))
+    noise = small()(KEY, PARAMS, MASK, BATCH)[0]
+    assert not np.allclose(oracles.flat(data), oracles.flat(noise), rtol=0.1)
+
+
+def test_output_fn_decides_what_the_ntk_is_of():
+    """The NTK of 3 f has nine times the trace; that of one logit is not that of all."""
+    _, one = small()(KEY, PARAMS, MASK, None)
+    _, three = small(output_fn=lambda logits: 3 * logits)(KEY, PARAMS, MASK, None)
+    np.testing.assert_allclose(three["trace"], 9 * one["trace"], rtol=1e-4)
+    _, first = small(output_fn=lambda logits: logits[:, 0])(KEY, PARAMS, MASK, None)
+    assert first["trace"] < one["trace"]
+
+
+def test_random_is_uniform():
+    dense = {"a": jnp.ones((300, 200), bool), "b": jnp.ones((400, 100), bool)}
+    scores, _ = criteria.random()(KEY, None, dense, None)
+    values = oracles.flat(scores)
+    assert values.min() > 0
+    np.testing.assert_allclose(np.histogram(values, 10, (0, 1))[0], 10_000, rtol=0.05)
+    for density in masks.layer_densities(selection.select(scores, dense, density=0.2)).values():
+        assert density == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"num_samples": 0}, "num_samples"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"vmap_samples": 2}, "vmap_samples: got 2, expected a divisor of num_samples=5"),
+        ({"inputs": "nose"}, "inputs: got 'nose'"),
+        ({"calibrate": "none"}, "calibrate: got 'none'"),
+    ],
+)
+def test_ntk_sap_option_errors(options, match):
+    with pytest.raises(ValueError, match=match):
+        criteria.ntk_sap(NETWORK, **options)
+
+
+def test_ntk_sap_call_errors():
+    with pytest.raises(ValueError, match="batch: got None"):
+        small(inputs="data")(KEY, PARAMS, MASK, None)
+    with pytest.raises(ValueError, match="'Dense_0/kernel' has shape"):
+        wrong = PARAMS | {"Dense_0": {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}}
+        small()(KEY, wrong, MASK, None)
+    with pytest.raises(ValueError, match="outputs are not finite"):
+        small()(KEY, jax.tree.map(lambda p: p * jnp.nan, PARAMS), MASK, None)
+    assert networks.check_finite(NETWORK, PARAMS, BATCH[0]) is None

@@ -1,0 +1,174 @@
+"""Masks: roles, structure, application, measures and files."""
+
+import os
+import zipfile
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ntksap_jax import masks
+
+PARAMS = {
+    "conv": {"kernel": jnp.ones((3, 3, 1, 4)), "bias": jnp.zeros(4)},
+    "bn": {"scale": jnp.ones(4), "bias": jnp.zeros(4)},
+    "embed": {"embedding": jnp.ones((7, 4))},
+    "head": {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)},
+}
+
+
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.LayerNorm()(nn.MultiHeadDotProductAttention(num_heads=2)(x))
+        return nn.Dense(3)(x)
+
+
+def random_mask(key, params=PARAMS):
+    full = masks.create(params)
+    return masks.map_prunable(lambda m: jax.random.bernoulli(key, 0.5, m.shape), full)
+
+
+def test_kernels_are_prunable_and_nothing_else():
+    assert list(masks.leaf_paths(masks.create(PARAMS))) == ["conv/kernel", "head/kernel"]
+
+
+def test_kernels_of_attention_are_prunable_and_its_biases_are_not():
+    params = Attention().init(jax.random.key(0), jnp.ones((1, 5, 4)))["params"]
+    assert {path.rsplit("/")[-1] for path in masks.leaf_paths(masks.create(params))} == {"kernel"}
+    assert len(masks.leaf_paths(masks.create(params))) == 5
+
+
+def test_patterns_override_roles():
+    assert list(masks.leaf_paths(masks.create(PARAMS, include="embedding$"))) == ["embed/embedding"]
+    assert list(masks.leaf_paths(masks.create(PARAMS, exclude=["^head/"]))) == ["conv/kernel"]
+    both = masks.create(PARAMS, include=["kernel", "embed"], exclude="conv")
+    assert list(masks.leaf_paths(both)) == ["embed/embedding", "head/kernel"]
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_a_pattern_that_matches_nothing_is_an_error(argument):
+    with pytest.raises(ValueError, match=rf"{argument}: pattern 'hed' matches no leaf.*head/kernel"):
+        masks.create(PARAMS, **{argument: ["kernel", "hed"]})
+
+
+def test_params_without_kernels_are_an_error_that_lists_the_paths():
+    with pytest.raises(ValueError, match=r"no prunable leaf.*include=.*layers/0"):
+        masks.create({"layers": [jnp.ones((2, 2))]})
+
+
+def test_lists_tuples_and_abstract_params_work():
+    params = ({"w": jax.ShapeDtypeStruct((2, 3), jnp.float32)}, [{"w": jnp.ones((3, 1))}])
+    mask = masks.create(params)
+    assert list(masks.leaf_paths(mask)) == ["0/w", "1/0/w"]
+    assert masks.num_prunable(mask) == masks.num_kept(mask) == 9
+
+
+def test_apply_zeroes_exactly_the_pruned_weights_even_if_nan():
+    mask = random_mask(jax.random.key(1))
+    params = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), PARAMS)
+    params["head"]["bias"] = jnp.array([5.0, 6.0])
+    result = masks.apply(mask, params)
+    np.testing.assert_array_equal(jnp.isnan(result["conv"]["kernel"]), mask["conv"]["kernel"])
+    np.testing.assert_array_equal(result["head"]["bias"], [5.0, 6.0])
+
+
+def test_a_relaxed_mask_multiplies_and_is_differentiable():
+    relaxed = {"kernel": jnp.array([0.5, 2.0]), "bias": None}
+    params = {"kernel": jnp.array([3.0, 5.0]), "bias": jnp.ones(1)}
+    np.testing.assert_array_equal(masks.apply(relaxed, params)["kernel"], [1.5, 10.0])
+    gradient = jax.grad(lambda m: jnp.sum(masks.apply(m, params)["kernel"] ** 2))(relaxed)
+    np.testing.assert_allclose(gradient["kernel"], [2 * 0.5 * 9, 2 * 2 * 25])
+    assert gradient["bias"] is None
+
+
+def test_measures_agree_with_numpy():
+    mask = random_mask(jax.random.key(2))
+    leaves = {path: np.asarray(leaf) for path, leaf in masks.leaf_paths(mask).items()}
+    kept, total = sum(m.sum() for m in leaves.values()), sum(m.size for m in leaves.values())
+    assert (masks.num_kept(mask), masks.num_prunable(mask)) == (kept, total)
+    assert masks.density(mask) == kept / total
+    assert masks.layer_densities(mask) == {p: pytest.approx(m.mean()) for p, m in leaves.items()}
+
+
+def replaced(path, leaf):
+    """The dense mask of PARAMS with another leaf at `path`."""
+    mask = masks.create(PARAMS)
+    module, name = path.split("/")
+    return mask | {module: mask[module] | {name: leaf}}
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "match"),
+    [
+        (replaced("head/kernel", jnp.ones((2, 4), bool)), ValueError, r"'head/kernel' has shape"),
+        (replaced("head/kernel", jnp.ones((4, 2))), TypeError, r"'head/kernel' is float32"),
+        (replaced("head/extra", jnp.ones(2, bool)), ValueError, r"'head/extra' does not exist"),
+        ({k: v for k, v in masks.create(PARAMS).items() if k != "bn"}, ValueError, r"bn/scale"),
+        (jax.tree.map(lambda p: None, PARAMS), ValueError, r"no prunable leaf"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_an_error_that_names_the_leaf(mask, error, match):
+    with pytest.raises(error, match=match):
+        masks.check(mask, PARAMS)
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_files_and_digests_round_trip(tmp_path_factory, seed):
+    path = tmp_path_factory.mktemp("masks") / "mask.npz"
+    mask = random_mask(jax.random.key(seed))
+    masks.save(path, mask)
+    again = masks.load(path, like=PARAMS)
+    masks.check(again, PARAMS)
+    assert masks.digest(again) == masks.digest(mask)
+    assert os.listdir(path.parent) == ["mask.npz"]
+
+
+def test_digest_feels_every_bit_path_and_shape():
+    digests = {
+        masks.digest(mask)
+        for mask in (
+            {"w": jnp.array([True, False])},
+            {"w": jnp.array([False, True])},
+            {"w": jnp.array([[True, False]])},
+            {"v": jnp.array([True, False])},
+            {"w": jnp.array([True, False, False])},
+        )
+    }
+    assert len(digests) == 5
+
+
+def test_files_are_keyed_by_path(tmp_path):
+    masks.save(tmp_path / "mask.npz", masks.create(PARAMS))
+    with np.load(tmp_path / "mask.npz", allow_pickle=False) as archive:
+        assert sorted(archive.files) == ["conv/kernel", "head/kernel"]
+
+
+def test_damaged_files_are_errors(tmp_path):
+    path = tmp_path / "mask.npz"
+    masks.save(path, random_mask(jax.random.key(0)))
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        name_length = len(archive.infolist()[0].filename)
+    data = 30 + name_length + int.from_bytes(whole[28:30], "little")  # behind the local header
+    flipped = whole[: data + 9] + bytes([whole[data + 9] ^ 1]) + whole[data + 10 :]
+    for damaged in (b"", b"not a zip", whole[: len(whole) // 2], flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged"):
+            masks.load(path, like=PARAMS)
+
+
+def test_files_for_other_params_are_errors(tmp_path):
+    path = tmp_path / "mask.npz"
+    masks.save(path, {"tail": {"kernel": jnp.ones((4, 2), bool)}})
+    with pytest.raises(ValueError, match="'tail/kernel'"):
+        masks.load(path, like=PARAMS)
+    masks.save(path, {"head": {"kernel": jnp.ones((4, 3), bool)}})
+    with pytest.raises(ValueError, match=r"'head/kernel' has shape \(4, 3\)"):
+        masks.load(path, like=PARAMS)
+    with pytest.raises(FileNotFoundError):
+        masks.load(tmp_path / "none.npz", like=PARAMS)

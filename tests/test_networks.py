@@ -1,0 +1,180 @@
+"""linen modules as pure functions: batch statistics, calibration, errors."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from ntksap_jax import networks, ntk
+
+INPUTS = jax.random.normal(jax.random.key(1), (8, 6, 6, 2)) * 2 + 1
+
+
+@pytest.fixture(scope="module")
+def network():
+    return oracles.conv_bn()
+
+
+@pytest.fixture(scope="module")
+def params(network):
+    """Weights whose normalisation does something: random scales and biases."""
+    leaves, structure = jax.tree.flatten(network.init(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    return jax.tree.unflatten(
+        structure,
+        [p + 0.3 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)],
+    )
+
+
+def train_mode(params, inputs):
+    model = oracles.ConvBN()
+    return model.apply({"params": params}, inputs, train=True, mutable=["batch_stats"])
+
+
+def test_init_is_the_modules_own():
+    network = oracles.conv_bn()
+    want = oracles.ConvBN().init(jax.random.key(3), jnp.zeros((1, 6, 6, 2)))["params"]
+    got = network.init(jax.random.key(3))
+    np.testing.assert_allclose(oracles.flat(got), oracles.flat(want), rtol=1e-6, atol=1e-6)
+
+
+def test_apply_normalises_with_the_batchs_own_statistics(network, params):
+    want, _ = train_mode(params, INPUTS)
+    np.testing.assert_allclose(network.apply(params, INPUTS), want, rtol=1e-4, atol=1e-5)
+
+
+def test_calibrated_function_is_evaluation_mode_with_those_statistics(network, params):
+    """Biased: flax's own statistics (momentum 0). Unbiased: the variances n/(n - 1) times those."""
+    _, updates = train_mode(params, INPUTS)
+    fresh = {"mean": 0.0, "var": 1.0}  # flax starts its averages there; momentum is 0.99
+    statistics = {
+        name: {k: (v - 0.99 * fresh[k]) / 0.01 for k, v in layer.items()}
+        for name, layer in updates["batch_stats"].items()
+    }
+    count = INPUTS.shape[0] * 36
+    for unbiased in (False, True):
+        if unbiased:
+            statistics = {
+                name: layer | {"var": layer["var"] * count / (count - 1)}
+                for name, layer in statistics.items()
+            }
+        other = jax.random.normal(jax.random.key(9), (3, 6, 6, 2))
+        want = oracles.ConvBN().apply({"params": params, "batch_stats": statistics}, other)
+        got = network.calibrate(params, INPUTS, unbiased=unbiased)(params, other)
+        np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3)
+
+
+def test_one_pass_equals_two_passes_with_the_biased_variance(network, params):
+    np.testing.assert_allclose(
+        network.calibrate(params, INPUTS)(params, INPUTS),
+        network.apply(params, INPUTS),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_statistics_are_constant_under_differentiation(network, params):
+    """Both ways to hold them constant agree, and differ from differentiating through them."""
+    tangent = jax.tree.map(jnp.ones_like, params)
+
+    def derivative(fn):
+        return np.asarray(jax.jvp(fn, (params,), (tangent,))[1])
+
+    held = derivative(lambda p: network.apply(p, INPUTS))
+    calibrated = derivative(lambda p: network.calibrate(params, INPUTS)(p, INPUTS))
+    through = derivative(lambda p: train_mode(p, INPUTS)[0])
+    np.testing.assert_allclose(held, calibrated, rtol=1e-3, atol=1e-4)
+    assert np.linalg.norm(held - through) > 0.1 * np.linalg.norm(held)
+
+
+def test_the_calibration_pass_costs_nothing_where_it_is_shared(network, params):
+    """The compiler merges it with the pass that is differentiated: no extra forward pass."""
+
+    def calibrated(p, unbiased):
+        return network.calibrate(p, INPUTS, unbiased=unbiased)(p, INPUTS)
+
+    def flops(fn):
+        return jax.jit(fn).lower(params).compile().cost_analysis()["flops"]
+
+    forward = flops(lambda p: network.apply(p, INPUTS))
+    assert flops(lambda p: calibrated(p, unbiased=False)) < 1.1 * forward
+    assert flops(lambda p: calibrated(p, unbiased=True)) > 1.5 * forward
+
+
+def test_perturbed_network_shares_the_clean_networks_statistics(network, params):
+    """The finite difference compares two networks under one normalisation (the authors' code)."""
+    apply = network.calibrate(params, INPUTS)
+    doubled = jax.tree.map(lambda p: 2 * p, params)
+    assert not np.allclose(apply(doubled, INPUTS), network.apply(doubled, INPUTS), rtol=0.1)
+
+
+def test_batch_norm_called_with_an_argument_or_over_other_axes():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = nn.BatchNorm()(x, use_running_average=not train)
+            x = nn.BatchNorm(axis=1)(x, not train)
+            return nn.BatchNorm(axis=(1, 2), use_scale=False)(x, use_running_average=not train)
+
+    x = jax.random.normal(jax.random.key(0), (5, 3, 4)) + 2
+    network = networks.linen(Model(), (3, 4), train=False)
+    params = network.init(jax.random.key(0))
+    want, _ = Model().apply({"params": params}, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(network.apply(params, x), want, rtol=1e-3, atol=1e-4)
+
+
+def test_networks_without_batch_statistics_calibrate_to_themselves():
+    network = oracles.smooth_mlp()
+    params = network.init(jax.random.key(0))
+    x = jnp.ones((2, 4))
+    np.testing.assert_array_equal(
+        network.calibrate(params, x, unbiased=True)(params, x), network.apply(params, x)
+    )
+
+
+def test_plain_functions():
+    network = networks.plain(
+        lambda key: {"w": jax.random.normal(key, (3, 2))}, lambda p, x: x @ p["w"], (3,)
+    )
+    params = network.init(jax.random.key(0))
+    assert network.calibrate(params, jnp.ones((1, 3)), unbiased=True) is network.apply
+    kernel = ntk.exact(lambda p: network.apply(p, jnp.ones((1, 3))), params)
+    np.testing.assert_allclose(kernel, 3 * np.eye(2), rtol=1e-6)
+
+
+class Stateful(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        self.variable("cache", "last", jnp.zeros, x.shape)
+        return nn.Dense(1)(x)
+
+
+class Argmax(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return jnp.argmax(nn.Dense(3)(x), axis=-1)
+
+
+def test_errors():
+    with pytest.raises(TypeError, match="model: got function"):
+        networks.linen(lambda x: x, (3,))
+    with pytest.raises(TypeError, match="bound module"):
+        networks.linen(nn.Dense(2).bind({}), (3,))
+    with pytest.raises(ValueError, match="training mode.*train=False"):
+        networks.linen(oracles.ConvBN(), (6, 6, 2), train=True)
+    with pytest.raises(ValueError, match="ConvBN cannot be initialised"):
+        networks.linen(oracles.ConvBN(), (6, 6, 2), nonsense=1)
+    with pytest.raises(ValueError, match="collection.*cache"):
+        networks.linen(Stateful(), (3,))
+    with pytest.raises(ValueError, match="dtype int32"):
+        networks.linen(Argmax(), (3,))
+    single = networks.linen(oracles.ConvBN(), (1, 1, 2), train=False)
+    params = single.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="single value per feature"):
+        single.calibrate(params, jnp.ones((1, 1, 1, 2)), unbiased=True)
+    with pytest.raises(ValueError, match="outputs are not finite"):
+        networks.check_finite(
+            single, jax.tree.map(lambda p: p * jnp.nan, params), jnp.ones((2, 1, 1, 2))
+        )
