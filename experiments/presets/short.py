@@ -3,7 +3,8 @@
     python -m experiments.cifar short
     python -m experiments.cifar short --compare random dense
 
-The paper's search, then 5 epochs with a learning rate that rises over the first and falls to 0.
+The paper's search, then 3 epochs with a learning rate that rises over the first and falls to 0.
+On two CPU cores about 3 minutes of search (7 seconds a round) and 4 minutes an epoch.
 """
 
 from experiments.config import Config, SearchConfig, TrainingConfig
@@ -13,7 +14,7 @@ CONFIG = Config(
     model="resnet20",
     search=SearchConfig(density=0.05, rounds=20, num_samples=5, noise_batch_size=100),
     training=TrainingConfig(
-        epochs=5,
+        epochs=3,
         batch_size=128,
         learning_rate=0.1,
         lr_schedule="cosine",
