@@ -12,8 +12,8 @@ DEMO_OPTIONS ?=
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
 
-demo: $(INSTALLED)  ## prune and train a small network on the embedded digits
-	$(BIN)/python -m experiments.cifar demo $(DEMO_OPTIONS)
+demo: $(INSTALLED)  ## prune and train a small network on the embedded digits (again: show its results)
+	$(BIN)/python -m experiments.cifar demo --resume $(DEMO_OPTIONS)
 
 test: $(INSTALLED)  ## run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)

@@ -1,8 +1,8 @@
 """Pruning neural networks before training, by the spectrum of their neural tangent kernel.
 
 Read it as a table of contents: `networks` makes a model into pure functions, `criteria` score its
-weights, `search` prunes round by round down to a density that `schedules` sets, `masks` holds what is
-left, `optim` keeps it so in training.
+weights, `search` prunes round by round down to a density that `schedules` sets, `masks` holds what
+is left, `optim` keeps it so in training.
 """
 
 from ntksap_jax import criteria as criteria

@@ -13,9 +13,7 @@ import jax.numpy as jnp
 from ntksap_jax.types import Key
 
 
-def random_like(
-    key: Key, tree: Any, sampler: Callable[..., jax.Array] = jax.random.normal
-) -> Any:
+def random_like(key: Key, tree: Any, sampler: Callable[..., jax.Array] = jax.random.normal) -> Any:
     """Draws independent random numbers in the shape of a pytree.
 
     All leaves are cut from one draw: a random generator takes XLA about a second to compile on CPU,

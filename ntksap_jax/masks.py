@@ -57,7 +57,8 @@ def map_prunable(fn: Callable[..., Any], mask: Mask, *trees: Any) -> Any:
 
     >>> import jax.numpy as jnp
     >>> mask = {"kernel": jnp.array([True, False]), "bias": None}
-    >>> map_prunable(lambda m, p: int(jnp.sum(m * p)), mask, {"kernel": jnp.array([3, 4]), "bias": 9})
+    >>> params = {"kernel": jnp.array([3, 4]), "bias": 9}
+    >>> map_prunable(lambda m, p: int(jnp.sum(m * p)), mask, params)
     {'bias': None, 'kernel': 3}
     """
     return jax.tree.map(
@@ -134,8 +135,8 @@ def check(mask: Mask, params: Params) -> None:
     for path, leaf in found.items():
         if path not in wanted:
             raise ValueError(f"mask: leaf {path!r} does not exist in params. {advice}")
-        if getattr(leaf, "dtype", None) != bool:
-            kind = getattr(leaf, "dtype", type(leaf).__name__)
+        kind = getattr(leaf, "dtype", type(leaf).__name__)
+        if kind != np.dtype(bool):
             raise TypeError(f"mask: leaf {path!r} is {kind}, expected a boolean array. {advice}")
         if leaf.shape != wanted[path].shape:
             raise ValueError(
@@ -145,8 +146,8 @@ def check(mask: Mask, params: Params) -> None:
     missing = [path for path in wanted if path not in leaf_paths(_fill_none(mask))]
     if missing or _skeleton(mask) != _skeleton(params):
         raise ValueError(
-            f"mask: its tree differs from that of params; missing: {_shorten(missing) or 'no leaf'}; "
-            f"got {_skeleton(mask)}, expected {_skeleton(params)}. {advice}"
+            f"mask: its tree differs from params; missing: {_shorten(missing) or 'no leaf'}; got "
+            f" {_skeleton(mask)}, expected {_skeleton(params)}. {advice}"
         )
     if not found:
         raise ValueError(f"mask: has no prunable leaf. {advice}")
@@ -267,9 +268,8 @@ def save(path: str | os.PathLike[str], mask: Mask) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with aside.open("wb") as file:
-            np.savez_compressed(
-                file, **{name: np.asarray(leaf, bool) for name, leaf in leaf_paths(mask).items()}
-            )
+            arrays: Any = {name: np.asarray(leaf) for name, leaf in leaf_paths(mask).items()}
+            np.savez_compressed(file, **arrays)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

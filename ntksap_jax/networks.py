@@ -1,9 +1,9 @@
 """Models as `Network`s, the pure functions that criteria work on. All that knows Flax is here.
 
-Batch normalisation is where a Flax module is not a function of params and inputs alone. A score must
-normalise with the statistics of its own batch and hold them constant under differentiation (NTK-SAP,
-released code: statistics first, then evaluation mode; a derivative that flowed through them would
-be the NTK of another function).
+Batch normalisation is where a Flax module is not a function of params and inputs alone. A score
+must normalise with the statistics of its own batch and hold them constant under differentiation
+(NTK-SAP, released code: statistics first, then evaluation mode; a derivative that flowed through
+them would be the NTK of another function).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Statistics = dict[str, Any]
 
 
 def plain(init: Callable[[Key], Params], apply: ApplyFn, input_shape: tuple[int, ...]) -> Network:
-    """Makes a `Network` of two pure functions that normalise without batch statistics, or not at all.
+    """Makes a `Network` of two pure functions that take no batch statistics.
 
     Args:
         init: `init(key) -> params`.
@@ -33,7 +33,9 @@ def plain(init: Callable[[Key], Params], apply: ApplyFn, input_shape: tuple[int,
         The network.
 
     >>> import jax, jax.numpy as jnp
-    >>> network = plain(lambda key: {"w": jax.random.normal(key, (3, 2))}, lambda p, x: x @ p["w"], (3,))
+    >>> def init(key):
+    ...     return {"w": jax.random.normal(key, (3, 2))}
+    >>> network = plain(init, lambda params, x: x @ params["w"], (3,))
     >>> network.apply(network.init(jax.random.key(0)), jnp.ones((5, 3))).shape
     (5, 2)
     """
@@ -76,8 +78,8 @@ def linen(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model: got {type(model).__name__}, expected a flax.linen module such as MyModel(...). "
-            "For a pair of functions use networks.plain(init, apply, input_shape)."
+            f"model: got {type(model).__name__}, expected a flax.linen module such as "
+            "MyModel(...). For a pair of functions use networks.plain(init, apply, input_shape)."
         )
     if model.scope is not None:
         raise TypeError(
@@ -86,7 +88,7 @@ def linen(
     input_shape = tuple(input_shape)
     example = jax.ShapeDtypeStruct((1, *input_shape), dtype)
 
-    def variables(key: Key) -> dict[str, Any]:
+    def variables(key: Key) -> Any:
         return model.init(key, jnp.zeros(example.shape, dtype), **apply_kwargs)
 
     @jax.jit  # so that whoever draws weights, and however often, it is compiled once
@@ -121,7 +123,7 @@ def linen(
 
 
 def _use_batch_statistics(unbiased: bool) -> Callable[..., Any]:
-    """Makes an interceptor that gives every BatchNorm the statistics of its inputs as running averages.
+    """Makes an interceptor that gives every BatchNorm its batch's statistics as running averages.
 
     The module then normalises with its own code, and the statistics end up in the "batch_stats"
     collection. As the authors' PyTorch does, the batch itself is normalised with the biased
@@ -174,9 +176,9 @@ def _check_collections(variables: Callable[[Key], Any], model: nn.Module) -> Non
     unknown = sorted(set(collections) - {"params", "batch_stats"})
     if unknown:
         raise ValueError(
-            f"model: {type(model).__name__} keeps state in collection(s) {', '.join(unknown)}, so it "
-            "is no function of params and inputs. Expected only 'params' and 'batch_stats'; write "
-            "the two functions yourself and use networks.plain."
+            f"model: {type(model).__name__} keeps state in collection(s) {', '.join(unknown)}, so "
+            "it is no function of params and inputs. Expected only 'params' and 'batch_stats'; "
+            "write the two functions yourself and use networks.plain."
         )
 
 

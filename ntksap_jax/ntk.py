@@ -62,8 +62,8 @@ def finite_difference(
     """Estimates tr Θ by ‖f(θ + σ v) − f(θ)‖² / σ² with v ~ N(0, I), as the NTK-SAP authors do.
 
     The paper's ε is the *variance* σ² (1e-4) of the perturbation; the authors' code passes the
-    standard deviation 0.01. (Their score lacks the constant 1/σ², which no ranking feels.) Costs two
-    forward passes, and four more for the gradient.
+    standard deviation 0.01. (Their score lacks the constant 1/σ², which no ranking feels.) Costs
+    two forward passes, and four more for the gradient.
 
     Args:
         key: PRNG key of the probe.
@@ -141,11 +141,12 @@ def difference_norm(
 
 
 def cotangent_norm(fn: Fn, params: Params, cotangent: Any) -> jax.Array:
-    """Returns ‖Jᵀ u‖² for the cotangent u, shaped like the outputs; to be differentiated at most once.
+    """Returns ‖Jᵀ u‖² for the cotangent u, shaped like the outputs.
 
-    With g = Jᵀu held constant, ‖Jᵀu‖² = 2 ⟨u, J g⟩ − ‖g‖² in value and in first derivative. The right
-    side makes its gradient reverse over forward mode, which XLA runs several times faster than the
-    reverse over reverse mode of the left.
+    To be differentiated at most once.
+    With g = Jᵀu held constant, ‖Jᵀu‖² = 2 ⟨u, J g⟩ − ‖g‖² in value and in first derivative. The
+    right side makes its gradient reverse over forward mode, which XLA runs several times faster
+    than the reverse over reverse mode of the left.
 
     >>> import jax.numpy as jnp
     >>> float(cotangent_norm(lambda w: w**2, jnp.array([1.0, 2.0]), jnp.array([1.0, 1.0])))
@@ -158,8 +159,8 @@ def cotangent_norm(fn: Fn, params: Params, cotangent: Any) -> jax.Array:
 
 
 def squared_norm(tree: Any) -> jax.Array:
-    """Returns the sum of squares of all entries, leaf by leaf. (A norm has no gradient at 0.)"""
-    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
+    """Returns the sum of squares of all entries; a norm would have no gradient at 0."""
+    return sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), jnp.zeros(()))
 
 
 # -- The exact kernel ------------------------------------------------------------------------------

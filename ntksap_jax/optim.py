@@ -24,10 +24,11 @@ def constrain_to_mask(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimiser so that pruned weights are, and stay, exactly zero.
 
-    Gradients and params are masked before the optimiser sees them, so that momentum, second moments,
-    weight decay and clipping by global norm know only the sparse network; its updates are masked
-    after, with -θ in place of the update of a pruned weight, so that θ becomes 0 even if it was not.
-    It must be the *outermost* transformation: whatever is chained around it can move pruned weights.
+    Gradients and params are masked before the optimiser sees them, so that momentum, second
+    moments, weight decay and clipping by global norm know only the sparse network; its updates are
+    masked after, with -θ in place of the update of a pruned weight, so that θ becomes 0 even if it
+    was not. It must be the *outermost* transformation: whatever is chained around it can move
+    pruned weights.
 
     Not `optax.masked`, whose mask is one Python boolean per leaf and which passes the gradients of
     the leaves it leaves out through as updates.
@@ -41,7 +42,8 @@ def constrain_to_mask(
         The transformation; its `update` needs `params`.
 
     Raises:
-        ValueError, TypeError: in `init`, a mask that does not fit the params; in `update`, no params.
+        ValueError, TypeError: in `init`, a mask that does not fit the params; in `update`, no
+            params.
 
     >>> import jax.numpy as jnp, optax
     >>> params = {"kernel": jnp.array([1.0, 1.0])}
@@ -62,8 +64,8 @@ def constrain_to_mask(
     ) -> tuple[Any, ConstrainToMaskState]:
         if params is None:
             raise ValueError(
-                "params: got None; constrain_to_mask needs the current params to hold pruned weights "
-                "at 0. Call optimizer.update(grads, state, params)."
+                "params: got None; constrain_to_mask needs the current params to hold pruned "
+                "weights at 0. Call optimizer.update(grads, state, params)."
             )
         updates, inner = optimizer.update(
             masks.apply(state.mask, updates),

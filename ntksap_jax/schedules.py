@@ -1,4 +1,4 @@
-"""Schedules: the density after each round of the search, as a plain array that is read off in order."""
+"""Schedules: the density after each round of the search, as a plain array."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def exponential(density: float, *, rounds: int) -> np.ndarray:
-    """The density d^(t/T) after round t = 1, ..., T: every round keeps the same share of what is left.
+    """The density d^(t/T) after round t = 1, ..., T: the same share of what is left each round.
 
     The schedule of NTK-SAP (Wang, Li, Sun, ICLR 2023, Algorithm 1) and of SynFlow.
 

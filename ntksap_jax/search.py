@@ -1,8 +1,9 @@
 """The search: score and select, round by round, down to the target density.
 
-`prune` is the driver for programs and notebooks: it loops over compiled rounds in Python, reports each
-one and can resume. `find_mask` is the same search as one traceable function, for use inside your own
-`jit`. Both draw round t's randomness from `fold_in(key, t)`, so the same key gives the same masks.
+`prune` is the driver for programs and notebooks: it loops over compiled rounds in Python, reports
+each one and can resume. `find_mask` is the same search as one traceable function, for use inside
+your own `jit`. Both draw round t's randomness from `fold_in(key, t)`, so the same key gives the
+same masks.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def find_mask(
 ) -> tuple[Mask, Metrics]:
     """Searches for a mask, all rounds in one `lax.scan`, to be traced by the caller's `jit`.
 
-    On CPU, XLA runs *gradients of convolutions* inside loops 20 to 200 times slower than outside. For
-    convolutional networks there, use `prune`, or `unroll` if the rounds are few.
+    On CPU, XLA runs *gradients of convolutions* inside loops 20 to 200 times slower than outside.
+    For convolutional networks there, use `prune`, or `unroll` if the rounds are few.
 
     Args:
         key: PRNG key of the search.
@@ -141,8 +142,8 @@ def prune(
         The mask, and the `RoundInfo` of every round done here.
 
     Raises:
-        ValueError, TypeError: before anything is compiled: a schedule, mask or start_round that does
-            not fit. After a round: scores that are not finite or all zero; the leaf is named.
+        ValueError, TypeError: before anything is compiled: a schedule, mask or start_round that
+            does not fit. After a round: scores that are not finite or all zero; the leaf is named.
 
     >>> import jax, jax.numpy as jnp
     >>> from ntksap_jax import criteria
@@ -191,8 +192,8 @@ def _plan(
     densities = schedules.check(schedule)
     if len(densities) > masks.num_prunable(mask):
         raise ValueError(
-            f"schedule: got {len(densities)} rounds for {masks.num_prunable(mask)} prunable weights; "
-            "expected at most one round a weight. Pass fewer rounds."
+            f"schedule: got {len(densities)} rounds for {masks.num_prunable(mask)} prunable "
+            "weights; expected at most one round a weight. Pass fewer rounds."
         )
     return mask, [selection.kept_counts(mask, float(d), scope=scope) for d in densities]
 
@@ -200,14 +201,14 @@ def _plan(
 def _check_start(mask: Mask, plan: list[Any], start_round: int) -> None:
     if not 0 <= start_round <= len(plan):
         raise ValueError(
-            f"start_round: got {start_round}, expected the number of rounds already done, from 0 to "
-            f"{len(plan)}."
+            f"start_round: got {start_round}, expected the number of rounds already done, from 0 "
+            f"to {len(plan)}."
         )
     if start_round == 0:
         return
     expected = int(np.sum(jax.tree.leaves(plan[start_round - 1])))
     if masks.num_kept(mask) != expected:
         raise ValueError(
-            f"mask: keeps {masks.num_kept(mask)} weights, but after round {start_round} the schedule "
-            f"keeps {expected}. Pass the mask, start_round and schedule of the same search."
+            f"mask: keeps {masks.num_kept(mask)} weights, but after round {start_round} the "
+            f"schedule keeps {expected}. Pass the mask, start_round and schedule of one search."
         )

@@ -82,7 +82,8 @@ def keep_top(scores: Scores, mask: Mask, counts: Any) -> tuple[Mask, jax.Array]:
     >>> new["w"].tolist(), float(threshold)
     ([False, True, False, False], 2.0)
     """
-    mask_leaves, structure = jax.tree.flatten(mask)
+    mask_leaves = jax.tree.leaves(mask)
+    structure: Any = jax.tree.structure(mask)
     score_leaves = structure.flatten_up_to(scores)
     dtype = jnp.result_type(jnp.float32, *score_leaves)
     ranks = [
@@ -125,12 +126,12 @@ def _unrank(rank: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _keep_top_ranks(ranks: list[jax.Array], count: Any) -> tuple[list[jax.Array], jax.Array]:
-    """Keeps the `count` highest of all ranks above 0 (already pruned); returns the lowest kept too."""
+    """Keeps the `count` highest ranks above 0 (already pruned); also returns the lowest kept."""
     unsigned = ranks[0].dtype
     bits = unsigned.itemsize * 8
 
     def num_at_least(bound: jax.Array) -> jax.Array:
-        return sum(jnp.sum(rank >= bound, dtype=jnp.int32) for rank in ranks)
+        return sum((jnp.sum(rank >= bound, dtype=jnp.int32) for rank in ranks), jnp.int32(0))
 
     count = jnp.minimum(count, num_at_least(jnp.array(1, unsigned)))
 
@@ -152,7 +153,7 @@ def _keep_top_ranks(ranks: list[jax.Array], count: Any) -> tuple[list[jax.Array]
 
 
 def select(scores: Scores, mask: Mask, *, density: float, scope: Scope = "global") -> Mask:
-    """Keeps exactly round(density · N) weights, those with the highest scores, and checks the scores.
+    """Keeps exactly round(density · N) weights: those with the highest scores, which it checks.
 
     The checked form of `kept_counts` and `keep_top`, for concrete arrays.
 
@@ -178,8 +179,9 @@ def select(scores: Scores, mask: Mask, *, density: float, scope: Scope = "global
     check_scores(scores, mask)
     if scope == "global" and counts > masks.num_kept(mask):
         raise ValueError(
-            f"density: {density!r} keeps {counts} weights, but the mask has only {masks.num_kept(mask)} "
-            "left; masks only ever shrink. Pass a lower density, or start from masks.create(params)."
+            f"density: {density!r} keeps {counts} weights, but the mask has only "
+            f"{masks.num_kept(mask)} left; masks only ever shrink. Pass a lower density, or start "
+            "from masks.create(params)."
         )
     return keep_top(scores, mask, counts)[0]
 
@@ -189,20 +191,22 @@ def check_scores(scores: Scores, mask: Mask) -> None:
 
     Raises:
         ValueError: scores shaped unlike the mask; a score that is not finite; scores that are all
-            zero, everywhere or in a leaf of which nothing was pruned yet. The leaf is named. (A leaf
-            that earlier rounds cut off may well score zero: a collapsed layer is no error.)
+            zero, everywhere or in a leaf of which nothing was pruned yet. The leaf is named. (A
+            leaf that earlier rounds cut off may well score zero: a collapsed layer is no error.)
 
     >>> import jax.numpy as jnp
-    >>> check_scores({"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.ones(2, bool)})
+    >>> check_scores(
+    ...     {"w": jnp.array([1.0, jnp.nan])}, {"w": jnp.ones(2, bool)})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: scores: 1 of 2 entries of leaf 'w' are not finite. Check that the network's outputs are finite, and score in float32.
+    ValueError: scores: 1 of 2 entries of leaf 'w' are not finite. ...
     """
     wanted = {path: leaf.shape for path, leaf in masks.leaf_paths(mask).items()}
     found = {path: jnp.shape(leaf) for path, leaf in masks.leaf_paths(scores).items()}
     if found != wanted:
         odd = [path for path in wanted | found if wanted.get(path) != found.get(path)]
         raise ValueError(
-            f"scores: leaf {odd[0]!r} has shape {found.get(odd[0])}, the mask {wanted.get(odd[0])}. "
+            f"scores: leaf {odd[0]!r} has shape {found.get(odd[0])}, the mask "
+            f"{wanted.get(odd[0])}. "
             "A criterion returns one array of scores for every prunable leaf, of its shape."
         )
     facts = jax.device_get(_score_facts(jax.tree.leaves(scores), jax.tree.leaves(mask)))
@@ -217,9 +221,10 @@ def check_scores(scores: Scores, mask: Mask) -> None:
     useless = zero if len(zero) == len(wanted) else [path for path in zero if path in dense]
     if useless:
         raise ValueError(
-            f"scores: all zero in leaf {useless[0]!r}, so they cannot rank its weights. The outputs do "
-            "not depend on it: is it used, and does no zero-initialised weight or pruned layer cut "
-            "it off? Leave it out with masks.create(params, exclude=...), or prune less."
+            f"scores: all zero in leaf {useless[0]!r}, so they cannot rank its weights. The "
+            "outputs do not depend on it: is it used, and does no zero-initialised weight or "
+            "pruned layer cut it off? Leave it out with masks.create(params, exclude=...), or "
+            "prune less."
         )
 
 

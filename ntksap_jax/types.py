@@ -16,8 +16,8 @@ Params = Any
 Mask = Any
 """Pytree shaped like the params: a boolean array where the leaf is prunable, `None` elsewhere.
 
-`True` keeps the weight. The same shape with numbers in place of booleans is a relaxed mask, which is
-what gradients with respect to a mask are taken at.
+`True` keeps the weight. The same shape with numbers in place of booleans is a relaxed mask, which
+is what gradients with respect to a mask are taken at.
 """
 
 Scores = Any
@@ -36,7 +36,10 @@ ApplyFn = Callable[[Params, Inputs], Any]
 """`apply(params, inputs) -> outputs`, pure."""
 
 ScoreFn = Callable[[Key, Params, Mask, Batch], tuple[Scores, Metrics]]
-"""A criterion: `score(key, params, mask, batch) -> (scores, metrics)`, pure; pruned entries score 0."""
+"""A criterion: `score(key, params, mask, batch) -> (scores, metrics)`, pure.
+
+Pruned entries score 0.
+"""
 
 
 class Network(NamedTuple):

@@ -1,7 +1,9 @@
 """Values recorded from the NTK-SAP authors' PyTorch code, in our trees and layouts.
 
-`data/resnet8w4.npz` (dense) and `data/resnet8w4_masked.npz` (partly pruned) hold a ResNet-8 of width
-4: weights, mask, data, every random draw, and the scores and masks that the authors' code made of them.
+`data/resnet8w4.npz` (dense) and `data/resnet8w4_masked.npz` (partly pruned) hold a ResNet-8 of
+width
+4: weights, mask, data, every random draw, and the scores and masks that the authors' code made of
+    them.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Slow and obvious computations that the library is compared with, and small networks to do so on."""
+"""Slow and obvious computations to compare the library with, and small networks to do so on."""
 
 from typing import Any
 

@@ -1,8 +1,9 @@
-"""One contract for all criteria, and what is particular to each. A new criterion is tested by listing it."""
+"""One contract for all criteria (list a new one and it is tested), and what sets each apart."""
 
 import contextlib
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +73,7 @@ def test_the_key_decides(score, request):
 def test_arguments_are_left_alone(score):
     before = jax.tree.map(np.array, (PARAMS, MASK, BATCH))
     score(KEY, PARAMS, MASK, BATCH)
-    jax.tree.map(np.testing.assert_array_equal, before, (PARAMS, MASK, BATCH))
+    chex.assert_trees_all_equal(before, (PARAMS, MASK, BATCH))
 
 
 def test_jit_gives_the_same_scores(score):
@@ -149,7 +150,8 @@ def test_reinit_ignores_the_given_weights_and_its_absence_uses_them():
     other = jax.tree.map(lambda p: 2 * p + 1, PARAMS)
     fresh, given = small(), small(reinit=False)
     np.testing.assert_array_equal(
-        oracles.flat(fresh(KEY, PARAMS, MASK, None)[0]), oracles.flat(fresh(KEY, other, MASK, None)[0])
+        oracles.flat(fresh(KEY, PARAMS, MASK, None)[0]),
+        oracles.flat(fresh(KEY, other, MASK, None)[0]),
     )
     differs = oracles.flat(given(KEY, PARAMS, MASK, None)[0]) != oracles.flat(
         given(KEY, other, MASK, None)[0]
@@ -159,7 +161,9 @@ def test_reinit_ignores_the_given_weights_and_its_absence_uses_them():
 
 def test_inputs_may_be_data_or_a_function():
     data = small(inputs="data")(KEY, PARAMS, MASK, BATCH)[0]
-    function = small(inputs=lambda key, batch_size: BATCH[0][:batch_size])(KEY, PARAMS, MASK, None)[0]
+    function = small(inputs=lambda key, batch_size: BATCH[0][:batch_size])(KEY, PARAMS, MASK, None)[
+        0
+    ]
     np.testing.assert_array_equal(oracles.flat(data), oracles.flat(function))
     noise = small()(KEY, PARAMS, MASK, BATCH)[0]
     assert not np.allclose(oracles.flat(data), oracles.flat(noise), rtol=0.1)

@@ -52,7 +52,9 @@ def test_patterns_override_roles():
 
 @pytest.mark.parametrize("argument", ["include", "exclude"])
 def test_a_pattern_that_matches_nothing_is_an_error(argument):
-    with pytest.raises(ValueError, match=rf"{argument}: pattern 'hed' matches no leaf.*head/kernel"):
+    with pytest.raises(
+        ValueError, match=rf"{argument}: pattern 'hed' matches no leaf.*head/kernel"
+    ):
         masks.create(PARAMS, **{argument: ["kernel", "hed"]})
 
 

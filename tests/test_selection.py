@@ -20,7 +20,7 @@ VALUES = st.one_of(
 
 
 def oracle(scores, mask, count):
-    """Keeps the `count` best of the kept entries of a flat array, earlier ones first among equals."""
+    """Keeps the `count` best kept entries of a flat array, earlier ones first among equals."""
     order = [i for i in np.argsort(-scores, kind="stable") if mask[i]]
     new = np.zeros_like(mask)
     new[order[:count]] = True

@@ -2,16 +2,16 @@ r"""NTK-SAP: keep the connections whose removal would change the spectrum of the
 
 The score of a mask entry is the sensitivity of the expected trace of the neural tangent kernel,
 
-    s(m) = | ∂/∂m  Σ_i  ‖J(θ_i ⊙ m; z_i) diag(m) v_i‖² |,   θ_i ~ init, z_i ~ N(0, I), v_i ~ N(0, I),
+    s(m) = | ∂/∂m  Σ_i  ‖J(θ_i ⊙ m; z_i) diag(m) v_i‖² |,   θ_i ~ init,  z_i, v_i ~ N(0, I),
 
 the absolute value taken after the sum over samples. Weights θ_i are drawn afresh for every sample
-(weight-agnostic), the inputs z_i are Gaussian noise (data-agnostic): it needs neither labels nor data
-nor trained weights.
+(weight-agnostic), the inputs z_i are Gaussian noise (data-agnostic): it needs neither labels nor
+data nor trained weights.
 
-Source: Wang, Li, Sun, "NTK-SAP: Improving neural network pruning by aligning training dynamics", ICLR
-2023, Eq. 10 and Algorithm 1, with the released code's choices: one draw of weights for a batch of
-inputs; only prunable weights are perturbed; batch statistics of the masked network, constant under
-differentiation.
+Source: Wang, Li, Sun, "NTK-SAP: Improving neural network pruning by aligning training dynamics",
+ICLR 2023, Eq. 10 and Algorithm 1, with the released code's choices: one draw of weights for a batch
+of inputs; only prunable weights are perturbed; batch statistics of the masked network, constant
+under differentiation.
 """
 
 from __future__ import annotations
@@ -57,14 +57,15 @@ def ntk_sap(
             `(key, batch_size) -> inputs`.
         output_fn: what the NTK is taken of, as a function of the network's outputs; by default the
             outputs (logits) themselves.
-        calibrate: `"one_pass"`: batch statistics with the biased variance, shared with the pass that
-            is differentiated; `"two_pass"`: the authors' sequence, which normalises with the
+        calibrate: `"one_pass"`: batch statistics with the biased variance, shared with the pass
+            that is differentiated; `"two_pass"`: the authors' sequence, which normalises with the
             unbiased variance that an earlier pass stored. For parity; one more pass.
 
     Returns:
         The criterion. Called on concrete arrays it compiles one sample (or one `vmap` of them) and
-        loops over them in Python; traced by the caller's `jit`, it is a `lax.scan` (on CPU unrolled). Its
-        metrics hold `"trace"`, the mean estimate per sample: summed over inputs and outputs.
+        loops over them in Python; traced by the caller's `jit`, it is a `lax.scan` (on CPU
+        unrolled). Its metrics hold `"trace"`, the mean estimate per sample: summed over inputs and
+        outputs.
 
     Raises:
         ValueError: an option out of range. When called: params or data that do not fit, a
@@ -80,7 +81,8 @@ def ntk_sap(
     """
     if num_samples < 1 or batch_size < 1:
         raise ValueError(
-            f"num_samples, batch_size: got {num_samples} and {batch_size}, expected at least 1 each."
+            f"num_samples, batch_size: got {num_samples} and {batch_size}, expected at least 1 "
+            "each."
         )
     if vmap_samples < 1 or num_samples % vmap_samples:
         raise ValueError(
@@ -185,7 +187,8 @@ def trace_and_gradient(
     >>> import jax.numpy as jnp
     >>> network = networks.plain(lambda key: {}, lambda p, x: x @ p["w"], (2,))
     >>> trace, gradient = trace_and_gradient(
-    ...     network, {"w": jnp.ones((2, 1))}, {"w": jnp.ones((2, 1), bool)}, jnp.array([[3.0, 4.0]]),
+    ...     network, {"w": jnp.ones((2, 1))}, {"w": jnp.ones((2, 1), bool)},
+    ...     jnp.array([[3.0, 4.0]]),
     ...     estimate=lambda fn, w: ntk.cotangent_norm(fn, w, jnp.ones((1, 1))))
     >>> float(trace), gradient["w"].ravel().tolist()
     (25.0, [18.0, 32.0])

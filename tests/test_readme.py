@@ -1,0 +1,46 @@
+"""The README's Python runs as it is, and names only files and commands that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import command_line, config
+from experiments.presets import PRESETS
+from ntksap_jax import masks
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_library_example_runs_and_prunes():
+    [code] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(code.strip().splitlines()) <= 12
+    names: dict = {}
+    exec(code.replace("batch_size=100", "batch_size=4"), names)
+    mask, params = names["mask"], names["params"]
+    assert masks.num_kept(mask) == round(0.05 * masks.num_prunable(mask))
+    for m, p in zip(
+        masks.leaf_paths(mask).values(),
+        masks.leaf_paths(masks.map_prunable(lambda m, p: p, mask, params)).values(),
+        strict=True,
+    ):
+        assert not np.any(np.asarray(p)[~np.asarray(m)])
+    names["optimizer"].init(params)
+
+
+def test_pictures_and_files_exist():
+    links = re.findall(r"\]\(((?!http)[^)]+)\)", README) + re.findall(r"`(ntksap_jax/\S+)`", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^python -m experiments.cifar (.*?) *(?:#|$)", README, re.M)
+)
+def test_commands_are_understood(line):
+    if "--help" not in line:
+        config.check(command_line.parse(shlex.split(line), PRESETS, prog="cifar"))

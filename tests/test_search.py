@@ -1,0 +1,208 @@
+"""The search: exact counts, the driver against the traced form, resuming, reports, errors."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from ntksap_jax import criteria, masks, networks, schedules, search, selection
+
+KEY = jax.random.key(5)
+NETWORKS = {"smooth_mlp": oracles.smooth_mlp, "conv_bn": oracles.conv_bn}
+
+
+@pytest.fixture(scope="module", params=NETWORKS.values(), ids=NETWORKS.keys())
+def problem(request):
+    network = request.param()
+    params = network.init(jax.random.key(0))
+    return network, params, criteria.ntk_sap(network, num_samples=2, batch_size=4)
+
+
+def test_every_round_keeps_exactly_its_share_of_the_last(problem):
+    _, params, score = problem
+    schedule = schedules.exponential(0.1, rounds=4)
+    seen = []
+    mask, history = search.prune(
+        KEY, params, score, schedule=schedule, on_round=lambda info, mask: seen.append((info, mask))
+    )
+    total = masks.num_prunable(mask)
+    assert [info.num_kept for info in history] == [round(d * total) for d in schedule]
+    assert [info.round for info in history] == [1, 2, 3, 4]
+    assert [info for info, _ in seen] == history
+    assert masks.digest(seen[-1][1]) == masks.digest(mask)
+    for (_, before), (_, after) in zip(seen, seen[1:], strict=False):
+        assert not np.any(oracles.flat(after) & ~oracles.flat(before))
+
+
+def test_reports_say_what_happened(problem):
+    _, params, score = problem
+    [info] = search.prune(KEY, params, score, schedule=[0.4])[1]
+    dense = masks.create(params)
+    scores, metrics = score(jax.random.fold_in(KEY, 0), params, dense, None)
+    mask = selection.select(scores, dense, density=0.4)
+    assert info.density == masks.density(mask)
+    assert info.layer_densities == masks.layer_densities(mask)
+    assert info.threshold == oracles.flat(scores)[oracles.flat(mask)].min()
+    assert info.metrics == {"trace": pytest.approx(float(metrics["trace"]))}
+    assert info.seconds > 0
+
+
+def test_same_key_same_mask_under_the_callers_jit(problem):
+    """The same search, traced whole by the caller as a function of key and params."""
+    _, params, score = problem
+    schedule = schedules.exponential(0.2, rounds=3)
+    driven, history = search.prune(KEY, params, score, schedule=schedule)
+    again, _ = search.prune(KEY, params, score, schedule=schedule)
+    assert masks.digest(again) == masks.digest(driven)
+
+    @jax.jit
+    def traced(key, params):
+        return search.find_mask(key, params, score, schedule=schedule)
+
+    mask, metrics = traced(KEY, params)
+    assert masks.digest(mask) == masks.digest(driven)
+    np.testing.assert_allclose(metrics["threshold"], [i.threshold for i in history], rtol=1e-4)
+    np.testing.assert_allclose(metrics["trace"], [i.metrics["trace"] for i in history], rtol=1e-4)
+    other, _ = traced(jax.random.key(6), params)
+    assert masks.digest(other) != masks.digest(driven)
+
+
+def test_unrolled_rounds_are_the_same_search():
+    params = {"kernel": jax.random.normal(KEY, (20, 20))}
+    digests = {
+        masks.digest(
+            jax.jit(
+                lambda key, u=unroll: search.find_mask(
+                    key, params, criteria.random(), schedule=[0.5, 0.2], unroll=u
+                )[0]
+            )(KEY)
+        )
+        for unroll in (False, True)
+    }
+    assert len(digests) == 1
+
+
+def test_the_traced_search_can_be_vmapped_over_keys():
+    params = {"kernel": jnp.ones((20, 20))}
+    found = jax.vmap(
+        lambda key: search.find_mask(key, params, criteria.random(), schedule=[0.1])[0]
+    )(jax.random.split(KEY, 3))
+    assert np.sum(found["kernel"], axis=(1, 2)).tolist() == [40, 40, 40]
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_a_resumed_search_ends_as_the_undisturbed_one(problem, done):
+    _, params, score = problem
+    schedule = schedules.exponential(0.1, rounds=3)
+    saved = {}
+    whole, history = search.prune(
+        KEY,
+        params,
+        score,
+        schedule=schedule,
+        on_round=lambda info, mask: saved.update({info.round: mask}),
+    )
+    resumed, rest = search.prune(
+        KEY, params, score, schedule=schedule, mask=saved[done], start_round=done
+    )
+    assert masks.digest(resumed) == masks.digest(whole)
+    assert [i.num_kept for i in rest] == [i.num_kept for i in history[done:]]
+
+
+def test_scope_layer_keeps_its_share_of_every_layer(problem):
+    _, params, score = problem
+    mask, _ = search.prune(KEY, params, score, schedule=[0.6, 0.3], scope="layer")
+    for leaf in masks.leaf_paths(mask).values():
+        assert np.sum(leaf) == round(0.3 * leaf.size)
+    traced, _ = jax.jit(
+        lambda: search.find_mask(KEY, params, score, schedule=[0.6, 0.3], scope="layer")
+    )()
+    assert masks.digest(traced) == masks.digest(mask)
+
+
+def test_a_search_may_start_from_a_mask_of_the_users(problem):
+    _, params, score = problem
+    first = masks.create(params, exclude="Dense_0")
+    mask, _ = search.prune(KEY, params, score, schedule=[0.5], mask=first)
+    assert masks.leaf_paths(mask).keys() == masks.leaf_paths(first).keys()
+
+
+def test_progress_wraps_the_rounds():
+    seen = []
+
+    def progress(rounds):
+        for t in rounds:
+            seen.append(t)
+            yield t
+
+    params = {"kernel": jnp.ones((4, 4))}
+    search.prune(KEY, params, criteria.random(), schedule=[0.5, 0.25], progress=progress)
+    assert seen == [0, 1]
+
+
+def test_params_are_left_alone(problem):
+    _, params, score = problem
+    before = jax.tree.map(np.array, params)
+    search.prune(KEY, params, score, schedule=[0.5])
+    chex.assert_trees_all_equal(before, params)
+
+
+TINY = {"kernel": jnp.ones((2, 3))}
+
+
+@pytest.mark.parametrize("find", [search.prune, search.find_mask])
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"schedule": [0.5, 1.2]}, ValueError, r"schedule: .*in \(0, 1\]"),
+        ({"schedule": [0.5, 0.6]}, ValueError, "never rise"),
+        ({"schedule": [0.9] * 7}, ValueError, "7 rounds for 6 prunable weights"),
+        ({"schedule": [0.05]}, ValueError, "rounds to none"),
+        ({"schedule": [0.5], "scope": "filters"}, ValueError, "scope: got 'filters'"),
+        (
+            {"schedule": [0.5], "mask": {"kernel": jnp.ones((3, 2), bool)}},
+            ValueError,
+            "'kernel' has",
+        ),
+        (
+            {"schedule": [0.5], "mask": {"kernel": jnp.ones((2, 3))}},
+            TypeError,
+            "'kernel' is float32",
+        ),
+    ],
+)
+def test_bad_arguments_raise_before_anything_is_scored(find, options, error, match):
+    def score(*_):
+        raise AssertionError("scored")
+
+    with pytest.raises(error, match=match):
+        find(KEY, TINY, score, **options)
+
+
+@pytest.mark.parametrize("start_round", [-1, 3])
+def test_a_start_round_outside_the_schedule_is_an_error(start_round):
+    with pytest.raises(ValueError, match=f"start_round: got {start_round}"):
+        search.prune(KEY, TINY, criteria.random(), schedule=[0.5, 0.3], start_round=start_round)
+
+
+def test_resuming_with_another_searchs_mask_is_an_error():
+    with pytest.raises(ValueError, match="keeps 6 weights, but after round 1 the schedule keeps 3"):
+        search.prune(KEY, TINY, criteria.random(), schedule=[0.5, 0.3], start_round=1)
+
+
+def test_a_score_that_is_not_finite_names_round_and_leaf():
+    def score(key, params, mask, batch):
+        del key, batch
+        bad = jnp.where(masks.density(mask) < 1, jnp.nan, 1.0)
+        return masks.map_prunable(lambda m, p: p * m * bad, mask, params), {}
+
+    with pytest.raises(ValueError, match="round 2 of 2: scores: 6 of 6 entries of leaf 'kernel'"):
+        search.prune(KEY, TINY, score, schedule=[0.5, 0.3])
+
+
+def test_a_network_whose_outputs_are_not_finite_is_an_error():
+    network = networks.plain(lambda key: TINY, lambda p, x: jnp.log(x @ p["kernel"] * 0 - 1), (2,))
+    with pytest.raises(ValueError, match="outputs are not finite"):
+        search.prune(KEY, TINY, criteria.ntk_sap(network), schedule=[0.5])
