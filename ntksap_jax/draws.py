@@ -1,4 +1,4 @@
-"""Random pytrees."""
+"""Random keys and random pytrees."""
 
 from __future__ import annotations
 
@@ -11,6 +11,30 @@ import jax
 import jax.numpy as jnp
 
 from ntksap_jax.types import Key
+
+
+def typed_key(key: Key) -> Key:
+    """Returns a PRNG key as a typed one, whose array holds keys and not their words.
+
+    Args:
+        key: a single key, typed (`jax.random.key`) or legacy (`jax.random.PRNGKey`).
+
+    Raises:
+        TypeError: anything else, such as a seed.
+
+    >>> import jax
+    >>> typed_key(jax.random.PRNGKey(0)) == jax.random.key(0)
+    Array(True, dtype=bool)
+    """
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
+        return key
+    if dtype == jnp.uint32 and shape == jax.random.PRNGKey(0).shape:
+        return jax.random.wrap_key_data(key)
+    raise TypeError(
+        f"key: got {type(key).__name__} of dtype {dtype} and shape {shape}, expected one PRNG key: "
+        "jax.random.key(seed)."
+    )
 
 
 def random_like(key: Key, tree: Any, sampler: Callable[..., jax.Array] = jax.random.normal) -> Any:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntksap_jax import _platform, masks, schedules, selection
+from ntksap_jax.draws import typed_key
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, RoundInfo, ScoreFn
 
 _keep_top = jax.jit(selection.keep_top)
@@ -96,6 +97,7 @@ def find_mask(
     {'kernel': Array([[3., 0.],
            [0., 0.]], dtype=float32)}
     """
+    key = typed_key(key)
     mask, plan = _plan(params, mask, schedule, scope)
     rounds = len(plan)
 
@@ -153,6 +155,7 @@ def prune(
     >>> mask["kernel"].tolist(), [info.num_kept for info in history]
     ([[True, False], [False, False]], [2, 1])
     """
+    key = typed_key(key)
     mask, plan = _plan(params, mask, schedule, scope)
     _check_start(mask, plan, start_round)
 

@@ -1,5 +1,6 @@
 """Slow and obvious computations to compare the library with, and small networks to do so on."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,9 +22,11 @@ class SmoothMLP(nn.Module):
 class ConvBN(nn.Module):
     """A small convolutional network with batch normalisation."""
 
+    features: Sequence[int] = (4,)
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        for features in (4, 6):
+        for features in self.features:
             x = nn.Conv(features, (3, 3), use_bias=False)(x)
             x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
         return nn.Dense(3)(x.mean(axis=(1, 2)))
@@ -33,8 +36,8 @@ def smooth_mlp() -> networks.Network:
     return networks.linen(SmoothMLP(), (4,))
 
 
-def conv_bn() -> networks.Network:
-    return networks.linen(ConvBN(), (6, 6, 2), train=False)
+def conv_bn(*features: int) -> networks.Network:
+    return networks.linen(ConvBN(features or (4,)), (6, 6, 2), train=False)
 
 
 def flat(tree: Any) -> np.ndarray:

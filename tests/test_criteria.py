@@ -70,6 +70,11 @@ def test_the_key_decides(score, request):
     assert np.array_equal(again[0], other) == deterministic
 
 
+def test_legacy_keys_are_as_good(score):
+    scores = [score(key(3), PARAMS, MASK, BATCH)[0] for key in (jax.random.key, jax.random.PRNGKey)]
+    chex.assert_trees_all_equal(*scores)
+
+
 def test_arguments_are_left_alone(score):
     before = jax.tree.map(np.array, (PARAMS, MASK, BATCH))
     score(KEY, PARAMS, MASK, BATCH)

@@ -9,12 +9,13 @@ import pytest
 
 from ntksap_jax import networks, ntk
 
+FEATURES = (4, 6)
 INPUTS = jax.random.normal(jax.random.key(1), (8, 6, 6, 2)) * 2 + 1
 
 
 @pytest.fixture(scope="module")
 def network():
-    return oracles.conv_bn()
+    return oracles.conv_bn(*FEATURES)
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +30,13 @@ def params(network):
 
 
 def train_mode(params, inputs):
-    model = oracles.ConvBN()
+    model = oracles.ConvBN(FEATURES)
     return model.apply({"params": params}, inputs, train=True, mutable=["batch_stats"])
 
 
 def test_init_is_the_modules_own():
-    network = oracles.conv_bn()
-    want = oracles.ConvBN().init(jax.random.key(3), jnp.zeros((1, 6, 6, 2)))["params"]
+    network = oracles.conv_bn(*FEATURES)
+    want = oracles.ConvBN(FEATURES).init(jax.random.key(3), jnp.zeros((1, 6, 6, 2)))["params"]
     got = network.init(jax.random.key(3))
     np.testing.assert_allclose(oracles.flat(got), oracles.flat(want), rtol=1e-6, atol=1e-6)
 
@@ -61,7 +62,7 @@ def test_calibrated_function_is_evaluation_mode_with_those_statistics(network, p
                 for name, layer in statistics.items()
             }
         other = jax.random.normal(jax.random.key(9), (3, 6, 6, 2))
-        want = oracles.ConvBN().apply({"params": params, "batch_stats": statistics}, other)
+        want = oracles.ConvBN(FEATURES).apply({"params": params, "batch_stats": statistics}, other)
         got = network.calibrate(params, INPUTS, unbiased=unbiased)(params, other)
         np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3)
 

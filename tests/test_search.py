@@ -181,6 +181,13 @@ def test_bad_arguments_raise_before_anything_is_scored(find, options, error, mat
         find(KEY, TINY, score, **options)
 
 
+@pytest.mark.parametrize("key", [0, jnp.zeros(3), jax.random.split(KEY)])
+@pytest.mark.parametrize("find", [search.prune, search.find_mask])
+def test_what_is_no_key_is_an_error(find, key):
+    with pytest.raises(TypeError, match="expected one PRNG key"):
+        find(key, TINY, criteria.random(), schedule=[0.5])
+
+
 @pytest.mark.parametrize("start_round", [-1, 3])
 def test_a_start_round_outside_the_schedule_is_an_error(start_round):
     with pytest.raises(ValueError, match=f"start_round: got {start_round}"):

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from ntksap_jax import _platform, masks, networks, ntk
-from ntksap_jax.draws import random_like
+from ntksap_jax.draws import random_like, typed_key
 from ntksap_jax.types import Batch, Inputs, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
 
 
@@ -142,7 +142,7 @@ def ntk_sap(
         zeros = masks.map_prunable(lambda m, p: jnp.zeros(m.shape, p.dtype), mask, params)
         total = (jnp.zeros(()), zeros)
         chunk = (vmap_samples,) if vmap_samples > 1 else ()
-        keys = jax.random.split(key, (num_samples // vmap_samples, *chunk, 3))
+        keys = jax.random.split(typed_key(key), (num_samples // vmap_samples, *chunk, 3))
         with jax.default_matmul_precision("highest"):
             if _is_traced((key, params, mask, batch)):
                 # Gradients of convolutions inside a loop are 20-200 times slower on CPU.
