@@ -18,7 +18,7 @@ import numpy as np
 
 from ntksap_jax import _platform, masks, schedules, selection
 from ntksap_jax.draws import typed_key
-from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, RoundInfo, ScoreFn
+from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, RoundInfo, ScoreFn, is_traced
 
 _keep_top = jax.jit(selection.keep_top)
 
@@ -145,7 +145,8 @@ def prune(
 
     Raises:
         ValueError, TypeError: before anything is compiled: a schedule, mask or start_round that
-            does not fit. After a round: scores that are not finite or all zero; the leaf is named.
+            does not fit, or a call inside of `jit`. After a round: scores that are not finite or
+            all zero; the leaf is named.
 
     >>> import jax, jax.numpy as jnp
     >>> from ntksap_jax import criteria
@@ -156,6 +157,11 @@ def prune(
     ([[True, False], [False, False]], [2, 1])
     """
     key = typed_key(key)
+    if is_traced((jax.random.fold_in(key, 0), params, mask, batch)):
+        raise TypeError(
+            "prune: called inside of jit, vmap or another transformation, where no mask can be "
+            "checked, reported or saved. Use search.find_mask there."
+        )
     mask, plan = _plan(params, mask, schedule, scope)
     _check_start(mask, plan, start_round)
 

@@ -42,6 +42,11 @@ Pruned entries score 0.
 """
 
 
+def is_traced(tree: Any) -> bool:
+    """Whether a leaf of the tree is a tracer: its value is not known yet, and cannot be checked."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
 class Network(NamedTuple):
     """A model as pure functions; see `ntksap_jax.networks` for how to make one from a Flax module.
 

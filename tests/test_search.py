@@ -129,6 +129,19 @@ def test_a_search_may_start_from_a_mask_of_the_users(problem):
     assert masks.leaf_paths(mask).keys() == masks.leaf_paths(first).keys()
 
 
+def test_one_round_may_be_traced_with_everything_constant(problem):
+    _, params, score = problem
+    dense = masks.create(params)
+    eager, _ = search.one_round(KEY, params, dense, score, 9)
+    traced, _ = jax.jit(lambda: search.one_round(KEY, params, dense, score, 9))()
+    assert masks.digest(traced) == masks.digest(eager)
+
+
+def test_the_driver_inside_jit_is_an_error():
+    with pytest.raises(TypeError, match="Use search.find_mask"):
+        jax.jit(lambda: search.prune(KEY, TINY, criteria.random(), schedule=[0.5])[0])()
+
+
 def test_progress_wraps_the_rounds():
     seen = []
 

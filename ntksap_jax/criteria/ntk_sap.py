@@ -25,7 +25,18 @@ import jax.numpy as jnp
 
 from ntksap_jax import _platform, masks, networks, ntk
 from ntksap_jax.draws import random_like, typed_key
-from ntksap_jax.types import Batch, Inputs, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
+from ntksap_jax.types import (
+    Batch,
+    Inputs,
+    Key,
+    Mask,
+    Metrics,
+    Network,
+    Params,
+    ScoreFn,
+    Scores,
+    is_traced,
+)
 
 
 def ntk_sap(
@@ -144,7 +155,7 @@ def ntk_sap(
         chunk = (vmap_samples,) if vmap_samples > 1 else ()
         keys = jax.random.split(typed_key(key), (num_samples // vmap_samples, *chunk, 3))
         with jax.default_matmul_precision("highest"):
-            if _is_traced((key, params, mask, batch)):
+            if is_traced((keys, params, mask, batch)):
                 # Gradients of convolutions inside a loop are 20-200 times slower on CPU.
                 unroll = jax.default_backend() == "cpu"
                 total, _ = jax.lax.scan(draw_and_add, total, keys, unroll=unroll)
@@ -212,10 +223,6 @@ def trace_and_gradient(
 
     relaxed = masks.map_prunable(lambda m, p: m.astype(p.dtype), mask, params)
     return jax.value_and_grad(trace)(relaxed)
-
-
-def _is_traced(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def _check_batch(inputs: Any, batch: Batch) -> None:
