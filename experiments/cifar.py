@@ -127,9 +127,11 @@ def run_one(
 def find_mask(config: Config, job: Job, params: Any, folder: Path, console: Console) -> Mask:
     """Prunes round by round, on from the last completed round if there is one."""
     found = run_folder.load_mask(folder, params)
-    if found is not None:
-        return found
     make_criterion = CRITERIA[config.search.criterion]
+    if found is not None:
+        if make_criterion is not None and not (folder / "search.csv").exists():
+            raise UserError(f"{folder / 'search.csv'} is missing. Restore it, or delete {folder}")
+        return found
     if make_criterion is None:
         mask = masks.create(params)
         run_folder.save_mask(folder, mask)
@@ -182,6 +184,11 @@ def train(
             state = checkpoints.restore(manager, done, state)
         # Rows are written before their checkpoint: one without it is of an epoch to be done again.
         rows = run_folder.read_table(folder / "metrics.csv")[:done]
+        if len(rows) < done:
+            raise UserError(
+                f"{folder / 'metrics.csv'} holds {len(rows)} of the {done} epochs that the "
+                "checkpoints are past. Restore it, or delete the run folder and train again"
+            )
         with screen.track(
             console, "Training", done=done * steps, total=num_epochs * steps, unit="step"
         ) as progress:

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -46,9 +46,8 @@ def parse(
             f"For example: {prog} {next(iter(presets))} {' '.join(arguments)}"
         )
 
-    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(message):
+        with one_line_errors():
             config, unknown = tyro.cli(
                 tyro.extras.subcommand_type_from_defaults(
                     {name: config for name, (_, config) in presets.items()},
@@ -64,13 +63,24 @@ def parse(
                 ),
                 return_unknown_args=True,
             )
-    except SystemExit as stop:
-        if stop.code:
-            raise UserError(_first_paragraph(message.getvalue())) from None
+    except SystemExit:
         raise SystemExit(0 if arguments else 2) from None
     if unknown:
         _raise_unknown_flag(unknown[0], config, f"{prog} {preset} --help")
     return config
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns what tyro prints about a mistake, before it exits, into a `UserError`."""
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            yield
+    except SystemExit as stop:
+        if stop.code:
+            raise UserError(_first_paragraph(message.getvalue())) from None
+        raise
 
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:

@@ -106,9 +106,6 @@ def check(config: Config) -> None:
     check_name("model", config.model, MODELS)
     for name in (search.criterion, *config.compare):
         check_name("criterion", name, CRITERIA)
-    repeated = [name for name in config.compare if name == search.criterion]
-    if repeated or len(set(config.compare)) < len(config.compare):
-        raise UserError("--compare: names a criterion twice (the one of --criterion runs anyway)")
 
     _require(0 < search.density <= 1, "density", search.density, "a fraction in (0, 1]")
     _require(0 <= config.seed < 2**32, "seed", config.seed, "an integer from 0 to 2^32 - 1")

@@ -32,7 +32,9 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
         "network": f"{config.model}: {size.parameters:,} parameters, {size.prunable:,} of them "
         f"prunable in {size.layers} layers; {size.flops / 1e6:.1f} MFLOPs an image",
         "criterion": _criterion(config.search),
-        "compared with": ", ".join(config.compare),
+        "compared with": ", ".join(
+            name for name in config.compare if name != config.search.criterion
+        ),
         "search": _rounds(config, size.prunable),
         "training": f"{_plural(training.epochs, 'epoch')} of "
         f"{_plural(job.steps_per_epoch, 'step')} of {_plural(training.batch_size, 'image')}",

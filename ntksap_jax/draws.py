@@ -41,7 +41,8 @@ def random_like(key: Key, tree: Any, sampler: Callable[..., jax.Array] = jax.ran
     """Draws independent random numbers in the shape of a pytree.
 
     All leaves are cut from one draw: a random generator takes XLA about a second to compile on CPU,
-    and networks have dozens of leaves.
+    and networks have dozens of leaves. (So it holds all numbers in one array for a moment; a
+    network whose params must be sharded wants a draw for each leaf.)
 
     Args:
         key: PRNG key.

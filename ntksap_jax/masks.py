@@ -26,7 +26,10 @@ import numpy as np
 from ntksap_jax.types import Mask, Params
 
 KERNEL_NAMES = ("kernel", "weight", "w")
-"""Leaf names that hold the weights of a convolution or dense layer, in Flax, Equinox and Haiku."""
+"""Leaf names that hold the weights of a layer in Flax, Equinox and Haiku.
+
+Equinox calls the weights of embeddings and normalisation so too: `exclude` those with two axes.
+"""
 
 
 # -- Structure -----------------------------------------------------------------------------------
@@ -106,7 +109,7 @@ def create(
     excluded = _matching(leaves, exclude, "exclude")
 
     def is_prunable(path: str, leaf: Any) -> bool:
-        by_role = leaf.ndim >= 2 and path.rsplit("/", 1)[-1] in KERNEL_NAMES
+        by_role = np.ndim(leaf) >= 2 and path.rsplit("/", 1)[-1] in KERNEL_NAMES
         return (by_role if include is None else path in included) and path not in excluded
 
     def mask_leaf(path: Any, leaf: Any) -> jax.Array | None:
@@ -116,7 +119,7 @@ def create(
     mask = jax.tree_util.tree_map_with_path(mask_leaf, params)
     if not jax.tree.leaves(mask):
         raise ValueError(
-            "params: found no prunable leaf. Expected leaves of two or more axes named "
+            "params: no leaf is left to prune. Expected leaves of two or more axes named "
             f"{', '.join(KERNEL_NAMES)}; pass include= with a pattern for your own names. "
             f"The paths are: {_shorten(leaves)}."
         )
@@ -170,7 +173,12 @@ def _matching(
 ) -> set[str]:
     matched = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
-        hits = {path for path in leaves if re.search(pattern, path)}
+        try:
+            hits = {path for path in leaves if re.search(pattern, path)}
+        except re.error as error:
+            raise ValueError(
+                f"{argument}: {pattern!r} is not a regular expression: {error}"
+            ) from error
         if not hits:
             raise ValueError(
                 f"{argument}: pattern {pattern!r} matches no leaf of params. "
@@ -258,18 +266,27 @@ def digest(mask: Mask) -> str:
 def save(path: str | os.PathLike[str], mask: Mask) -> None:
     """Writes a mask as a compressed `.npz` file: a boolean array per prunable leaf, keyed by path.
 
+    The archive's comment holds the mask's digest, by which `load` recognises damage.
+
     The file is written aside and renamed, so that a crash leaves the old one or none.
 
     Args:
         path: where to write; used as it is (give it the ending `.npz`).
         mask: the mask.
+
+    Raises:
+        TypeError: a leaf that is not a boolean array.
     """
     path = Path(path)
+    check(mask, mask)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with aside.open("wb") as file:
-            arrays: Any = {name: np.asarray(leaf) for name, leaf in leaf_paths(mask).items()}
-            np.savez_compressed(file, **arrays)
+        # As np.savez_compressed does, whose keyword arguments do not take every path for a name.
+        with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, leaf in leaf_paths(mask).items():
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, np.asarray(leaf), allow_pickle=False)
+            archive.comment = digest(mask).encode()
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -298,15 +315,25 @@ def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
     1.0
     """
     path = Path(path)
+    advice = "Restore it, or run the search again."
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             stored = {name: archive[name] for name in archive.files}
+            recorded = archive.zip.comment.decode(errors="replace")
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        AttributeError,
+        RuntimeError,
+        TypeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ValueError(
-            f"path: {path} is not a readable mask file ({error}). It may be truncated or damaged: "
-            "restore it, or run the search again."
+            f"path: {path} is not a readable mask file ({error}): truncated or damaged. {advice}"
         ) from error
     unknown = sorted(stored.keys() - leaf_paths(like).keys())
     if unknown:
@@ -318,4 +345,8 @@ def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
         lambda key, _: stored.get(jax.tree_util.keystr(key, simple=True, separator="/")), like
     )
     check(mask, like)
+    if recorded and recorded != digest(mask):
+        raise ValueError(
+            f"path: {path} is damaged: it does not hold the mask that was saved. {advice}"
+        )
     return jax.tree.map(jnp.asarray, mask)

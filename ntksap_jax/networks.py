@@ -9,9 +9,11 @@ them would be the NTK of another function).
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,13 +23,20 @@ from ntksap_jax.types import ApplyFn, Inputs, Key, Network, Params
 Statistics = dict[str, Any]
 
 
-def plain(init: Callable[[Key], Params], apply: ApplyFn, input_shape: tuple[int, ...]) -> Network:
+def plain(
+    init: Callable[[Key], Params],
+    apply: ApplyFn,
+    input_shape: tuple[int, ...],
+    *,
+    dtype: Any = jnp.float32,
+) -> Network:
     """Makes a `Network` of two pure functions that take no batch statistics.
 
     Args:
         init: `init(key) -> params`.
         apply: `apply(params, inputs) -> outputs`.
         input_shape: shape of one example, without the batch axis.
+        dtype: type of the inputs.
 
     Returns:
         The network.
@@ -44,7 +53,7 @@ def plain(init: Callable[[Key], Params], apply: ApplyFn, input_shape: tuple[int,
         del params, inputs, unbiased
         return apply
 
-    return Network(jax.jit(init), apply, calibrate, tuple(input_shape))
+    return Network(jax.jit(init), apply, calibrate, _check_shape(input_shape), jnp.dtype(dtype))
 
 
 def linen(
@@ -76,6 +85,7 @@ def linen(
     >>> network.apply(network.init(jax.random.key(0)), jnp.ones((5, 3))).shape
     (5, 2)
     """
+    input_shape = _check_shape(input_shape)
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model: got {type(model).__name__}, expected a flax.linen module such as "
@@ -85,7 +95,6 @@ def linen(
         raise TypeError(
             "model: got a bound module; pass the module itself, before bind() or init()."
         )
-    input_shape = tuple(input_shape)
     example = jax.ShapeDtypeStruct((1, *input_shape), dtype)
 
     def variables(key: Key) -> Any:
@@ -93,7 +102,7 @@ def linen(
 
     @jax.jit  # so that whoever draws weights, and however often, it is compiled once
     def init(key: Key) -> Params:
-        return variables(key)["params"]
+        return variables(key).get("params", {})
 
     def measure(params: Params, inputs: Inputs, unbiased: bool) -> tuple[Any, Statistics]:
         """Applies the model with the batch's own statistics; returns them beside the outputs."""
@@ -117,7 +126,7 @@ def linen(
         return apply_calibrated
 
     _check_collections(variables, model)
-    network = Network(init, apply, calibrate, input_shape)
+    network = Network(init, apply, calibrate, input_shape, jnp.dtype(dtype))
     _check_outputs(network, example)
     return network
 
@@ -129,6 +138,7 @@ def _use_batch_statistics(unbiased: bool) -> Callable[..., Any]:
     collection. As the authors' PyTorch does, the batch itself is normalised with the biased
     variance, whichever variance is kept.
     """
+    seen: set[tuple[str, ...]] = set()
 
     def interceptor(
         next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
@@ -145,9 +155,20 @@ def _use_batch_statistics(unbiased: bool) -> Callable[..., Any]:
                 "arguments of your model that mean evaluation, such as networks.linen(..., "
                 "train=False); the batch's own statistics are then used all the same."
             )
+        if module.path in seen:
+            raise ValueError(
+                f"model: BatchNorm {'/'.join(module.path)!r} is called twice, so it has no one set "
+                "of statistics. Give each call a BatchNorm of its own."
+            )
+        seen.add(module.path)
         features = module.axis if isinstance(module.axis, tuple) else (module.axis,)
         axes = tuple(i for i in range(x.ndim) if i not in {axis % x.ndim for axis in features})
         x32 = jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        if kwargs.get("mask") is not None:
+            raise ValueError(
+                f"model: BatchNorm {'/'.join(module.path)!r} is given a mask of its inputs, which "
+                "is not supported here: score without padding."
+            )
         mean, var = jnp.mean(x32, axes), jnp.var(x32, axes)
         module.put_variable("batch_stats", "mean", mean)
         module.put_variable("batch_stats", "var", var)
@@ -163,6 +184,16 @@ def _use_batch_statistics(unbiased: bool) -> Callable[..., Any]:
         return outputs
 
     return interceptor
+
+
+def _check_shape(input_shape: Any) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(size) for size in input_shape)
+    except TypeError:
+        raise TypeError(
+            f"input_shape: got {input_shape!r}, expected the shape of one example as a tuple, such "
+            "as (32, 32, 3)."
+        ) from None
 
 
 def _check_collections(variables: Callable[[Key], Any], model: nn.Module) -> None:
@@ -184,7 +215,13 @@ def _check_collections(variables: Callable[[Key], Any], model: nn.Module) -> Non
 
 def _check_outputs(network: Network, example: jax.ShapeDtypeStruct) -> None:
     params = jax.eval_shape(network.init, jax.random.key(0))
-    outputs = jax.eval_shape(network.apply, params, example)
+    try:
+        outputs = jax.eval_shape(network.apply, params, example)
+    except flax.errors.FlaxError as error:
+        raise ValueError(
+            "model: cannot be applied to inputs of the given input_shape. Pass the arguments that "
+            f"mean evaluation, such as networks.linen(..., train=False). Flax says: {error}"
+        ) from error
     for leaf in jax.tree.leaves(outputs):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(

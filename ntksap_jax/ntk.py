@@ -9,6 +9,9 @@ Each estimate contracts the Jacobian with one random *probe*: a tangent v in par
 cotangent u in output space. Both are unbiased with variance 2 ‖Θ‖²_F. Nothing here knows of masks,
 models or data: for the trace under a mask, tr Θ(m) = ‖J(θ⊙m) diag(m)‖²_F, pass f(θ) = g(θ⊙m).
 
+On accelerators, differentiate under `jax.default_matmul_precision("highest")`, as
+`criteria.ntk_sap` and `exact` do: by default they multiply in bfloat16 or TF32.
+
 Sums over the axes of the outputs are plain sums: `neural_tangents` divides by the number of logits.
 """
 
@@ -20,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntksap_jax import _platform
 from ntksap_jax.draws import random_like
 from ntksap_jax.types import Key, Params
 
@@ -70,7 +74,8 @@ def finite_difference(
         fn: function from params to outputs.
         params: where the Jacobian is taken; pytree of floating-point arrays.
         sigma: standard deviation of the perturbation of each parameter.
-        central: use ‖f(θ + σ v) − f(θ − σ v)‖² / (2σ)², whose error is O(σ²) smaller at no cost.
+        central: use ‖f(θ + σ v) − f(θ − σ v)‖² / (2σ)², with an error of O(σ²) instead of O(σ) at
+            the same cost.
 
     Returns:
         The estimate, a scalar.
@@ -180,12 +185,12 @@ def exact(fn: Fn, params: Params) -> jax.Array:
     >>> exact(lambda w: jnp.array([w[0], 2 * w[1]]), jnp.ones(2)).tolist()
     [[1.0, 0.0], [0.0, 4.0]]
     """
+    _platform.warn_if_miscompiling()
     outputs = jax.eval_shape(fn, params)
-    jacobian = jax.jacrev(fn)(params)
-    return sum(
-        rows @ rows.T
-        for rows in (leaf.reshape(outputs.size, -1) for leaf in jax.tree.leaves(jacobian))
-    )
+    with jax.default_matmul_precision("highest"):
+        jacobian = jax.jacrev(fn)(params)
+        rows = [leaf.reshape(outputs.size, -1) for leaf in jax.tree.leaves(jacobian)]
+        return sum((leaf @ leaf.T for leaf in rows), jnp.zeros(()))
 
 
 def eigenvalues(kernel: jax.Array) -> jax.Array:

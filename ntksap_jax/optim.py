@@ -57,7 +57,10 @@ def constrain_to_mask(
 
     def init(params: Params) -> ConstrainToMaskState:
         masks.check(mask, params)
-        return ConstrainToMaskState(mask, optimizer.init(masks.apply(mask, params)))
+        # A copy: who donates the state to a compiled step does not lose the mask.
+        return ConstrainToMaskState(
+            jax.tree.map(jnp.copy, mask), optimizer.init(masks.apply(mask, params))
+        )
 
     def update(
         updates: Any, state: ConstrainToMaskState, params: Params | None = None, **extra_args: Any

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import numpy as np
 
 
@@ -75,5 +77,7 @@ def _check(density: float, rounds: int) -> None:
             f"density: got {density!r}, expected the fraction of weights to keep, in (0, 1]. "
             "(For sparsity s pass 1 - s.)"
         )
+    if not isinstance(rounds, numbers.Integral):
+        raise TypeError(f"rounds: got {rounds!r}, expected an integer of at least 1.")
     if rounds < 1:
         raise ValueError(f"rounds: got {rounds!r}, expected at least 1.")

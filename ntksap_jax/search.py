@@ -3,7 +3,9 @@
 `prune` is the driver for programs and notebooks: it loops over compiled rounds in Python, reports
 each one and can resume. `find_mask` is the same search as one traceable function, for use inside
 your own `jit`. Both draw round t's randomness from `fold_in(key, t)`, so the same key gives the
-same masks.
+same masks: bit for bit from the same compiled program, and up to rounding from another. (Rounding
+can decide which of two weights at the threshold goes; finite differences feel it most, where a ReLU
+flips.)
 """
 
 from __future__ import annotations
@@ -214,6 +216,7 @@ def _check_start(mask: Mask, plan: list[Any], start_round: int) -> None:
             f"to {len(plan)}."
         )
     if start_round == 0:
+        selection.check_counts(plan[0], mask)
         return
     expected = int(np.sum(jax.tree.leaves(plan[start_round - 1])))
     if masks.num_kept(mask) != expected:

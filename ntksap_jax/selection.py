@@ -65,7 +65,8 @@ def keep_top(scores: Scores, mask: Mask, counts: Any) -> tuple[Mask, jax.Array]:
     `jax.tree.leaves`), then lower flat index. A NaN ranks lowest.
 
     The k-th highest score is found exactly by bisection on the bits of the floating-point numbers,
-    in as many passes as they have bits; scores are neither sorted, concatenated nor copied.
+    in as many passes as they have bits; scores are copied once, as integers, and neither sorted nor
+    concatenated.
 
     Args:
         scores: shaped like `mask`, floating point.
@@ -82,6 +83,12 @@ def keep_top(scores: Scores, mask: Mask, counts: Any) -> tuple[Mask, jax.Array]:
     >>> new["w"].tolist(), float(threshold)
     ([False, True, False, False], 2.0)
     """
+    for count in jax.tree.leaves(counts):
+        if not jnp.issubdtype(jnp.result_type(count), jnp.integer):
+            raise TypeError(
+                f"counts: got {count!r}, expected numbers of weights to keep (integers), not a "
+                "density. Make them with selection.kept_counts(mask, density)."
+            )
     mask_leaves = jax.tree.leaves(mask)
     structure: Any = jax.tree.structure(mask)
     score_leaves = structure.flatten_up_to(scores)
@@ -177,13 +184,33 @@ def select(scores: Scores, mask: Mask, *, density: float, scope: Scope = "global
     """
     counts = kept_counts(mask, density, scope=scope)
     check_scores(scores, mask)
-    if scope == "global" and counts > masks.num_kept(mask):
-        raise ValueError(
-            f"density: {density!r} keeps {counts} weights, but the mask has only "
-            f"{masks.num_kept(mask)} left; masks only ever shrink. Pass a lower density, or start "
-            "from masks.create(params)."
-        )
+    check_counts(counts, mask)
     return keep_top(scores, mask, counts)[0]
+
+
+def check_counts(counts: Any, mask: Mask) -> None:
+    """Raises if a concrete mask has fewer weights left than should be kept.
+
+    Raises:
+        ValueError: masks only ever shrink, so that the counts cannot be reached.
+
+    >>> import jax.numpy as jnp
+    >>> check_counts(3, {"w": jnp.array([True, False, True, False])})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: density: asks for 3 weights to be kept, but the mask has only 2 left; ...
+    """
+    if jax.tree_util.treedef_is_leaf(jax.tree.structure(counts)):
+        wanted, left = {"": counts}, {"": masks.num_kept(mask)}
+    else:
+        wanted = masks.leaf_paths(counts)
+        left = {path: masks.num_kept(leaf) for path, leaf in masks.leaf_paths(mask).items()}
+    for path, count in wanted.items():
+        if count > left[path]:
+            raise ValueError(
+                f"density: asks for {count} weights to be kept, but the mask has only {left[path]} "
+                f"left{f' in leaf {path!r}' if path else ''}; masks only ever shrink. Pass a lower "
+                "density, or start from masks.create(params)."
+            )
 
 
 def check_scores(scores: Scores, mask: Mask) -> None:

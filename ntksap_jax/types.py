@@ -59,12 +59,14 @@ class Network(NamedTuple):
             params it is then given. For a network without batch statistics it returns `apply`.
             `unbiased` stores the n/(n - 1) variance, as PyTorch's running statistics do.
         input_shape: shape of one example, without the batch axis.
+        input_dtype: type of the inputs.
     """
 
     init: Callable[[Key], Params]
     apply: ApplyFn
     calibrate: Callable[..., ApplyFn]
     input_shape: tuple[int, ...]
+    input_dtype: Any
 
 
 class RoundInfo(NamedTuple):

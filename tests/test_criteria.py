@@ -4,6 +4,8 @@ import contextlib
 import functools
 
 import chex
+import flax.core
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,6 +176,12 @@ def test_inputs_may_be_data_or_a_function():
     assert not np.allclose(oracles.flat(data), oracles.flat(noise), rtol=0.1)
 
 
+def test_half_precision_sums_in_float32():
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    scores, metrics = small(reinit=False)(KEY, half, MASK, None)
+    assert {leaf.dtype for leaf in jax.tree.leaves((scores, metrics))} == {jnp.dtype("float32")}
+
+
 def test_output_fn_decides_what_the_ntk_is_of():
     """The NTK of 3 f has nine times the trace; that of one logit is not that of all."""
     _, one = small()(KEY, PARAMS, MASK, None)
@@ -199,7 +207,10 @@ def test_random_is_uniform():
         ({"num_samples": 0}, "num_samples"),
         ({"batch_size": 0}, "batch_size"),
         ({"vmap_samples": 2}, "vmap_samples: got 2, expected a divisor of num_samples=5"),
+        ({"num_samples": 2.0}, "num_samples: got 2.0"),
         ({"inputs": "nose"}, "inputs: got 'nose'"),
+        ({"inputs": None}, "inputs: got None"),
+        ({"inputs": np.ones(3)}, "inputs: got array"),
         ({"calibrate": "none"}, "calibrate: got 'none'"),
     ],
 )
@@ -208,9 +219,27 @@ def test_ntk_sap_option_errors(options, match):
         criteria.ntk_sap(NETWORK, **options)
 
 
+def test_ntk_sap_argument_type_errors():
+    with pytest.raises(TypeError, match="network: got ConvBN"):
+        criteria.ntk_sap(oracles.ConvBN())
+    with pytest.raises(TypeError, match="estimator: got 'jvp'"):
+        criteria.ntk_sap(NETWORK, estimator="jvp")
+    tokens = networks.linen(nn.Embed(10, 4), (5,), dtype=jnp.int32)
+    with pytest.raises(ValueError, match="'noise' is Gaussian, but the network takes int32"):
+        criteria.ntk_sap(tokens)
+
+
 def test_ntk_sap_call_errors():
     with pytest.raises(ValueError, match="batch: got None"):
         small(inputs="data")(KEY, PARAMS, MASK, None)
+    with pytest.raises(TypeError, match=r"batch: got .*expected \(inputs, labels\)"):
+        small(inputs="data")(KEY, PARAMS, MASK, BATCH[0])
+    with pytest.raises(ValueError, match="params: leaf 'BatchNorm_0/bias' is .*bfloat16"):
+        half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+        small()(KEY, half, MASK, None)
+    with pytest.raises(ValueError, match="params: a tree of other types"):
+        frozen = (flax.core.freeze(tree) for tree in (PARAMS, MASK))
+        small()(KEY, *frozen, None)
     with pytest.raises(ValueError, match="'Dense_0/kernel' has shape"):
         wrong = PARAMS | {"Dense_0": {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}}
         small()(KEY, wrong, MASK, None)

@@ -59,7 +59,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(argument):
 
 
 def test_params_without_kernels_are_an_error_that_lists_the_paths():
-    with pytest.raises(ValueError, match=r"no prunable leaf.*include=.*layers/0"):
+    with pytest.raises(ValueError, match=r"no leaf is left to prune.*include=.*layers/0"):
         masks.create({"layers": [jnp.ones((2, 2))]})
 
 
@@ -162,6 +162,27 @@ def test_damaged_files_are_errors(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="damaged"):
             masks.load(path, like=PARAMS)
+
+
+def test_any_flipped_byte_is_an_error_or_changes_nothing(tmp_path):
+    path = tmp_path / "mask.npz"
+    mask = random_mask(jax.random.key(0))
+    masks.save(path, mask)
+    whole = path.read_bytes()
+    for i in range(len(whole)):
+        for bit in (1, 32, 255):
+            path.write_bytes(whole[:i] + bytes([whole[i] ^ bit]) + whole[i + 1 :])
+            try:
+                again = masks.load(path, like=PARAMS)
+            except (ValueError, TypeError):
+                continue
+            assert masks.digest(again) == masks.digest(mask)
+
+
+def test_only_masks_are_saved(tmp_path):
+    with pytest.raises(TypeError, match="'bn/bias' is float32"):
+        masks.save(tmp_path / "mask.npz", PARAMS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_for_other_params_are_errors(tmp_path):

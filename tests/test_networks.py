@@ -145,6 +145,19 @@ def test_plain_functions():
     np.testing.assert_allclose(kernel, 3 * np.eye(2), rtol=1e-6)
 
 
+class SharedNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        norm = nn.BatchNorm(use_running_average=True)
+        return norm(2 * norm(x) + 1)
+
+
+class PaddedNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(use_running_average=True)(x, mask=jnp.ones(x.shape, bool))
+
+
 class Stateful(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -171,6 +184,14 @@ def test_errors():
         networks.linen(Stateful(), (3,))
     with pytest.raises(ValueError, match="dtype int32"):
         networks.linen(Argmax(), (3,))
+    with pytest.raises(ValueError, match="'BatchNorm_0' is called twice"):
+        networks.linen(SharedNorm(), (3,))
+    with pytest.raises(ValueError, match="'BatchNorm_0' is given a mask"):
+        networks.linen(PaddedNorm(), (3,))
+    with pytest.raises(ValueError, match="mean evaluation.*dropout"):
+        networks.linen(nn.Dropout(0.5, deterministic=False), (3,))
+    with pytest.raises(TypeError, match="input_shape: got 3"):
+        networks.linen(nn.Dense(2), 3)
     single = networks.linen(oracles.ConvBN(), (1, 1, 2), train=False)
     params = single.init(jax.random.key(0))
     with pytest.raises(ValueError, match="single value per feature"):

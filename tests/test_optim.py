@@ -136,6 +136,12 @@ def test_one_compilation_serves_every_mask():
     assert traces == 1
 
 
+def test_donating_the_state_leaves_the_mask():
+    optimizer = optim.constrain_to_mask(optax.sgd(0.1), MASK)
+    jax.jit(lambda state: state, donate_argnums=0)(optimizer.init(PARAMS))
+    assert masks.num_kept(MASK) > 0  # deleted arrays would raise
+
+
 def test_extra_arguments_reach_the_optimiser():
     seen = []
 

@@ -40,6 +40,12 @@ def test_rounds_errors(make):
         make(0.5, rounds=0)
 
 
+@BOTH
+def test_rounds_type_errors(make):
+    with pytest.raises(TypeError, match="rounds: got 2.5"):
+        make(0.5, rounds=2.5)
+
+
 @pytest.mark.parametrize("schedule", [[], 0.5, [[0.5]], [0.5, 0.0], [1.5], [0.5, 0.6]])
 def test_check_rejects_what_no_search_can_follow(schedule):
     with pytest.raises(ValueError, match="schedule: got"):

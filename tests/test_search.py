@@ -7,7 +7,7 @@ import numpy as np
 import oracles
 import pytest
 
-from ntksap_jax import criteria, masks, networks, schedules, search, selection
+from ntksap_jax import criteria, masks, networks, ntk, schedules, search, selection
 
 KEY = jax.random.key(5)
 NETWORKS = {"smooth_mlp": oracles.smooth_mlp, "conv_bn": oracles.conv_bn}
@@ -127,6 +127,25 @@ def test_a_search_may_start_from_a_mask_of_the_users(problem):
     first = masks.create(params, exclude="Dense_0")
     mask, _ = search.prune(KEY, params, score, schedule=[0.5], mask=first)
     assert masks.leaf_paths(mask).keys() == masks.leaf_paths(first).keys()
+
+
+def test_finite_differences_under_the_callers_jit_agree_up_to_flipped_relus():
+    """Another compiled program rounds differently, and flips a ReLU here and there."""
+    network = oracles.conv_bn()
+    params = network.init(jax.random.key(0))
+    score = criteria.ntk_sap(network, estimator=ntk.finite_difference, num_samples=2, batch_size=4)
+    driven, _ = search.prune(KEY, params, score, schedule=[0.5, 0.3])
+    traced, _ = jax.jit(lambda: search.find_mask(KEY, params, score, schedule=[0.5, 0.3]))()
+    assert masks.num_kept(traced) == masks.num_kept(driven)
+    assert np.mean(oracles.flat(traced) == oracles.flat(driven)) > 0.95
+
+
+def test_a_mask_sparser_than_the_schedule_is_an_error():
+    mask = {"kernel": jnp.ones((2, 3), bool).at[0].set(False)}
+    with pytest.raises(ValueError, match="asks for 5 weights to be kept, but the mask has only 3"):
+        search.prune(KEY, TINY, criteria.random(), schedule=[0.9], mask=mask)
+    with pytest.raises(ValueError, match="left in leaf 'kernel'"):
+        search.prune(KEY, TINY, criteria.random(), schedule=[0.9], mask=mask, scope="layer")
 
 
 def test_one_round_may_be_traced_with_everything_constant(problem):

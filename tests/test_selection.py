@@ -130,8 +130,13 @@ def test_an_unknown_scope_is_an_error():
 
 def test_a_density_above_what_is_left_is_an_error():
     mask = [jnp.arange(10) < 3]
-    with pytest.raises(ValueError, match="keeps 5 weights, but the mask has only 3"):
+    with pytest.raises(ValueError, match="asks for 5 weights to be kept, but the mask has only 3"):
         selection.select([jnp.ones(10)], mask, density=0.5)
+
+
+def test_a_density_in_place_of_counts_is_an_error():
+    with pytest.raises(TypeError, match="counts: got 0.5, expected numbers of weights"):
+        selection.keep_top([jnp.ones(10)], [jnp.ones(10, bool)], 0.5)
 
 
 DENSE = {"a": jnp.ones(3, bool), "b": jnp.ones(2, bool)}

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.command_line import UserError, check_name
+from experiments.command_line import UserError, check_name, one_line_errors
 from experiments.data import catalogue, prepared
 from experiments.data.prepare import prepare
 
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments and not arguments[0].startswith("-"):
             check_name("command", arguments[0], ("prepare", "list"))
-        command = tyro.cli(Prepare | List, prog=PROG, args=arguments, description=__doc__)  # type: ignore[call-overload]
+        with one_line_errors():
+            command = tyro.cli(Prepare | List, prog=PROG, args=arguments, description=__doc__)  # type: ignore[call-overload]
         root = prepared.data_root(command.data_dir)
         if isinstance(command, List):
             _show(root)

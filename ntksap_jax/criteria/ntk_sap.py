@@ -17,6 +17,7 @@ under differentiation.
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -51,7 +52,10 @@ def ntk_sap(
     output_fn: Callable[[Any], Any] | None = None,
     calibrate: Literal["one_pass", "two_pass"] = "one_pass",
 ) -> ScoreFn:
-    """Makes the NTK-SAP criterion for a network. The defaults are the paper's for CIFAR-10.
+    """Makes the NTK-SAP criterion for a network.
+
+    Number and size of the samples are by default the paper's for CIFAR-10; the authors' estimator
+    and statistics are `estimator=ntk.finite_difference, calibrate="two_pass"`.
 
     Args:
         network: the model, from `ntksap_jax.networks`.
@@ -90,17 +94,28 @@ def ntk_sap(
     >>> scores["layers_0"]["kernel"].shape, scores["layers_0"]["bias"], sorted(metrics)
     ((3, 8), None, ['trace'])
     """
-    if num_samples < 1 or batch_size < 1:
-        raise ValueError(
-            f"num_samples, batch_size: got {num_samples} and {batch_size}, expected at least 1 "
-            "each."
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"network: got {type(network).__name__}, expected a Network: networks.linen(model, "
+            "input_shape) makes one of a Flax module."
         )
-    if vmap_samples < 1 or num_samples % vmap_samples:
+    if not callable(estimator):
+        raise TypeError(f"estimator: got {estimator!r}, expected a function such as ntk.jvp.")
+    sizes = {"num_samples": num_samples, "vmap_samples": vmap_samples, "batch_size": batch_size}
+    for name, size in sizes.items():
+        if not isinstance(size, numbers.Integral) or size < 1:
+            raise ValueError(f"{name}: got {size!r}, expected an integer of at least 1.")
+    if num_samples % vmap_samples:
         raise ValueError(
             f"vmap_samples: got {vmap_samples}, expected a divisor of num_samples={num_samples}."
         )
-    if isinstance(inputs, str) and inputs not in ("noise", "data"):
+    if not callable(inputs) and not (isinstance(inputs, str) and inputs in ("noise", "data")):
         raise ValueError(f"inputs: got {inputs!r}, expected 'noise', 'data' or a function.")
+    if inputs == "noise" and not jnp.issubdtype(network.input_dtype, jnp.floating):
+        raise ValueError(
+            f"inputs: 'noise' is Gaussian, but the network takes {network.input_dtype}. Pass "
+            "inputs='data', or a function (key, batch_size) -> inputs."
+        )
     if calibrate not in ("one_pass", "two_pass"):
         raise ValueError(f"calibrate: got {calibrate!r}, expected 'one_pass' or 'two_pass'.")
 
@@ -110,7 +125,7 @@ def ntk_sap(
         if inputs == "data":
             return batch[0]
         return random_like(
-            key, jax.ShapeDtypeStruct((batch_size, *network.input_shape), jnp.float32)
+            key, jax.ShapeDtypeStruct((batch_size, *network.input_shape), network.input_dtype)
         )
 
     def check_outputs(key: Key, params: Params, mask: Mask, batch: Batch) -> None:
@@ -141,7 +156,10 @@ def ntk_sap(
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         _platform.warn_if_miscompiling()
         masks.check(mask, params)
-        _check_batch(inputs, batch)
+        if inputs == "data":
+            _check_batch(network, batch)
+        if reinit:
+            _check_fresh(network, params)
         draw_weights = network.init if vmap_samples == 1 else jax.vmap(network.init)
 
         def draw_and_add(total: Any, keys: Key) -> tuple[Any, None]:
@@ -150,8 +168,11 @@ def ntk_sap(
             weights = draw_weights(keys[..., 0]) if reinit else params
             return add_chunk(total, weights, keys[..., 1:], mask, batch), None
 
-        zeros = masks.map_prunable(lambda m, p: jnp.zeros(m.shape, p.dtype), mask, params)
-        total = (jnp.zeros(()), zeros)
+        # Half precision is for the network, not for sums over samples.
+        zeros = masks.map_prunable(
+            lambda m, p: jnp.zeros(m.shape, jnp.promote_types(p.dtype, jnp.float32)), mask, params
+        )
+        total = (jnp.zeros((), jnp.result_type(*jax.tree.leaves(zeros))), zeros)
         chunk = (vmap_samples,) if vmap_samples > 1 else ()
         keys = jax.random.split(typed_key(key), (num_samples // vmap_samples, *chunk, 3))
         with jax.default_matmul_precision("highest"):
@@ -225,9 +246,36 @@ def trace_and_gradient(
     return jax.value_and_grad(trace)(relaxed)
 
 
-def _check_batch(inputs: Any, batch: Batch) -> None:
-    if inputs == "data" and batch is None:
+def _check_batch(network: Network, batch: Batch) -> None:
+    expected = (
+        f"(inputs, labels) with inputs of shape (N, {', '.join(map(str, network.input_shape))})"
+    )
+    if batch is None:
         raise ValueError(
-            "batch: got None, expected (inputs, labels) to score with, since inputs='data'. Pass "
-            "batch=, or use inputs='noise'."
+            f"batch: got None, expected {expected}, since inputs='data'. Pass batch=, or use "
+            "inputs='noise'."
+        )
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TypeError(
+            f"batch: got {type(batch).__name__}, expected {expected}; labels may be None."
+        )
+
+
+def _check_fresh(network: Network, params: Params) -> None:
+    """Raises unless `network.init` makes params like the given ones."""
+    fresh = jax.eval_shape(network.init, jax.random.key(0))
+    advice = "Pass params that network.init made, or score the given ones with reinit=False."
+    wanted, found = masks.leaf_paths(fresh), masks.leaf_paths(params)
+    for path in wanted | found:
+        want, got = (
+            None if tree.get(path) is None else (jnp.shape(tree[path]), jnp.result_type(tree[path]))
+            for tree in (wanted, found)
+        )
+        if want != got:
+            raise ValueError(f"params: leaf {path!r} is {got}, network.init makes {want}. {advice}")
+    made: Any = jax.tree.structure(fresh)
+    if made != jax.tree.structure(params):
+        raise ValueError(
+            f"params: a tree of other types than network.init makes: {jax.tree.structure(params)}, "
+            f"expected {made}. {advice}"
         )
