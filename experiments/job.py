@@ -120,6 +120,12 @@ def _check_sizes(config: Config, *, num_train: int, size: Size, num_devices: int
         raise UserError(f"--batch-size: {batch_size} is more than the {num_train} training images")
     if batch_size % num_devices:
         raise UserError(f"--batch-size: {batch_size} cannot be split over {num_devices} devices")
+    num_steps = config.training.epochs * (num_train // batch_size)
+    if round(config.training.warmup_epochs * (num_train // batch_size)) >= num_steps:
+        raise UserError(
+            f"--warmup-epochs: {config.training.warmup_epochs:g} leaves none of the {num_steps} "
+            "steps for the rest of the schedule"
+        )
     if options.rounds > size.prunable:
         raise UserError(f"--rounds: {options.rounds} is more than the {size.prunable} weights")
     if round(options.density * size.prunable) < 1:

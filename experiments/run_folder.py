@@ -78,9 +78,12 @@ def prepare(folder: Path, config: config_lib.Config, *, data_source: str) -> Non
         data_source: where the images come from, with version and fingerprint.
 
     Raises:
-        UserError: the images are not those that the run began with.
+        UserError: the images are not those that the run began with, or the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--runs-dir: cannot make the folder {folder}: {error.strerror}") from error
     environments = folder / "environment.json"
     sessions = _read_json(environments) if environments.exists() else []
     if sessions and sessions[-1]["data"] != data_source:

@@ -194,6 +194,7 @@ def test_a_loss_that_is_not_finite_stops_with_one_line(undisturbed, tmp_path, mo
         ("demo --density 1.5", "--density: expected a fraction in (0, 1], got 1.5"),
         ("demo --density 1e-9", "--density: 1e-09 of 77072 weights is none"),
         ("demo --rounds 80000", "--rounds: 80000 is more than the 77072 weights"),
+        ("demo --warmup-epochs 0.999 --epochs 1", "--warmup-epochs: 0.999 leaves none of the 22"),
         ("demo --batch-size 2000", "--batch-size: 2000 is more than the 1433 training images"),
         ("demo --batch-size 63", "--batch-size: 63 cannot be split over 4 devices"),
         ("demo --model vgg16_bn", "--model vgg16_bn cannot take the images of digits"),
@@ -231,6 +232,12 @@ def test_damage_is_named_when_a_run_is_resumed(undisturbed, tmp_path, capsys):
             cifar.main(resume)
         assert stop.value.code == 2
         return capsys.readouterr().err
+
+    for table in ("metrics.csv", "search.csv"):
+        rows = (folder / table).read_bytes()
+        (folder / table).unlink()
+        assert str(folder / table) in message()
+        (folder / table).write_bytes(rows)
 
     for path in (folder / "checkpoints" / "4" / "default").rglob("*"):
         if path.is_file():
