@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-PYTEST_OPTIONS ?=
+PYTEST_OPTIONS ?= -n 2 --dist loadfile
 DEMO_OPTIONS ?=
 
 .PHONY: help demo test lint

@@ -115,10 +115,9 @@ def _rank(score: jax.Array) -> jax.Array:
     bits = score.dtype.itemsize * 8
     unsigned = jnp.dtype(f"uint{bits}")
     sign = jnp.array(1 << (bits - 1), unsigned)
-    # 0.0 and -0.0 are equal scores but differ in their bits.
-    raw = jax.lax.bitcast_convert_type(
-        jnp.where(score == 0, jnp.zeros_like(score), score), unsigned
-    )
+    raw = jax.lax.bitcast_convert_type(score, unsigned)
+    # 0.0 and -0.0 are equal scores. (Not `score == 0`: XLA takes subnormal numbers for 0 there.)
+    raw = jnp.where(raw == sign, jnp.zeros_like(raw), raw)
     rank = jnp.where(raw >= sign, ~raw, raw | sign)
     return jnp.where(jnp.isnan(score), jnp.array(1, unsigned), rank)
 

@@ -129,15 +129,23 @@ def test_compilations_are_counted():
     assert compiled
 
 
-def test_ntk_sap_is_the_absolute_sum_of_its_samples():
+@pytest.mark.parametrize(
+    ("estimator", "calibrate"), [(ntk.jvp, "one_pass"), (ntk.finite_difference, "two_pass")]
+)
+def test_ntk_sap_is_the_absolute_sum_of_its_samples(estimator, calibrate):
     """|Σ| over samples, not Σ| |; one `vmap` of all samples is the loop over them."""
-    score = small()
+    score = small(estimator=estimator, calibrate=calibrate)
     scores, metrics = score(KEY, PARAMS, MASK, None)
     total, traces = None, []
     for keys in jax.random.split(KEY, (2, 3)):
         trace, gradient = jax.jit(
             lambda weights, inputs, probe_key: trace_and_gradient(
-                NETWORK, weights, MASK, inputs, estimate=functools.partial(ntk.jvp, probe_key)
+                NETWORK,
+                weights,
+                MASK,
+                inputs,
+                estimate=functools.partial(estimator, probe_key),
+                unbiased=calibrate == "two_pass",
             )
         )(
             NETWORK.init(keys[0]),
@@ -149,7 +157,9 @@ def test_ntk_sap_is_the_absolute_sum_of_its_samples():
     want = oracles.flat(masks.map_prunable(lambda m, g: jnp.abs(g) * m, MASK, total))
     np.testing.assert_allclose(oracles.flat(scores), want, rtol=1e-3, atol=1e-4 * want.max())
     np.testing.assert_allclose(metrics["trace"], np.mean(traces), rtol=1e-4)
-    together, _ = small(vmap_samples=2)(KEY, PARAMS, MASK, None)
+    together, _ = small(estimator=estimator, calibrate=calibrate, vmap_samples=2)(
+        KEY, PARAMS, MASK, None
+    )
     np.testing.assert_allclose(oracles.flat(together), want, rtol=1e-3, atol=1e-4 * want.max())
 
 

@@ -69,7 +69,7 @@ def in_any_order(images, labels):
 
 
 def test_an_unknown_name_suggests_the_nearest():
-    with pytest.raises(UserError, match=r"'cifar11'; did you mean cifar10\?"):
+    with pytest.raises(UserError, match=r"'cifar11'. Did you mean cifar10\?"):
         data.load("cifar11")
 
 

@@ -527,9 +527,9 @@ def error_of(capsys) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "cifar11"], "unknown data set 'cifar11'; did you mean cifar10?"),
-        (["prepare", "fashion-mnist"], "did you mean fashion_mnist?"),
-        (["prepar", "cifar10"], "unknown command 'prepar'; did you mean prepare?"),
+        (["prepare", "cifar11"], "unknown data set 'cifar11'. Did you mean cifar10?"),
+        (["prepare", "fashion-mnist"], "Did you mean fashion_mnist?"),
+        (["prepar", "cifar10"], "unknown command 'prepar'. Did you mean prepare?"),
     ],
 )
 def test_an_unknown_word_is_one_line_and_code_2(arguments, message, capsys):
@@ -583,4 +583,4 @@ def test_the_module_runs_and_fails_without_traceback():
         cwd=Path(__file__).parent.parent,
     )
     assert run.returncode == 2
-    assert "did you mean cifar10?" in run.stderr and "Traceback" not in run.stderr
+    assert "Did you mean cifar10?" in run.stderr and "Traceback" not in run.stderr
