@@ -23,7 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax.types import Mask, Params
+from ntksap_jax import _top_ranks
+from ntksap_jax.draws import random_like, typed_key
+from ntksap_jax.types import Key, Mask, Params
 
 KERNEL_NAMES = ("kernel", "weight", "w")
 """Leaf names that hold the weights of a layer in Flax, Equinox and Haiku.
@@ -219,6 +221,50 @@ def apply(mask: Mask, params: Params) -> Params:
         return m.astype(leaf.dtype) * leaf
 
     return jax.tree.map(apply_leaf, mask, params, is_leaf=_is_none)
+
+
+def merge(weights: Any, params: Params) -> Params:
+    """Returns params with the prunable leaves taken from `weights`, a pytree shaped like a mask.
+
+    >>> merge({"kernel": 1.0, "bias": None}, {"kernel": 2.0, "bias": 3.0})
+    {'bias': 3.0, 'kernel': 1.0}
+    """
+    return jax.tree.map(lambda w, p: p if w is None else w, weights, params, is_leaf=_is_none)
+
+
+def shuffle(key: Key, mask: Mask) -> Mask:
+    """Permutes a mask at random within every prunable leaf. Traceable.
+
+    A sanity check: if a network that is pruned so is as good, then the criterion only chose the
+    layers' densities (Frankle et al., "Pruning neural networks at initialization", ICLR 2021).
+    Patterns within a leaf, such as N:M groups, blocks and connected channels, are lost.
+
+    Args:
+        key: PRNG key.
+        mask: the mask; it is left as it is.
+
+    Returns:
+        A new mask, which keeps as many weights in each leaf.
+
+    >>> import jax, jax.numpy as jnp
+    >>> mask = {"kernel": (jnp.arange(8) < 3).reshape(2, 4), "bias": None}
+    >>> shuffled = shuffle(jax.random.key(0), mask)
+    >>> num_kept(shuffled), bool(jnp.all(shuffled["kernel"] == mask["kernel"]))
+    (3, False)
+    """
+    # Exactly as many of the leaf's weights as it keeps, by lot: much quicker than a permutation,
+    # which sorts. (Of 2^32 numbers, so that equal ones, which go by position, hardly occur.)
+    drawn = random_like(
+        typed_key(key),
+        map_prunable(lambda m: jax.ShapeDtypeStruct(m.shape, jnp.uint32), mask),
+        jax.random.bits,
+    )
+
+    def shuffle_leaf(m: jax.Array, bits: jax.Array) -> jax.Array:
+        [chosen] = _top_ranks.keep_highest([jnp.maximum(bits, 1)], jnp.sum(m, dtype=jnp.int32))
+        return chosen
+
+    return map_prunable(shuffle_leaf, mask, drawn)
 
 
 def num_prunable(mask: Mask) -> int:

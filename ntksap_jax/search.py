@@ -10,23 +10,43 @@ flips.)
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ntksap_jax import _platform, masks, schedules, selection
 from ntksap_jax.draws import typed_key
-from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, RoundInfo, ScoreFn, is_traced
+from ntksap_jax.types import (
+    Batch,
+    Key,
+    Mask,
+    Metrics,
+    Params,
+    RoundInfo,
+    ScoreFn,
+    Scores,
+    is_traced,
+)
 
-_keep_top = jax.jit(selection.keep_top)
+_keep_top = jax.jit(selection.keep_top, static_argnames=("scope", "min_weights", "min_channels"))
 
 
 def one_round(
-    key: Key, params: Params, mask: Mask, score: ScoreFn, counts: Any, *, batch: Batch = None
+    key: Key,
+    params: Params,
+    mask: Mask,
+    score: ScoreFn,
+    counts: Any,
+    *,
+    batch: Batch = None,
+    scope: selection.Scope = "global",
+    min_weights: int = 0,
+    min_channels: int = 0,
+    regrow: bool = False,
 ) -> tuple[Mask, Metrics]:
     """Scores the weights that are left and keeps the best of them. Traceable.
 
@@ -35,8 +55,13 @@ def one_round(
         params: pytree of arrays.
         mask: the mask so far.
         score: the criterion.
-        counts: how many weights to keep, from `selection.kept_counts`; may be traced.
+        counts: how many weights to keep, from `selection.kept_counts` with the same scope; may be
+            traced.
         batch: (inputs, labels) for criteria that need them.
+        scope: what one threshold ranges over; see `selection.keep_top`.
+        min_weights: each leaf keeps at least so many weights; see `selection.keep_top`.
+        min_channels: each leaf keeps at least so many channels; see `selection.keep_top`.
+        regrow: keep the best of all prunable weights; see `prune`.
 
     Returns:
         The new mask, and the criterion's metrics with `"threshold"`, the lowest score kept, added.
@@ -50,7 +75,14 @@ def one_round(
     ([[True, False], [False, True]], 2.0)
     """
     scores, metrics = score(key, params, mask, batch)
-    mask, threshold = selection.keep_top(scores, mask, counts)
+    mask, threshold = selection.keep_top(
+        scores,
+        _candidates(mask, regrow),
+        counts,
+        scope=scope,
+        min_weights=min_weights,
+        min_channels=min_channels,
+    )
     return mask, {**metrics, "threshold": threshold}
 
 
@@ -63,6 +95,9 @@ def find_mask(
     mask: Mask | None = None,
     batch: Batch = None,
     scope: selection.Scope = "global",
+    min_weights: int = 0,
+    min_channels: int = 0,
+    regrow: bool = False,
     unroll: bool = False,
 ) -> tuple[Mask, Metrics]:
     """Searches for a mask, all rounds in one `lax.scan`, to be traced by the caller's `jit`.
@@ -77,7 +112,10 @@ def find_mask(
         schedule: density after each round, concrete, such as `schedules.exponential(...)`.
         mask: where to start from; by default `masks.create(params)`.
         batch: (inputs, labels) for criteria that need them.
-        scope: what one threshold ranges over: `"global"` or `"layer"`.
+        scope: see `prune`, as for `min_weights`, `min_channels` and `regrow`.
+        min_weights: each leaf keeps at least so many weights.
+        min_channels: each leaf keeps at least so many channels connected.
+        regrow: rank all prunable weights again in every round.
         unroll: write the rounds out one after the other instead of as a loop: quicker to run for
             convolutions on CPU, slower to compile.
 
@@ -100,12 +138,16 @@ def find_mask(
            [0., 0.]], dtype=float32)}
     """
     key = typed_key(key)
-    mask, plan = _plan(params, mask, schedule, scope)
+    options: Any = {"scope": scope, "min_weights": min_weights, "min_channels": min_channels}
+    mask, plan = _plan(params, mask, schedule, **options)
     rounds = len(plan)
 
     def body(mask: Mask, t_and_counts: tuple[jax.Array, Any]) -> tuple[Mask, Metrics]:
         t, counts = t_and_counts
-        return one_round(jax.random.fold_in(key, t), params, mask, score, counts, batch=batch)
+        round_key = jax.random.fold_in(key, t)
+        return one_round(
+            round_key, params, mask, score, counts, batch=batch, regrow=regrow, **options
+        )
 
     stacked = jax.tree.map(lambda *counts: jnp.array(counts, jnp.int32), *plan)
     return jax.lax.scan(body, mask, (jnp.arange(rounds), stacked), unroll=unroll)
@@ -121,6 +163,9 @@ def prune(
     start_round: int = 0,
     batch: Batch = None,
     scope: selection.Scope = "global",
+    min_weights: int = 0,
+    min_channels: int = 0,
+    regrow: bool = False,
     on_round: Callable[[RoundInfo, Mask], None] | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
 ) -> tuple[Mask, list[RoundInfo]]:
@@ -137,7 +182,15 @@ def prune(
         start_round: number of rounds already done. To resume, pass the mask that the last
             `on_round` call was given and its `info.round`, with the same key and schedule.
         batch: (inputs, labels) for criteria that need them.
-        scope: what one threshold ranges over: `"global"` or `"layer"`.
+        scope: what one threshold ranges over: `"global"`, `"layer"`, `"filter"`,
+            `selection.NofM(n, m)`, whose schedule must end at n / m, or
+            `selection.Block(inputs, outputs)`; see `selection.kept_counts`.
+        min_weights: each leaf keeps at least so many weights; with `"global"` only, as the next.
+        min_channels: in each leaf at least so many output and input channels stay connected; see
+            `selection.keep_top`.
+        regrow: rank all prunable weights again in every round, so that pruned ones may come back
+            (FORCE: de Jorge et al., "Progressive skeletonization", ICLR 2021). The criterion is
+            given the mask of the last round and must score the pruned weights too.
         on_round: called as `on_round(info, mask)` after every round, to report or to save.
         progress: wraps the iterable of rounds to show a bar, such as `tqdm.tqdm` or
             `rich.progress.track`.
@@ -147,8 +200,9 @@ def prune(
 
     Raises:
         ValueError, TypeError: before anything is compiled: a schedule, mask or start_round that
-            does not fit, or a call inside of `jit`. After a round: scores that are not finite or
-            all zero; the leaf is named.
+            does not fit, a scope that does not divide a leaf, floors that cannot be met, or a call
+            inside of `jit`. After a round: scores that are not finite or all zero; the leaf is
+            named. With `regrow`, scores that are zero for every pruned weight.
 
     >>> import jax, jax.numpy as jnp
     >>> from ntksap_jax import criteria
@@ -164,8 +218,9 @@ def prune(
             "prune: called inside of jit, vmap or another transformation, where no mask can be "
             "checked, reported or saved. Use search.find_mask there."
         )
-    mask, plan = _plan(params, mask, schedule, scope)
-    _check_start(mask, plan, start_round)
+    options: Any = {"scope": scope, "min_weights": min_weights, "min_channels": min_channels}
+    mask, plan = _plan(params, mask, schedule, **options)
+    _check_start(mask, plan, start_round, scope, regrow)
 
     history = []
     rounds = range(start_round, len(plan))
@@ -174,9 +229,11 @@ def prune(
         scores, metrics = score(jax.random.fold_in(key, t), params, mask, batch)
         try:
             selection.check_scores(scores, mask)
+            if regrow:
+                _check_regrowth(scores, mask)
         except ValueError as error:
             raise ValueError(f"round {t + 1} of {len(plan)}: {error}") from error
-        mask, threshold = _keep_top(scores, mask, plan[t])
+        mask, threshold = _keep_top(scores, _candidates(mask, regrow), plan[t], **options)
         info = RoundInfo(
             round=t + 1,
             density=masks.density(mask),
@@ -192,8 +249,13 @@ def prune(
     return mask, history
 
 
+def _candidates(mask: Mask, regrow: bool) -> Mask:
+    """The weights that a round may keep."""
+    return masks.map_prunable(jnp.ones_like, mask) if regrow else mask
+
+
 def _plan(
-    params: Params, mask: Mask | None, schedule: Any, scope: selection.Scope
+    params: Params, mask: Mask | None, schedule: Any, *, scope: selection.Scope, **floors: int
 ) -> tuple[Mask, list[Any]]:
     """Checks a search's arguments; returns the mask to start from and the counts of every round."""
     _platform.warn_if_miscompiling()
@@ -206,21 +268,45 @@ def _plan(
             f"schedule: got {len(densities)} rounds for {masks.num_prunable(mask)} prunable "
             "weights; expected at most one round a weight. Pass fewer rounds."
         )
-    return mask, [selection.kept_counts(mask, float(d), scope=scope) for d in densities]
+    if isinstance(scope, selection.NofM):
+        target, last = scope.n / scope.m, float(densities[-1])
+        if not math.isclose(last, target, rel_tol=1e-6):
+            raise ValueError(
+                f"schedule: ends at density {last:.6g}, but scope {scope} keeps {scope.n} of every "
+                f"{scope.m} weights. End it at {target:.6g}, such as "
+                f"schedules.exponential({scope.n} / {scope.m}, rounds={len(densities)})."
+            )
+    return mask, [selection.kept_counts(mask, float(d), scope=scope, **floors) for d in densities]
 
 
-def _check_start(mask: Mask, plan: list[Any], start_round: int) -> None:
+def _check_start(
+    mask: Mask, plan: list[Any], start_round: int, scope: selection.Scope, regrow: bool
+) -> None:
     if not 0 <= start_round <= len(plan):
         raise ValueError(
             f"start_round: got {start_round}, expected the number of rounds already done, from 0 "
             f"to {len(plan)}."
         )
     if start_round == 0:
-        selection.check_counts(plan[0], mask)
+        selection.check_counts(plan[0], _candidates(mask, regrow), scope=scope)
         return
-    expected = int(np.sum(jax.tree.leaves(plan[start_round - 1])))
-    if masks.num_kept(mask) != expected:
+    expected = selection.kept_range(plan[start_round - 1], mask, scope=scope)
+    if masks.num_kept(mask) not in expected:
+        at_least = f"{expected[0]} to " if len(expected) > 1 else ""
         raise ValueError(
             f"mask: keeps {masks.num_kept(mask)} weights, but after round {start_round} the "
-            f"schedule keeps {expected}. Pass the mask, start_round and schedule of one search."
+            f"schedule keeps {at_least}{expected[-1]}. Pass the mask, start_round and schedule of "
+            "one search."
+        )
+
+
+def _check_regrowth(scores: Scores, mask: Mask) -> None:
+    """Raises if weights were pruned, and all of them score exactly zero."""
+    pruned = masks.map_prunable(jnp.logical_not, mask)
+    scored = masks.map_prunable(lambda p, s: jnp.any(p & (s != 0)), pruned, scores)
+    if masks.num_kept(pruned) and not any(jax.tree.leaves(scored)):
+        raise ValueError(
+            "regrow: the criterion scores every pruned weight 0, so that none is ranked and none "
+            "can come back. Use a criterion that scores pruned weights too, such as "
+            "criteria.force, or regrow=False."
         )

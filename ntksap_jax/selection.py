@@ -2,62 +2,107 @@
 
 The count is exact: after selecting at density d, round(d · N) weights are kept, ties included. (The
 authors' code prunes `score <= threshold`, hence every tie, and quits if the count is off by five.)
+What one threshold ranges over is the *scope*: the whole mask, a layer, a filter, N:M groups; or
+whole blocks live or die together.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ntksap_jax import masks
+from ntksap_jax import _floors, _top_ranks, masks, scopes
+from ntksap_jax.scopes import Block as Block
+from ntksap_jax.scopes import NofM as NofM
+from ntksap_jax.scopes import Scope as Scope
 from ntksap_jax.types import Mask, Scores
 
-Scope = Literal["global", "layer"]
-"""What one threshold ranges over: all prunable leaves together, or each leaf by itself."""
 
-
-def kept_counts(mask: Mask, density: float, *, scope: Scope = "global") -> Any:
+def kept_counts(
+    mask: Mask,
+    density: float,
+    *,
+    scope: Scope = "global",
+    min_weights: int = 0,
+    min_channels: int = 0,
+) -> Any:
     """Turns a density into the exact number of weights to keep: round(d · N).
 
     Args:
         mask: only its shapes are used.
         density: fraction of all prunable weights to keep, in (0, 1].
-        scope: `"global"`: one number for the whole mask; `"layer"`: round(d · n) in each leaf.
+        scope: `"global"`: one number for the whole mask; `"layer"`: round(d · n) in each leaf;
+            `"filter"`: round(d · fan_in) in each output channel of a leaf; `NofM(n, m)`:
+            round(d · m) of every m along the inputs, for densities of n / m and above;
+            `Block(inputs, outputs)`: as many whole blocks as round(d · N) weights hold.
+        min_weights: floor, see `keep_top`.
+        min_channels: floor, see `keep_top`.
 
     Returns:
-        A Python integer, or for `"layer"` a pytree of them shaped like the mask.
+        A Python integer, or for `"layer"` and `"filter"` a pytree of them shaped like the mask.
 
     Raises:
-        ValueError: a density outside (0, 1] or one that keeps no weight; an unknown scope.
+        ValueError: a density outside (0, 1], one that keeps no weight or block, or less than a
+            `NofM` does; a scope that is unknown or does not divide a leaf; floors that take more
+            weights than are kept, or that the scope rules out.
 
     >>> import jax.numpy as jnp
     >>> mask = {"a": jnp.ones((10, 10), bool), "b": jnp.ones((5, 4), bool)}
     >>> kept_counts(mask, 0.05), kept_counts(mask, 0.05, scope="layer")
     (6, {'a': 5, 'b': 1})
+    >>> kept_counts(mask, 0.3, scope="filter"), kept_counts(mask, 0.7, scope=NofM(2, 5))
+    ({'a': 3, 'b': 2}, 4)
     """
     if not 0.0 < density <= 1.0:
         raise ValueError(
             f"density: got {density!r}, expected the fraction of weights to keep, in (0, 1]. "
             "(For sparsity s pass 1 - s.)"
         )
-    if scope == "global":
-        counts: Any = round(float(density) * masks.num_prunable(mask))
-    elif scope == "layer":
-        counts = masks.map_prunable(lambda m: round(float(density) * math.prod(m.shape)), mask)
-    else:
-        raise ValueError(f"scope: got {scope!r}, expected 'global' or 'layer'.")
+    scopes.check(scope, mask)
+    total = masks.num_prunable(mask)
+    counts: Any = round(float(density) * total)
+    if scope in ("layer", "filter"):
+        counts = masks.map_prunable(
+            lambda m: round(float(density) * scopes.grouped_shape(scope, m.shape)[-2]), mask
+        )
+    elif isinstance(scope, NofM):
+        if density < scope.n / scope.m and not math.isclose(density, scope.n / scope.m):
+            raise ValueError(
+                f"density: got {density!r}, but {scope} keeps {scope.n / scope.m:.6g} of the "
+                f"weights. Pass density={scope.n / scope.m:.6g} (or more, in an earlier round)."
+            )
+        counts = max(scope.n, round(float(density) * scope.m))
     if sum(jax.tree.leaves(counts)) == 0:
         raise ValueError(
-            f"density: {density!r} of {masks.num_prunable(mask)} prunable weights rounds to none. "
-            f"Keep at least 1: pass density >= {1 / masks.num_prunable(mask):.3g}."
+            f"density: {density!r} of {total} prunable weights rounds to none. "
+            f"Keep at least 1: pass density >= {1 / total:.3g}."
         )
+    if isinstance(scope, Block):
+        path, size = scopes.largest_block(scope, mask)
+        if counts < size:
+            raise ValueError(
+                f"density: {density!r} of {total} prunable weights is {counts}, which is less than "
+                f"one block of leaf {path!r} ({size} weights). Pass density >= {size / total:.3g}, "
+                "smaller blocks, or leave the leaf out with masks.create(params, exclude=...)."
+            )
+    _floors.check(counts, mask, scope, min_weights=min_weights, min_channels=min_channels)
     return counts
 
 
-def keep_top(scores: Scores, mask: Mask, counts: Any) -> tuple[Mask, jax.Array]:
+def keep_top(
+    scores: Scores,
+    mask: Mask,
+    counts: Any,
+    *,
+    scope: Scope = "global",
+    min_weights: int = 0,
+    min_channels: int = 0,
+) -> tuple[Mask, jax.Array]:
     """Keeps the highest-scoring weights among those that the mask still keeps. Traceable.
 
     Exactly `counts` weights stay (all of them where fewer are left), never one that was pruned
@@ -71,17 +116,35 @@ def keep_top(scores: Scores, mask: Mask, counts: Any) -> tuple[Mask, jax.Array]:
     Args:
         scores: shaped like `mask`, floating point.
         mask: the current mask.
-        counts: how many to keep, from `kept_counts`: an integer (array) for one threshold over all
-            leaves, or a pytree of them for one per leaf.
+        counts: how many to keep, from `kept_counts` with the same scope: an integer (array), or a
+            pytree of them for one per leaf. May be traced.
+        scope: what one threshold ranges over. (With `"global"`, a pytree of counts means one
+            threshold per leaf, as `"layer"` does.)
+        min_weights: each leaf keeps at least so many weights, its best (all, where there are
+            fewer). The total stays exact: the others compete for what is left of it.
+        min_channels: in each leaf at least so many output channels keep an incoming weight, and so
+            many input channels an outgoing one (all, where there are fewer): the best weights of
+            the channels whose scores have the highest sum. A layer's channels being connected does
+            not imply that one path leads through all layers.
 
     Returns:
-        The new mask, and the lowest score that was kept (+inf where none was).
+        The new mask, and the lowest score that was kept (+inf where none was); for a `Block`, the
+        lowest score of a block.
+
+    Raises:
+        TypeError: counts that are no integers, or of another form than the scope needs.
+        ValueError: a scope that does not divide a leaf, or does not go with floors.
 
     >>> import jax.numpy as jnp
     >>> mask = {"w": jnp.array([True, True, True, False])}
     >>> new, threshold = keep_top({"w": jnp.array([0.5, 2.0, 2.0, 9.0])}, mask, 1)
     >>> new["w"].tolist(), float(threshold)
     ([False, True, False, False], 2.0)
+    >>> scores, mask = {"w": jnp.array([[1.0], [4.0], [3.0], [2.0]])}, {"w": jnp.ones((4, 1), bool)}
+    >>> keep_top(scores, mask, 1, scope=NofM(1, 2))[0]["w"].ravel().tolist()
+    [False, True, True, False]
+    >>> keep_top(scores, mask, 2, scope=Block(2, 1))[0]["w"].ravel().tolist()
+    [True, True, False, False]
     """
     for count in jax.tree.leaves(counts):
         if not jnp.issubdtype(jnp.result_type(count), jnp.integer):
@@ -89,76 +152,75 @@ def keep_top(scores: Scores, mask: Mask, counts: Any) -> tuple[Mask, jax.Array]:
                 f"counts: got {count!r}, expected numbers of weights to keep (integers), not a "
                 "density. Make them with selection.kept_counts(mask, density)."
             )
-    mask_leaves = jax.tree.leaves(mask)
+    scopes.check(scope, mask)
+    if scope == "global" and not _is_single(counts):
+        scope = "layer"
     structure: Any = jax.tree.structure(mask)
-    score_leaves = structure.flatten_up_to(scores)
-    dtype = jnp.result_type(jnp.float32, *score_leaves)
-    ranks = [
-        jnp.where(m, _rank(jnp.asarray(s, dtype)), 0)
-        for m, s in zip(mask_leaves, score_leaves, strict=True)
-    ]
-    if jax.tree_util.treedef_is_leaf(jax.tree.structure(counts)):
-        kept, lowest = _keep_top_ranks(ranks, counts)
+    form: Any = structure if scope in ("layer", "filter") else jax.tree.structure(0)
+    if form != jax.tree.structure(counts):
+        raise TypeError(
+            f"counts: a tree {jax.tree.structure(counts)}, but scope {scope!r} needs {form}. Make "
+            "them with selection.kept_counts(mask, density, scope=...) for the same mask and scope."
+        )
+    _floors.check(None, mask, scope, min_weights=min_weights, min_channels=min_channels)
+    masked = jax.tree.leaves(mask)
+    dtype = jnp.result_type(jnp.float32, *structure.flatten_up_to(scores))
+    scored = [jnp.asarray(score, dtype) for score in structure.flatten_up_to(scores)]
+
+    if isinstance(scope, Block):
+        kept, lowest = _keep_blocks(scored, masked, counts, scope)
     else:
-        count_leaves = structure.flatten_up_to(counts)
-        per_leaf = [_keep_top_ranks([r], c) for r, c in zip(ranks, count_leaves, strict=True)]
-        kept = [leaf for (leaf,), _ in per_leaf]
-        lowest = jnp.min(jnp.stack([low for _, low in per_leaf]))
-    return jax.tree.unflatten(structure, kept), _unrank(lowest, dtype)
+        ranks = [jnp.where(m, _top_ranks.rank(s), 0) for m, s in zip(masked, scored, strict=True)]
+        if scope == "global":
+            floors = functools.partial(
+                _floors.protect, min_weights=min_weights, min_channels=min_channels
+            )
+            kept = _top_ranks.keep_highest(list(map(floors, ranks, scored)), counts)
+        else:
+            per_leaf = [counts] * len(ranks) if isinstance(scope, NofM) else jax.tree.leaves(counts)
+            kept = _keep_groups(ranks, per_leaf, scope)
+        lowest = _top_ranks.lowest(ranks, kept)
+    return jax.tree.unflatten(structure, kept), _top_ranks.unrank(lowest, dtype)
 
 
-def _rank(score: jax.Array) -> jax.Array:
-    """Maps floats to unsigned integers >= 1 in the same order; NaN to 1.
-
-    Non-negative floats are ordered like their bits; negative ones in reverse, below them.
-    """
-    bits = score.dtype.itemsize * 8
-    unsigned = jnp.dtype(f"uint{bits}")
-    sign = jnp.array(1 << (bits - 1), unsigned)
-    raw = jax.lax.bitcast_convert_type(score, unsigned)
-    # 0.0 and -0.0 are equal scores. (Not `score == 0`: XLA takes subnormal numbers for 0 there.)
-    raw = jnp.where(raw == sign, jnp.zeros_like(raw), raw)
-    rank = jnp.where(raw >= sign, ~raw, raw | sign)
-    return jnp.where(jnp.isnan(score), jnp.array(1, unsigned), rank)
+_keep_top = jax.jit(keep_top, static_argnames=("scope", "min_weights", "min_channels"))
 
 
-def _unrank(rank: jax.Array, dtype: Any) -> jax.Array:
-    bits = rank.dtype.itemsize * 8
-    sign = jnp.array(1 << (bits - 1), rank.dtype)
-    raw = jnp.where(rank >= sign, rank ^ sign, ~rank)
-    value = jax.lax.bitcast_convert_type(raw, dtype)
-    # The highest rank of all belongs to no number: it is the bound where nothing was kept.
-    return jnp.where(~rank == 0, jnp.array(jnp.inf, dtype), value)
+def _is_single(counts: Any) -> bool:
+    return jax.tree_util.treedef_is_leaf(jax.tree.structure(counts))
 
 
-def _keep_top_ranks(ranks: list[jax.Array], count: Any) -> tuple[list[jax.Array], jax.Array]:
-    """Keeps the `count` highest ranks above 0 (already pruned); also returns the lowest kept."""
-    unsigned = ranks[0].dtype
-    bits = unsigned.itemsize * 8
-
-    def num_at_least(bound: jax.Array) -> jax.Array:
-        return sum((jnp.sum(rank >= bound, dtype=jnp.int32) for rank in ranks), jnp.int32(0))
-
-    count = jnp.minimum(count, num_at_least(jnp.array(1, unsigned)))
-
-    def set_bit(i: jax.Array, bound: jax.Array) -> jax.Array:
-        higher = bound | (jnp.array(1, unsigned) << (bits - 1 - i).astype(unsigned))
-        return jnp.where(num_at_least(higher) >= count, higher, bound)
-
-    # The highest bound that at least `count` ranks reach, built from its highest bit down.
-    bound = jax.lax.fori_loop(0, bits, set_bit, jnp.array(0, unsigned))
-    places = count - sum(jnp.sum(rank > bound, dtype=jnp.int32) for rank in ranks)
-
+def _keep_groups(ranks: list[jax.Array], counts: list[Any], scope: Scope) -> list[jax.Array]:
+    """One threshold a group of weights; all the groups of a leaf are bisected at once."""
     kept = []
-    for rank in ranks:
-        tied = rank == bound
-        order = jnp.cumsum(tied.ravel(), dtype=jnp.int32).reshape(tied.shape)
-        kept.append((rank > bound) | (tied & (order <= places)))
-        places = places - jnp.sum(tied, dtype=jnp.int32)
-    return kept, bound
+    for rank, count in zip(ranks, counts, strict=True):
+        groups = rank.reshape(scopes.grouped_shape(scope, rank.shape))
+        [top] = _top_ranks.keep_highest([groups], count, axis=-2)
+        kept.append(top.reshape(rank.shape))
+    return kept
 
 
-def select(scores: Scores, mask: Mask, *, density: float, scope: Scope = "global") -> Mask:
+def _keep_blocks(
+    scores: list[jax.Array], mask: list[jax.Array], count: Any, block: Block
+) -> tuple[list[jax.Array], jax.Array]:
+    """One threshold over all blocks; a pruned weight adds nothing to its block's score or size."""
+    sizes = [scopes.sum_blocks(block, m.astype(jnp.int32)) for m in mask]
+    sums = [scopes.sum_blocks(block, jnp.where(m, s, 0)) for m, s in zip(mask, scores, strict=True)]
+    ranks = [jnp.where(n > 0, _top_ranks.rank(s), 0) for n, s in zip(sizes, sums, strict=True)]
+    chosen = _top_ranks.keep_highest(ranks, count, sizes=sizes)
+    kept = [scopes.spread_blocks(block, c, m.shape) & m for c, m in zip(chosen, mask, strict=True)]
+    return kept, _top_ranks.lowest(ranks, chosen)
+
+
+def select(
+    scores: Scores,
+    mask: Mask,
+    *,
+    density: float,
+    scope: Scope = "global",
+    min_weights: int = 0,
+    min_channels: int = 0,
+) -> Mask:
     """Keeps exactly round(density · N) weights: those with the highest scores, which it checks.
 
     The checked form of `kept_counts` and `keep_top`, for concrete arrays.
@@ -167,27 +229,30 @@ def select(scores: Scores, mask: Mask, *, density: float, scope: Scope = "global
         scores: shaped like `mask`; higher = keep.
         mask: the current mask; the new one is a subset of it.
         density: fraction of *all* prunable weights to keep, in (0, 1].
-        scope: what one threshold ranges over: `"global"` or `"layer"`.
+        scope: what one threshold ranges over, and with it what is counted; see `kept_counts`.
+        min_weights: each leaf keeps at least so many weights; see `keep_top`.
+        min_channels: each leaf keeps at least so many channels connected; see `keep_top`.
 
     Returns:
         The new mask.
 
     Raises:
-        ValueError: scores that `check_scores` rejects; a density outside (0, 1], or above that of
-            `mask`, since masks only ever shrink.
+        ValueError: scores that `check_scores` rejects; what `kept_counts` raises; a density above
+            that of `mask`, since masks only ever shrink.
 
     >>> import jax.numpy as jnp
     >>> mask = {"w": jnp.ones(4, bool)}
     >>> select({"w": jnp.array([0.1, 0.4, 0.3, 0.2])}, mask, density=0.5)["w"].tolist()
     [False, True, True, False]
     """
-    counts = kept_counts(mask, density, scope=scope)
+    options: Any = {"scope": scope, "min_weights": min_weights, "min_channels": min_channels}
+    counts = kept_counts(mask, density, **options)
     check_scores(scores, mask)
-    check_counts(counts, mask)
-    return keep_top(scores, mask, counts)[0]
+    check_counts(counts, mask, scope=scope)
+    return _keep_top(scores, mask, counts, **options)[0]
 
 
-def check_counts(counts: Any, mask: Mask) -> None:
+def check_counts(counts: Any, mask: Mask, *, scope: Scope = "global") -> None:
     """Raises if a concrete mask has fewer weights left than should be kept.
 
     Raises:
@@ -198,18 +263,48 @@ def check_counts(counts: Any, mask: Mask) -> None:
     Traceback (most recent call last):
     ValueError: density: asks for 3 weights to be kept, but the mask has only 2 left; ...
     """
-    if jax.tree_util.treedef_is_leaf(jax.tree.structure(counts)):
-        wanted, left = {"": counts}, {"": masks.num_kept(mask)}
+    leaves = masks.leaf_paths(mask)
+    per_leaf = dict.fromkeys(leaves, counts) if _is_single(counts) else masks.leaf_paths(counts)
+    if scope == "filter" or isinstance(scope, NofM):
+        group = "a filter" if scope == "filter" else f"{scope.m} weights"
+        rows = []
+        for path, leaf in leaves.items():
+            left = np.sum(np.reshape(leaf, scopes.grouped_shape(scope, leaf.shape)), axis=-2)
+            rows.append((per_leaf[path], int(left.min()), f" in {group} of leaf {path!r}"))
+    elif _is_single(counts):
+        rows = [(counts, masks.num_kept(mask), "")]
     else:
-        wanted = masks.leaf_paths(counts)
-        left = {path: masks.num_kept(leaf) for path, leaf in masks.leaf_paths(mask).items()}
-    for path, count in wanted.items():
-        if count > left[path]:
+        rows = [(per_leaf[p], masks.num_kept(m), f" in leaf {p!r}") for p, m in leaves.items()]
+    for count, num_left, place in rows:
+        if count > num_left:
             raise ValueError(
-                f"density: asks for {count} weights to be kept, but the mask has only {left[path]} "
-                f"left{f' in leaf {path!r}' if path else ''}; masks only ever shrink. Pass a lower "
-                "density, or start from masks.create(params)."
+                f"density: asks for {count} weights to be kept, but the mask has only {num_left} "
+                f"left{place}; masks only ever shrink. Pass a lower density, or start from "
+                "masks.create(params)."
             )
+
+
+def kept_range(counts: Any, mask: Mask, *, scope: Scope = "global") -> range:
+    """Returns the numbers of weights that may be left after `keep_top` with concrete counts.
+
+    It is one number, but for blocks, which may not fill the count.
+
+    >>> import jax.numpy as jnp
+    >>> mask = {"w": jnp.ones((8, 4), bool)}
+    >>> kept_range(7, mask), kept_range(7, mask, scope=Block(2, 2)), kept_range(
+    ...     2, mask, scope=NofM(2, 4))
+    (range(7, 8), range(4, 8), range(16, 17))
+    """
+    total = int(np.sum(jax.tree.leaves(counts)))
+    if isinstance(scope, Block):
+        _, size = scopes.largest_block(scope, mask)
+        return range(total - size + 1, total + 1)
+    if isinstance(scope, NofM):
+        total = counts * masks.num_prunable(mask) // scope.m
+    elif scope == "filter":
+        filters = masks.map_prunable(lambda m, count: count * m.shape[-1], mask, counts)
+        total = sum(jax.tree.leaves(filters))
+    return range(total, total + 1)
 
 
 def check_scores(scores: Scores, mask: Mask) -> None:

@@ -97,6 +97,46 @@ def test_measures_agree_with_numpy():
     assert masks.layer_densities(mask) == {p: pytest.approx(m.mean()) for p, m in leaves.items()}
 
 
+def test_shuffling_moves_weights_and_keeps_the_count_of_every_leaf():
+    mask = random_mask(jax.random.key(2))
+    before = masks.digest(mask)
+    shuffled = masks.shuffle(jax.random.key(3), mask)
+    masks.check(shuffled, PARAMS)
+    for leaf, new in zip(jax.tree.leaves(mask), jax.tree.leaves(shuffled), strict=True):
+        assert np.sum(leaf) == np.sum(new)
+    assert len({before, masks.digest(shuffled)}) == 2
+    assert masks.digest(masks.shuffle(jax.random.key(4), mask)) != masks.digest(shuffled)
+    assert masks.digest(mask) == before
+    traced = jax.jit(masks.shuffle)(jax.random.key(3), mask)
+    assert masks.digest(traced) == masks.digest(shuffled)
+
+
+def test_shuffling_is_uniform_over_positions_and_over_leaves():
+    """Kept share of each place, and of each pair of places, over many shuffles: within 5 sigma."""
+    mask = {"a": {"w": jnp.arange(10) < 3}, "b": {"w": jnp.arange(10) < 3}}
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drawn = jax.vmap(masks.shuffle, (0, None))(keys, mask)
+    places = np.concatenate([drawn["a"]["w"], drawn["b"]["w"]], axis=1).astype(float)
+    together = places.T @ places / len(keys)
+    want = np.full((20, 20), 0.3 * 0.3)  # the leaves are shuffled independently of each other
+    want[:10, :10] = want[10:, 10:] = 3 / 10 * 2 / 9
+    np.fill_diagonal(want, 0.3)
+    np.testing.assert_array_less(
+        np.abs(together - want), 5 * np.sqrt(want * (1 - want) / len(keys))
+    )
+
+
+@pytest.mark.parametrize("kept", [0, 6])
+def test_shuffling_a_full_or_empty_leaf_changes_nothing(kept):
+    mask = {"w": (jnp.arange(6) < kept).reshape(2, 3)}
+    np.testing.assert_array_equal(masks.shuffle(jax.random.key(0), mask)["w"], mask["w"])
+
+
+def test_shuffling_with_a_seed_for_a_key_is_an_error():
+    with pytest.raises(TypeError, match="expected one PRNG key"):
+        masks.shuffle(0, random_mask(jax.random.key(0)))
+
+
 def replaced(path, leaf):
     """The dense mask of PARAMS with another leaf at `path`."""
     mask = masks.create(PARAMS)

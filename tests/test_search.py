@@ -122,6 +122,117 @@ def test_scope_layer_keeps_its_share_of_every_layer(problem):
     assert masks.digest(traced) == masks.digest(mask)
 
 
+EVEN = {
+    "conv": {"kernel": np.random.default_rng(0).normal(size=(3, 3, 4, 8)).astype(np.float32)},
+    "head": {"kernel": np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)},
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"scope": "filter"}, 160),
+        ({"scope": selection.NofM(2, 4)}, 160),
+        ({"scope": selection.Block(2, 2)}, 160),
+        ({"min_weights": 20, "min_channels": 3}, 160),
+    ],
+    ids=str,
+)
+def test_every_option_is_passed_on_by_the_driver_and_by_the_traced_search(options, kept):
+    schedule = [0.75, 0.5]
+    driven, history = search.prune(KEY, EVEN, criteria.random(), schedule=schedule, **options)
+    traced, _ = jax.jit(
+        lambda key: search.find_mask(key, EVEN, criteria.random(), schedule=schedule, **options)
+    )(KEY)
+    assert masks.digest(traced) == masks.digest(driven)
+    assert [info.num_kept for info in history] == [240, kept]
+
+    mask = masks.create(EVEN)
+    for t, d in enumerate(schedule):
+        scores, _ = criteria.random()(jax.random.fold_in(KEY, t), EVEN, mask, None)
+        mask = selection.select(scores, mask, density=d, **options)
+    assert masks.digest(mask) == masks.digest(driven)
+
+
+def test_floors_hold_in_a_search():
+    weak = {"strong": {"kernel": jnp.ones((9, 9))}, "weak": {"kernel": jnp.full((9, 9), 1e-3)}}
+    for floors, least in (({}, 0), ({"min_weights": 7}, 7), ({"min_channels": 4}, 4)):
+        mask, _ = search.prune(KEY, weak, criteria.magnitude(), schedule=[0.5, 0.1], **floors)
+        assert masks.num_kept(mask) == 16
+        assert masks.num_kept(mask["weak"]) >= least
+        assert (masks.num_kept(mask["weak"]) > 0) == bool(floors)
+
+
+def swinging(key, params, mask, batch):
+    """Prefers the first half of the weights after one round, and the second after the next."""
+    del key, params, batch
+    size = masks.num_prunable(mask)
+    first = 1.0 + (jnp.arange(size) < size // 2)
+    second = 1.0 + (jnp.arange(size) >= size // 2)
+    dense = jnp.all(mask["kernel"])
+    return {"kernel": jnp.where(dense, first, second)}, {}
+
+
+def test_regrowth_ranks_all_weights_again():
+    params = {"kernel": jnp.ones(8)}
+    mask = {"kernel": jnp.ones(8, bool)}
+    left, right = [True] * 4 + [False] * 4, [False] * 4 + [True] * 4
+    for find in (search.prune, search.find_mask):
+        found = [
+            find(KEY, params, swinging, schedule=[0.5, 0.5], mask=mask, regrow=regrow)[0]
+            for regrow in (False, True)
+        ]
+        assert [m["kernel"].tolist() for m in found] == [left, right]
+    half = {"kernel": jnp.array(left)}
+    again, _ = search.one_round(KEY, params, half, swinging, 6, regrow=True)
+    assert again["kernel"].tolist() == [True] * 2 + [False] * 2 + [True] * 4
+
+
+def test_a_search_with_regrowth_can_be_resumed_and_start_from_fewer_weights():
+    params = {"kernel": jnp.ones(8)}
+    half = {"kernel": jnp.arange(8) < 4}
+    options = {"schedule": [0.75, 0.25], "regrow": True}
+    mask, _ = search.prune(KEY, params, swinging, mask=half, **options)
+    assert mask["kernel"].tolist() == [False] * 4 + [True] * 2 + [False] * 2
+    after_one = {"kernel": jnp.arange(8) < 6}
+    resumed, _ = search.prune(KEY, params, swinging, mask=after_one, start_round=1, **options)
+    assert masks.digest(resumed) == masks.digest(mask)
+
+
+def test_regrowth_by_a_criterion_that_ignores_pruned_weights_is_an_error():
+    with pytest.raises(ValueError, match="round 2 of 2: regrow: .* every pruned weight 0"):
+        search.prune(KEY, EVEN, criteria.magnitude(), schedule=[0.5, 0.2], regrow=True)
+
+
+def test_a_search_by_blocks_can_be_resumed():
+    block = selection.Block(None, 1)
+    options = {"schedule": [0.6, 0.3], "scope": block}
+    saved = {}
+    whole, _ = search.prune(
+        KEY,
+        EVEN,
+        criteria.random(),
+        on_round=lambda info, mask: saved.update({info.round: mask}),
+        **options,
+    )
+    assert 0.3 * 320 - 36 < masks.num_kept(whole) <= 0.3 * 320
+    resumed, _ = search.prune(KEY, EVEN, criteria.random(), mask=saved[1], start_round=1, **options)
+    assert masks.digest(resumed) == masks.digest(whole)
+    with pytest.raises(ValueError, match="keeps 320 weights, but .* the schedule keeps 157 to 192"):
+        search.prune(
+            KEY, EVEN, criteria.random(), mask=masks.create(EVEN), start_round=1, **options
+        )
+
+
+@pytest.mark.parametrize("scope", ["filter", selection.NofM(2, 4)], ids=str)
+def test_resuming_counts_the_weights_of_all_groups(scope):
+    options = {"schedule": [0.75, 0.5], "scope": scope}
+    last, history = search.prune(KEY, EVEN, criteria.magnitude(), **options)
+    assert [info.num_kept for info in history] == [240, 160]
+    with pytest.raises(ValueError, match="keeps 160 weights, but .* the schedule keeps 240"):
+        search.prune(KEY, EVEN, criteria.magnitude(), mask=last, start_round=1, **options)
+
+
 def test_a_search_may_start_from_a_mask_of_the_users(problem):
     _, params, score = problem
     first = masks.create(params, exclude="Dense_0")
@@ -193,6 +304,16 @@ TINY = {"kernel": jnp.ones((2, 3))}
         ({"schedule": [0.9] * 7}, ValueError, "7 rounds for 6 prunable weights"),
         ({"schedule": [0.05]}, ValueError, "rounds to none"),
         ({"schedule": [0.5], "scope": "filters"}, ValueError, "scope: got 'filters'"),
+        (
+            {"schedule": [0.8, 0.6], "scope": selection.NofM(1, 2)},
+            ValueError,
+            r"schedule: ends at density 0.6, but scope NofM\(n=1, m=2\) keeps 1 of every 2",
+        ),
+        ({"schedule": [0.4], "scope": selection.NofM(1, 2)}, ValueError, "schedule: ends at"),
+        ({"schedule": [0.5], "scope": selection.NofM(2, 4)}, ValueError, "'kernel', whose 2 in"),
+        ({"schedule": [0.5], "scope": selection.Block(1, 2)}, ValueError, "'kernel', whose 3 out"),
+        ({"schedule": [0.9, 0.5], "min_weights": 4}, ValueError, "may take 4 .* only 3 are kept"),
+        ({"schedule": [0.5], "min_weights": 2, "scope": "layer"}, ValueError, "min_weights: got 2"),
         (
             {"schedule": [0.5], "mask": {"kernel": jnp.ones((3, 2), bool)}},
             ValueError,

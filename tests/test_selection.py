@@ -1,4 +1,6 @@
-"""Exact selection, against a stable sort in NumPy."""
+"""Exact selection in every scope, against a stable sort in NumPy."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ntksap_jax import masks, selection
+from ntksap_jax.selection import Block, NofM
 
-keep_top = jax.jit(selection.keep_top)
+keep_top = jax.jit(selection.keep_top, static_argnames=("scope", "min_weights", "min_channels"))
 
 # Few distinct values make ties; the others reach into both tails, subnormal numbers and zeros.
 VALUES = st.one_of(
@@ -161,3 +164,321 @@ def test_a_layer_that_earlier_rounds_cut_off_may_score_zero():
     mask = {"a": jnp.ones(3, bool), "b": jnp.array([True, False])}
     new = selection.select({"a": jnp.ones(3), "b": jnp.zeros(2)}, mask, density=0.6)
     assert masks.layer_densities(new) == {"a": 1.0, "b": 0.0}
+
+
+# -- Scopes: a convolution of 2 x 1 positions, 4 inputs and 6 outputs, and a dense layer ---------
+
+SHAPES = {"conv": (2, 1, 4, 6), "dense": (8, 4)}
+SMALL_NUMBERS = st.integers(-3, 3).map(float)  # their sums are exact, and full of ties
+
+
+def layers(elements, dtype=np.float32):
+    return st.fixed_dictionaries(
+        {name: hnp.arrays(dtype, shape, elements=elements) for name, shape in SHAPES.items()}
+    )
+
+
+def groups(scope, shape):
+    """Lists of flat indices, in order: what has one threshold, or what a block holds."""
+    index = np.arange(np.prod(shape)).reshape(-1, *shape[-2:])
+    positions, inputs, outputs = index.shape
+    if scope == "filter":
+        return [index[..., o].ravel() for o in range(outputs)]
+    if isinstance(scope, NofM):
+        starts = itertools.product(range(positions), range(0, inputs, scope.m), range(outputs))
+        return [index[p, i : i + scope.m, o].ravel() for p, i, o in starts]
+    rows, columns = scope.inputs or inputs, scope.outputs or outputs
+    spans = [[p] for p in range(positions)]
+    if scope.inputs is None or scope.outputs is None:
+        spans = [list(range(positions))]
+    starts = itertools.product(spans, range(0, inputs, rows), range(0, outputs, columns))
+    return [index[span, i : i + rows, o : o + columns].ravel() for span, i, o in starts]
+
+
+@given(layers(VALUES), layers(st.booleans(), bool), st.floats(0.1, 1.0))
+def test_a_filter_keeps_its_share_by_a_stable_sort(scores, mask, density):
+    counts = selection.kept_counts(mask, density, scope="filter")
+    assert counts == {"conv": round(density * 8), "dense": round(density * 8)}
+    new, threshold = keep_top(scores, mask, counts, scope="filter")
+    for name, shape in SHAPES.items():
+        for group in groups("filter", shape):
+            s, m = scores[name].ravel()[group], mask[name].ravel()[group]
+            got = np.asarray(new[name]).ravel()[group]
+            np.testing.assert_array_equal(got, oracle(s, m, counts[name]))
+    kept = join(new)
+    assert threshold == (join(scores)[kept].min() if kept.any() else np.inf)
+
+
+@pytest.mark.parametrize("scope", [NofM(2, 4), NofM(1, 2)])
+@given(layers(VALUES), layers(st.booleans(), bool), st.floats(0.5, 1.0))
+def test_n_of_every_m_inputs_stay_by_a_stable_sort(scope, scores, mask, density):
+    count = selection.kept_counts(mask, density, scope=scope)
+    assert count == max(scope.n, round(density * scope.m))
+    new, _ = keep_top(scores, mask, count, scope=scope)
+    for name, shape in SHAPES.items():
+        for group in groups(scope, shape):
+            s, m = scores[name].ravel()[group], mask[name].ravel()[group]
+            got = np.asarray(new[name]).ravel()[group]
+            np.testing.assert_array_equal(got, oracle(s, m, count))
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8)])
+def test_the_n_of_m_pattern_holds_in_every_group(n, m):
+    """Written without the library's or the oracle's grouping: m consecutive inputs, n True."""
+    random = np.random.default_rng(0)
+    scores = {"conv": random.normal(size=(3, 3, 16, 5)), "dense": random.normal(size=(24, 7))}
+    dense = masks.create(scores, include=".")
+    new = selection.select(scores, dense, density=n / m, scope=NofM(n, m))
+    for start in range(0, 16, m):
+        assert np.all(np.sum(new["conv"][:, :, start : start + m, :], axis=2) == n)
+    for start in range(0, 24, m):
+        assert np.all(np.sum(new["dense"][start : start + m, :], axis=0) == n)
+    assert masks.density(new) == n / m
+
+
+BLOCKS = [Block(2, 2), Block(4, 1), Block(None, 1), Block(1, None), Block(None, 2), Block(2, None)]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+@given(layers(SMALL_NUMBERS), layers(st.booleans(), bool), st.integers(16, 80))
+def test_blocks_are_kept_from_the_best_on_while_they_fit(block, scores, mask, count):
+    new, threshold = keep_top(scores, mask, count, scope=block)
+    blocks = []
+    for name, shape in SHAPES.items():
+        for group in groups(block, shape):
+            live = group[mask[name].ravel()[group]]
+            if live.size:
+                blocks.append((scores[name].ravel()[live].sum(), name, live))
+    want = {name: np.zeros(np.prod(shape), bool) for name, shape in SHAPES.items()}
+    room, worst = count, np.inf
+    for score, name, live in sorted(blocks, key=lambda block: -block[0]):  # a stable sort
+        if live.size > room:
+            break
+        want[name][live] = True
+        room, worst = room - live.size, score
+    np.testing.assert_array_equal(join(new), join(want))
+    assert threshold == worst
+
+
+def test_blocks_of_one_size_fill_the_count_exactly():
+    scores = {name: np.random.default_rng(0).normal(size=shape) for name, shape in SHAPES.items()}
+    dense = masks.create(scores, include=".")
+    for density in (0.1, 0.33, 0.5, 1.0):
+        new = selection.select(scores, dense, density=density, scope=Block(2, 2))
+        assert masks.num_kept(new) == round(density * 80) // 4 * 4
+        assert masks.num_kept(new) in selection.kept_range(
+            round(density * 80), dense, scope=Block(2, 2)
+        )
+
+
+def test_whole_filters_are_output_channels_at_all_positions():
+    scores = {"conv": np.ones((3, 3, 2, 4)) * [1.0, 4.0, 2.0, 3.0]}
+    dense = masks.create(scores, include=".")
+    new = selection.select(scores, dense, density=0.5, scope=Block(None, 1))
+    assert np.all(np.asarray(new["conv"]) == [False, True, False, True])
+
+
+@pytest.mark.parametrize("scope", ["filter", NofM(1, 4), Block(2, 2)], ids=str)
+@given(layers(SMALL_NUMBERS))
+def test_selecting_in_steps_is_selecting_at_once_in_every_scope(scope, scores):
+    dense = {name: np.ones(shape, bool) for name, shape in SHAPES.items()}
+    half, quarter = (selection.kept_counts(dense, d, scope=scope) for d in (0.5, 0.25))
+    halfway, _ = keep_top(scores, dense, half, scope=scope)
+    twice, _ = keep_top(scores, halfway, quarter, scope=scope)
+    once, _ = keep_top(scores, dense, quarter, scope=scope)
+    if not isinstance(scope, Block):  # whose score, a sum, changes as weights go; here none does
+        assert masks.num_kept(once) == 20
+    np.testing.assert_array_equal(join(twice), join(once))
+
+
+@pytest.mark.parametrize("scope", ["filter", NofM(1, 4), NofM(2, 4), Block(2, 4), Block(None, 1)])
+def test_a_scope_is_exact_with_nan_and_traced_counts(scope):
+    """NofM(2, 4) and Block(2, 4) hold the same numbers: no compiled program may confuse them."""
+    scores = {"w": jnp.array([[jnp.nan, 1.0, 5.0, 5.0]] * 2 + [[jnp.nan, 2.0, 5.0, 4.0]] * 2)}
+    dense = masks.create(scores, include=".")
+    counts = selection.kept_counts(dense, 0.5, scope=scope)
+    new, _ = keep_top(scores, dense, counts, scope=scope)
+    eager, _ = selection.keep_top(scores, dense, counts, scope=scope)
+    np.testing.assert_array_equal(new["w"], eager["w"])
+    want = {
+        "filter": [[1, 0, 1, 1], [1, 0, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0]],
+        NofM(1, 4): [[1, 0, 1, 1], [1, 0, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0]],
+        NofM(2, 4): [[1, 0, 1, 1], [1, 0, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0]],
+        Block(2, 4): [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]],
+        Block(None, 1): [[0, 0, 1, 1]] * 4,
+    }
+    assert np.asarray(new["w"], int).tolist() == want[scope]
+
+
+@pytest.mark.parametrize(
+    ("scope", "match"),
+    [
+        (
+            NofM(2, 3),
+            r"NofM\(n=2, m=3\) does not fit leaf 'conv', whose 4 inputs .* of 3.*exclude=",
+        ),
+        (NofM(4, 8), r"does not fit leaf 'conv', whose 4 inputs are no multiple of 8"),
+        (Block(4, 4), r"does not fit leaf 'conv', whose 6 outputs are no multiple of 4"),
+        (Block(3, None), r"does not fit leaf 'conv', whose 4 inputs are no multiple of 3"),
+        ("channel", r"scope: got 'channel', expected .*NofM"),
+        ((2, 4), r"scope: got \(2, 4\), expected"),
+    ],
+    ids=str,
+)
+def test_a_scope_that_does_not_divide_a_leaf_names_it(scope, match):
+    dense = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
+    with pytest.raises(ValueError, match=match):
+        selection.kept_counts(dense, 0.9, scope=scope)
+    with pytest.raises(ValueError, match=match):
+        selection.keep_top(dense, dense, 9, scope=scope)
+
+
+@pytest.mark.parametrize("scope", ["filter", NofM(2, 4), Block(None, 1)], ids=str)
+def test_a_leaf_without_inputs_and_outputs_is_an_error_in_scopes_that_need_them(scope):
+    with pytest.raises(ValueError, match=r"'bias' of shape \(8,\); expected two axes"):
+        selection.kept_counts({"bias": jnp.ones(8, bool)}, 0.5, scope=scope)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: NofM(0, 4),
+        lambda: NofM(5, 4),
+        lambda: NofM(2, 4.0),
+        lambda: Block(0, 1),
+        lambda: Block(4, "all"),
+    ],
+)
+def test_impossible_scopes_cannot_be_made(make):
+    with pytest.raises(ValueError, match=r"scope: got (NofM|Block)"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("density", "scope", "match"),
+    [
+        (0.4, NofM(2, 4), r"density: got 0.4, but NofM\(n=2, m=4\) keeps 0.5 of the weights"),
+        (0.09, Block(None, 1), r"is 7, which is less than one block of leaf 'conv' \(8 weights\)"),
+        (0.05, "filter", r"rounds to none"),
+    ],
+)
+def test_a_density_that_the_scope_cannot_keep_is_an_error(density, scope, match):
+    dense = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
+    with pytest.raises(ValueError, match=match):
+        selection.kept_counts(dense, density, scope=scope)
+
+
+@pytest.mark.parametrize("scope", ["layer", "filter", NofM(2, 4)], ids=str)
+def test_a_group_with_too_few_weights_left_is_an_error(scope):
+    mask = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
+    mask["dense"] = mask["dense"].at[1:, 2].set(False)
+    if scope == "layer":
+        mask["dense"] = mask["dense"].at[2:].set(False)
+    scores = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
+    with pytest.raises(ValueError, match=r"asks for \d+ .*only \d left in .*'dense'"):
+        selection.select(scores, mask, density=0.5, scope=scope)
+
+
+@pytest.mark.parametrize(
+    ("counts", "scope"),
+    [
+        (3, "filter"),
+        (3, "layer"),
+        ({"w": 3}, NofM(2, 4)),
+        ({"w": 3}, Block(1, 1)),
+        ({"v": 3}, "layer"),
+    ],
+)
+def test_counts_of_another_scope_are_an_error(counts, scope):
+    mask = {"w": jnp.ones((4, 4), bool)}
+    with pytest.raises(TypeError, match=r"counts: .*kept_counts"):
+        selection.keep_top({"w": jnp.ones((4, 4))}, mask, counts, scope=scope)
+
+
+# -- Floors --------------------------------------------------------------------------------------
+
+
+def protected_by_hand(scores, mask, min_weights, min_channels):
+    """What the floors keep of one leaf: the best weights of the best channels, then the best."""
+    keep = np.zeros_like(mask)
+    for axis in (-1, -2):
+        views = [np.moveaxis(x, axis, 0) for x in (scores, mask, keep)]
+        live = [c for c in range(len(views[0])) if views[1][c].any()]
+        sums = {c: views[0][c][views[1][c]].sum() for c in live}
+        for c in sorted(live, key=lambda c: -sums[c])[:min_channels]:
+            best = np.where(views[1][c], views[0][c], -np.inf).argmax()
+            views[2][c][np.unravel_index(best, views[2][c].shape)] = True
+    order = np.lexsort((-scores.ravel(), ~keep.ravel()))  # protected ones first, then the best
+    order = [i for i in order if mask.ravel()[i]]
+    keep.ravel()[order[:min_weights]] = True
+    return keep
+
+
+@pytest.mark.parametrize(("min_weights", "min_channels"), [(5, 0), (0, 3), (9, 2), (1, 1)])
+@given(layers(SMALL_NUMBERS), layers(st.booleans(), bool), st.integers(20, 70))
+def test_floors_protect_the_best_and_leave_the_total_exact(
+    min_weights, min_channels, scores, mask, count
+):
+    floors = {"min_weights": min_weights, "min_channels": min_channels}
+    new, threshold = keep_top(scores, mask, count, **floors)
+    protected = {n: protected_by_hand(scores[n], mask[n], **floors) for n in SHAPES}
+    boosted = {n: np.where(protected[n], np.inf, scores[n]) for n in SHAPES}
+    want = oracle(join(boosted), join(mask), count)
+    np.testing.assert_array_equal(join(new), want)
+    assert threshold == (join(scores)[want].min() if want.any() else np.inf)
+
+
+def connected(leaf):
+    """Number of output and of input channels that keep a weight."""
+    flat = np.asarray(leaf).reshape(-1, *leaf.shape[-2:])
+    return np.count_nonzero(flat.any((0, 1))), np.count_nonzero(flat.any((0, 2)))
+
+
+def test_floors_hold_where_a_global_threshold_cuts_a_layer_off():
+    random = np.random.default_rng(0)
+    scores = {
+        "low": random.uniform(size=(3, 3, 8, 16)) * 1e-3,
+        "high": random.uniform(size=(3, 3, 16, 16)) + 1,
+        "narrow": random.uniform(size=(2, 10)) * 1e-3,
+    }
+    dense = masks.create(scores, include=".")
+    bare = selection.select(scores, dense, density=0.05)
+    assert masks.num_kept(bare["low"]) == masks.num_kept(bare["narrow"]) == 0
+    new = selection.select(scores, dense, density=0.05, min_weights=12, min_channels=5)
+    assert masks.num_kept(new) == masks.num_kept(bare) == round(0.05 * masks.num_prunable(dense))
+    assert masks.num_kept(new["low"]) == masks.num_kept(new["narrow"]) == 12
+    assert min(connected(new["low"])) >= 5
+    assert connected(new["narrow"])[0] >= 5
+    assert connected(new["narrow"])[1] == 2  # all that there are
+
+
+@pytest.mark.parametrize("scope", ["layer", "filter", NofM(2, 4), Block(2, 2)], ids=str)
+@pytest.mark.parametrize("floor", ["min_weights", "min_channels"])
+def test_floors_go_with_the_global_scope_only(scope, floor):
+    dense = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
+    with pytest.raises(ValueError, match=rf"{floor}: got 2 with scope .*scope='global'"):
+        selection.kept_counts(dense, 0.5, scope=scope, **{floor: 2})
+    if scope == "layer":
+        with pytest.raises(ValueError, match=rf"{floor}: got 2 with scope"):
+            selection.keep_top(dense, dense, {"conv": 3, "dense": 3}, **{floor: 2})
+
+
+@pytest.mark.parametrize(
+    ("floors", "match"),
+    [
+        ({"min_weights": 21}, "may take 42 weights in 2 leaves, but only 40 are kept"),
+        ({"min_channels": 20}, "may take 22 weights"),  # 4 + 6 and 8 + 4 channels are all
+        ({"min_weights": -1}, "min_weights: got -1, expected an integer of at least 0"),
+        ({"min_channels": 0.5}, "min_channels: got 0.5"),
+    ],
+)
+def test_impossible_floors_are_an_error(floors, match):
+    dense = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
+    density = 0.5 if "min_weights" in floors else 0.25
+    with pytest.raises(ValueError, match=match):
+        selection.kept_counts(dense, density, **floors)
+
+
+def test_channels_of_a_leaf_without_any_are_an_error():
+    with pytest.raises(ValueError, match="min_channels: leaf 'bias'"):
+        selection.kept_counts({"bias": jnp.ones(8, bool)}, 0.5, min_channels=1)
