@@ -5,14 +5,18 @@ weights, `search` prunes round by round down to a density that `schedules` sets,
 is left, `optim` keeps it so in training.
 """
 
+from ntksap_jax import connectivity as connectivity
 from ntksap_jax import criteria as criteria
 from ntksap_jax import masks as masks
 from ntksap_jax import models as models
 from ntksap_jax import networks as networks
 from ntksap_jax import ntk as ntk
 from ntksap_jax import optim as optim
+from ntksap_jax import paths as paths
 from ntksap_jax import schedules as schedules
+from ntksap_jax import scopes as scopes
 from ntksap_jax import search as search
 from ntksap_jax import selection as selection
 from ntksap_jax import sharding as sharding
+from ntksap_jax import subsets as subsets
 from ntksap_jax import types as types

@@ -53,22 +53,37 @@ def plain(
         del params, inputs, unbiased
         return apply
 
-    return Network(jax.jit(init), apply, calibrate, _check_shape(input_shape), jnp.dtype(dtype))
+    return Network(
+        init=jax.jit(init),
+        apply=apply,
+        apply_train=apply,
+        apply_running=apply,
+        calibrate=calibrate,
+        input_shape=_check_shape(input_shape),
+        input_dtype=jnp.dtype(dtype),
+    )
 
 
 def linen(
-    model: nn.Module, input_shape: tuple[int, ...], *, dtype: Any = jnp.float32, **apply_kwargs: Any
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    dtype: Any = jnp.float32,
+    batch_stats: Statistics | None = None,
+    **apply_kwargs: Any,
 ) -> Network:
     """Makes a `Network` of a `flax.linen` module.
 
     Every `nn.BatchNorm` in the module, however deep, normalises with the mean and (biased) variance
     of its own batch, computed in one extra pass over the activations and held constant under
-    differentiation. Running averages are neither needed nor kept.
+    differentiation. Running averages are not needed for that, and never updated.
 
     Args:
         model: the (unbound) module, called as `model(inputs, **apply_kwargs)`.
         input_shape: shape of one example, without the batch axis.
         dtype: type of the inputs.
+        batch_stats: the module's `"batch_stats"` collection after training, for the criteria that
+            score a pretrained network by its running averages; by default those before training.
         **apply_kwargs: arguments that put the module in *evaluation* mode, such as `train=False`:
             dropout off, batch normalisation set to use its running averages.
 
@@ -104,19 +119,33 @@ def linen(
     def init(key: Key) -> Params:
         return variables(key).get("params", {})
 
-    def measure(params: Params, inputs: Inputs, unbiased: bool) -> tuple[Any, Statistics]:
+    def measure(params: Params, inputs: Inputs, **how: bool) -> tuple[Any, Statistics]:
         """Applies the model with the batch's own statistics; returns them beside the outputs."""
-        with nn.intercept_methods(_use_batch_statistics(unbiased)):
+        with nn.intercept_methods(_use_batch_statistics(**how)):
             outputs, updated = model.apply(
                 {"params": params}, inputs, **apply_kwargs, mutable=["batch_stats"]
             )
         return outputs, updated.get("batch_stats", {})
 
     def apply(params: Params, inputs: Inputs) -> Any:
-        return measure(params, inputs, unbiased=False)[0]
+        return measure(params, inputs)[0]
+
+    def apply_train(params: Params, inputs: Inputs) -> Any:
+        return measure(params, inputs, constant=False)[0]
+
+    def running() -> Statistics:
+        if batch_stats is not None:
+            return batch_stats
+        shapes = jax.eval_shape(variables, jax.random.key(0)).get("batch_stats", {})
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes
+        )
+
+    def apply_running(params: Params, inputs: Inputs) -> Any:
+        return model.apply({"params": params, "batch_stats": running()}, inputs, **apply_kwargs)
 
     def calibrate(params: Params, inputs: Inputs, *, unbiased: bool = False) -> ApplyFn:
-        _, statistics = measure(params, inputs, unbiased)
+        _, statistics = measure(params, inputs, unbiased=unbiased)
 
         def apply_calibrated(params: Params, inputs: Inputs) -> Any:
             return model.apply(
@@ -126,12 +155,20 @@ def linen(
         return apply_calibrated
 
     _check_collections(variables, model)
-    network = Network(init, apply, calibrate, input_shape, jnp.dtype(dtype))
+    network = Network(
+        init=init,
+        apply=apply,
+        apply_train=apply_train,
+        apply_running=apply_running,
+        calibrate=calibrate,
+        input_shape=input_shape,
+        input_dtype=jnp.dtype(dtype),
+    )
     _check_outputs(network, example)
     return network
 
 
-def _use_batch_statistics(unbiased: bool) -> Callable[..., Any]:
+def _use_batch_statistics(*, unbiased: bool = False, constant: bool = True) -> Callable[..., Any]:
     """Makes an interceptor that gives every BatchNorm its batch's statistics as running averages.
 
     The module then normalises with its own code, and the statistics end up in the "batch_stats"
@@ -163,7 +200,9 @@ def _use_batch_statistics(unbiased: bool) -> Callable[..., Any]:
         seen.add(module.path)
         features = module.axis if isinstance(module.axis, tuple) else (module.axis,)
         axes = tuple(i for i in range(x.ndim) if i not in {axis % x.ndim for axis in features})
-        x32 = jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if constant:
+            x32 = jax.lax.stop_gradient(x32)
         if kwargs.get("mask") is not None:
             raise ValueError(
                 f"model: BatchNorm {'/'.join(module.path)!r} is given a mask of its inputs, which "

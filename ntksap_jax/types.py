@@ -54,6 +54,10 @@ class Network(NamedTuple):
         init: `init(key) -> params`, drawing fresh weights; compiled.
         apply: `apply(params, inputs) -> outputs`. Normalisation uses the batch's own statistics and
             holds them constant under differentiation.
+        apply_train: the same values, but derivatives flow through the batch's statistics, as they
+            do in training.
+        apply_running: normalises with the running statistics that the network came with, or with
+            those of a network before training (mean 0, variance 1).
         calibrate: `calibrate(params, inputs, *, unbiased) -> apply`: takes the statistics of
             `inputs` under `params` and returns an `ApplyFn` that normalises with them, whatever
             params it is then given. For a network without batch statistics it returns `apply`.
@@ -64,6 +68,8 @@ class Network(NamedTuple):
 
     init: Callable[[Key], Params]
     apply: ApplyFn
+    apply_train: ApplyFn
+    apply_running: ApplyFn
     calibrate: Callable[..., ApplyFn]
     input_shape: tuple[int, ...]
     input_dtype: Any

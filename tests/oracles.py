@@ -19,6 +19,19 @@ class SmoothMLP(nn.Module):
         return nn.Dense(3)(jnp.tanh(nn.Dense(6)(x)))
 
 
+class ReluMLP(nn.Module):
+    """Dense layers with ReLUs between them."""
+
+    features: Sequence[int] = (6,)
+    outputs: int = 3
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for features in self.features:
+            x = nn.relu(nn.Dense(features)(x))
+        return nn.Dense(self.outputs)(x)
+
+
 class ConvBN(nn.Module):
     """A small convolutional network with batch normalisation."""
 

@@ -31,9 +31,29 @@ def user_criterion():
     return score
 
 
+def on_network(make, **options):
+    return functools.partial(make, oracles.conv_bn(), **options)
+
+
+LAYERS = {"Conv_0/kernel": 0.5, "Dense_0/kernel": 0.2}
 CRITERIA = {
     "random": criteria.random,
+    "erk": criteria.erk,
+    "layerwise_random": functools.partial(criteria.layerwise_random, LAYERS),
     "magnitude": criteria.magnitude,
+    "snip": on_network(criteria.snip),
+    "snip micro-batches": on_network(criteria.snip, micro_batch_size=3),
+    "iterative_snip": on_network(criteria.iterative_snip),
+    "force": on_network(criteria.force),
+    "grasp": on_network(criteria.grasp),
+    "grasp constant": on_network(criteria.grasp, statistics="constant"),
+    "synflow": on_network(criteria.synflow),
+    "synflow_l2": on_network(criteria.synflow_l2),
+    "px": on_network(criteria.px),
+    "px micro-batches": on_network(criteria.px, micro_batch_size=3),
+    "inverted": lambda: criteria.inverted(criteria.magnitude()),
+    "fresh_weights": lambda: criteria.fresh_weights(criteria.magnitude(), oracles.conv_bn()),
+    "noise_inputs": lambda: criteria.noise_inputs(criteria.snip(oracles.conv_bn())),
     "ntk_sap": small,
     "ntk_sap finite_difference": functools.partial(small, estimator=ntk.finite_difference),
     "ntk_sap vjp": functools.partial(small, estimator=ntk.vjp),
@@ -43,6 +63,9 @@ CRITERIA = {
     "ntk_sap data": functools.partial(small, inputs="data"),
     "user's own": user_criterion,
 }
+RANDOM = ("random", "erk", "ntk_sap", "fresh_weights", "noise_inputs")
+"""Criteria that draw something at random; all others ignore the key."""
+NEED_LABELS = ("snip", "iterative_snip", "force", "grasp")
 NETWORK = oracles.conv_bn()
 PARAMS = NETWORK.init(jax.random.key(0))
 MASK = oracles.random_mask(jax.random.key(1), PARAMS)
@@ -55,12 +78,15 @@ def score(request):
     return request.param()
 
 
-def test_scores_fit_the_mask_and_are_zero_where_pruned(score):
+def test_scores_fit_the_mask_and_are_zero_where_pruned(score, request):
     scores, metrics = score(KEY, PARAMS, MASK, BATCH)
     selection.check_scores(scores, MASK)
+    assert jax.tree.structure(scores) == jax.tree.structure(MASK)
     for path, leaf in masks.leaf_paths(scores).items():
         assert leaf.dtype == jnp.float32
-        assert not np.any(np.asarray(leaf)[~np.asarray(masks.leaf_paths(MASK)[path])]), path
+        pruned = np.asarray(leaf)[~np.asarray(masks.leaf_paths(MASK)[path])]
+        # FORCE ranks pruned weights too: they may come back.
+        assert np.any(pruned) == ("[force]" in request.node.name), path
     assert all(jnp.shape(value) == () for value in metrics.values())
 
 
@@ -68,8 +94,8 @@ def test_the_key_decides(score, request):
     again = [oracles.flat(score(KEY, PARAMS, MASK, BATCH)[0]) for _ in range(2)]
     np.testing.assert_array_equal(*again)
     other = oracles.flat(score(jax.random.key(4), PARAMS, MASK, BATCH)[0])
-    deterministic = any(name in request.node.name for name in ("magnitude", "user's own"))
-    assert np.array_equal(again[0], other) == deterministic
+    is_random = any(name in request.node.name for name in RANDOM)
+    assert np.array_equal(again[0], other) != is_random
 
 
 def test_legacy_keys_are_as_good(score):
@@ -96,6 +122,48 @@ def test_count_is_exact_after_selection(score):
     scores, _ = score(KEY, PARAMS, dense, BATCH)
     mask = selection.select(scores, dense, density=0.3)
     assert masks.num_kept(mask) == round(0.3 * masks.num_prunable(mask))
+
+
+@pytest.mark.parametrize("name", NEED_LABELS)
+def test_criteria_of_a_loss_say_so_without_labels(name):
+    score = CRITERIA[name]()
+    with pytest.raises(ValueError, match=r"batch: got None, expected \(inputs, labels\)"):
+        score(KEY, PARAMS, MASK, None)
+    with pytest.raises(ValueError, match="batch: labels are None, but needed"):
+        score(KEY, PARAMS, MASK, (BATCH[0], None))
+    with pytest.raises(ValueError, match=r"lengths \[3, 4\], expected one label for each input"):
+        score(KEY, PARAMS, MASK, (BATCH[0], BATCH[1][:3]))
+
+
+def test_px_needs_inputs_but_no_labels():
+    score = criteria.px(NETWORK)
+    with pytest.raises(ValueError, match="batch: got None"):
+        score(KEY, PARAMS, MASK, None)
+    with pytest.raises(ValueError, match=r"batch: inputs have shape \(4, 6, 6\)"):
+        score(KEY, PARAMS, MASK, (BATCH[0][..., 0], None))
+    without, _ = score(KEY, PARAMS, MASK, (BATCH[0], None))
+    np.testing.assert_array_equal(
+        oracles.flat(without), oracles.flat(score(KEY, PARAMS, MASK, BATCH)[0])
+    )
+
+
+@pytest.mark.parametrize("make", [criteria.snip, criteria.grasp, criteria.px, criteria.synflow])
+def test_network_argument_errors(make):
+    with pytest.raises(TypeError, match="network: got ConvBN, expected a Network"):
+        make(oracles.ConvBN())
+
+
+@pytest.mark.parametrize("make", [criteria.snip, criteria.force, criteria.grasp, criteria.px])
+@pytest.mark.parametrize("size", [0, 2.5])
+def test_micro_batch_size_errors(make, size):
+    with pytest.raises(ValueError, match=f"micro_batch_size: got {size}"):
+        make(NETWORK, micro_batch_size=size)
+
+
+@pytest.mark.parametrize("make", [criteria.snip, criteria.force, criteria.grasp])
+def test_statistics_errors(make):
+    with pytest.raises(ValueError, match="statistics: got 'batch', expected one of"):
+        make(NETWORK, statistics="batch")
 
 
 @contextlib.contextmanager

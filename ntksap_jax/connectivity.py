@@ -1,0 +1,131 @@
+"""What a mask leaves of a network: connections that lie on a path from an input to an output.
+
+A weight that is kept counts for nothing if no kept weights lead to it, or none from it on
+(Vysogorets, Kempe, "Connectivity matters: neural network pruning through the lens of effective
+sparsity", JMLR 2023). A layer may be dead without the network being collapsed: a shortcut that
+bypasses it still carries the input to the output.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntksap_jax import masks, paths
+from ntksap_jax.types import Mask, Network
+
+
+class Connectivity(NamedTuple):
+    """What is alive in a masked network.
+
+    Attributes:
+        effective: the mask without the weights that lie on no path from an input to an output.
+        effective_density: fraction of the prunable weights in it.
+        live_channels: fraction of the output channels (last axis of the kernel) of each prunable
+            leaf that lie on such a path, by path of the leaf.
+        dead_layers: paths of the prunable leaves of which nothing lies on such a path.
+        dead_outputs: number of the network's outputs that no input reaches.
+        is_collapsed: whether no path at all is left from any input to any output.
+    """
+
+    effective: Mask
+    effective_density: float
+    live_channels: dict[str, float]
+    dead_layers: list[str]
+    dead_outputs: int
+    is_collapsed: bool
+
+
+def analyse(network: Network, mask: Mask) -> Connectivity:
+    """Finds what is alive under a mask, exactly, whatever the network's branches and shortcuts.
+
+    Only the mask counts, not the weights' values: every kept weight and every unit passes values
+    on, and biases begin no path.
+
+    Args:
+        network: the model, from `ntksap_jax.networks`; convolutions, dense layers, pools,
+            shortcuts, ReLU-like activations and normalisation.
+        mask: the mask.
+
+    Returns:
+        What is alive, as Python numbers.
+
+    Raises:
+        ValueError: a mask that does not fit the network; an operation that no path goes through.
+
+    >>> import jax.numpy as jnp
+    >>> from ntksap_jax import networks
+    >>> def init(key):
+    ...     return {"v": {"kernel": jnp.ones((2, 1))}, "w": {"kernel": jnp.ones((1, 2))}}
+    >>> network = networks.plain(
+    ...     init, lambda p, x: x @ p["w"]["kernel"] @ p["v"]["kernel"], (1,))
+    >>> mask = {"w": {"kernel": jnp.array([[True, True]])},
+    ...         "v": {"kernel": jnp.array([[True], [False]])}}  # channel 1 of w leads nowhere
+    >>> found = analyse(network, mask)
+    >>> found.effective_density, found.live_channels
+    (0.5, {'v/kernel': 1.0, 'w/kernel': 0.5})
+    """
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    masks.check(mask, shapes)
+    effective, reached = jax.device_get(_trace_paths(network, mask))
+    alive = {
+        path: np.any(leaf, axis=tuple(range(leaf.ndim - 1)))
+        for path, leaf in masks.leaf_paths(effective).items()
+    }
+    outputs = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(reached)])
+    return Connectivity(
+        effective=effective,
+        effective_density=masks.density(effective),
+        live_channels={path: float(np.mean(channels)) for path, channels in alive.items()},
+        dead_layers=[path for path, channels in alive.items() if not np.any(channels)],
+        dead_outputs=int(np.sum(~outputs)),
+        is_collapsed=not np.any(outputs),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _trace_paths(network: Network, mask: Mask) -> tuple[Mask, Any]:
+    """Returns the effective mask, and which outputs are reached.
+
+    Forward, a unit is 1 where an input reaches it; backward, its derivative is 1 where it reaches
+    an output. A weight whose two ends are both 1 has a positive derivative.
+    """
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    # Scales of normalisation pass everything on, even where they start at zero.
+    others = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
+    weights = masks.map_prunable(lambda m, leaf: m.astype(leaf.dtype), mask, shapes)
+    ones = jnp.ones((1, *network.input_shape), network.input_dtype)
+
+    def reach(weights: Any) -> tuple[jax.Array, Any]:
+        outputs = paths.evaluate(
+            network.apply_running,
+            masks.merge(weights, others),
+            ones,
+            factor=jnp.abs,
+            normalise=lambda array: (_reached(array), jnp.zeros(())),
+            sum_pools=True,
+        )
+        reached = [path.array > 0 for path in jax.tree.leaves(outputs, is_leaf=_is_path)]
+        return paths.total(outputs), reached
+
+    derivatives, reached = jax.grad(reach, has_aux=True)(weights)
+    return masks.map_prunable(lambda m, d: m & (d > 0), mask, derivatives), reached
+
+
+@jax.custom_vjp
+def _reached(array: jax.Array) -> jax.Array:
+    return (array > 0).astype(array.dtype)
+
+
+_reached.defvjp(
+    lambda array: (_reached(array), None),
+    lambda _, cotangent: ((cotangent > 0).astype(cotangent.dtype),),
+)
+
+
+def _is_path(node: Any) -> bool:
+    return isinstance(node, paths.Path)

@@ -1,0 +1,149 @@
+"""What the criteria that look at data share: checks, micro-batches, batch statistics, the loss."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ntksap_jax import masks
+from ntksap_jax.types import ApplyFn, Batch, Inputs, Mask, Network, Params
+
+LossFn = Callable[[Any, Any], jax.Array]
+"""`loss_fn(outputs, labels) -> losses`, one for each example."""
+
+Statistics = Literal["train", "constant", "running"]
+"""How batch normalisation works in a score: by the batch's own statistics, with derivatives through
+them (`"train"`) or not (`"constant"`), or by the network's running averages (`"running"`)."""
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Softmax cross-entropy with integer labels, one a row."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def check_network(network: Any) -> None:
+    """Raises a TypeError unless given a `Network`."""
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"network: got {type(network).__name__}, expected a Network: networks.linen(model, "
+            "input_shape) makes one of a Flax module."
+        )
+
+
+def check_micro_batch_size(size: int | None) -> None:
+    """Raises a ValueError unless `size` is None or an integer of at least 1."""
+    if size is not None and not (isinstance(size, numbers.Integral) and size >= 1):
+        raise ValueError(f"micro_batch_size: got {size!r}, expected an integer of at least 1.")
+
+
+def apply_with(network: Network, statistics: Statistics) -> ApplyFn:
+    """Returns the network's function under one treatment of batch statistics.
+
+    Raises:
+        ValueError: an unknown one.
+    """
+    functions = {
+        "train": network.apply_train,
+        "constant": network.apply,
+        "running": network.apply_running,
+    }
+    if statistics not in functions:
+        raise ValueError(f"statistics: got {statistics!r}, expected one of {sorted(functions)}.")
+    return functions[statistics]
+
+
+def check_batch(network: Network, batch: Batch, *, labels: bool, why: str) -> None:
+    """Raises unless the batch is (inputs, labels) as the network and the criterion need them.
+
+    Args:
+        network: the model.
+        batch: what the criterion was given.
+        labels: whether it needs them; they may be None otherwise.
+        why: what needs the data, for the message.
+    """
+    shape = ", ".join(map(str, network.input_shape))
+    expected = f"(inputs, labels) with inputs of shape (N, {shape})"
+    if batch is None:
+        raise ValueError(f"batch: got None, expected {expected}: {why}. Pass batch=.")
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TypeError(
+            f"batch: got {type(batch).__name__}, expected {expected}"
+            + ("." if labels else "; labels may be None.")
+        )
+    examples, answers = batch
+    for leaf in jax.tree.leaves(examples):
+        if isinstance(examples, (jax.Array, np.ndarray)) and leaf.shape[1:] != network.input_shape:
+            raise ValueError(f"batch: inputs have shape {leaf.shape}, expected {expected}.")
+    if not labels:
+        return
+    if answers is None:
+        raise ValueError(f"batch: labels are None, but needed: {why}. Pass batch=(inputs, labels).")
+    numbers_of = {len(leaf) for leaf in jax.tree.leaves((examples, answers))}
+    if len(numbers_of) != 1 or 0 in numbers_of:
+        raise ValueError(
+            f"batch: inputs and labels are of lengths {sorted(numbers_of)}, expected one label "
+            "for each input, and at least one."
+        )
+
+
+def micro_batches(batch: Any, size: int | None) -> Iterator[Any]:
+    """Cuts a pytree of arrays along axis 0 into pieces of `size`; the last one may be smaller."""
+    length = len(jax.tree.leaves(batch)[0])
+    size = length if size is None else size
+    for start in range(0, length, size):
+        yield jax.tree.map(lambda leaf, i=start: leaf[i : i + size], batch)
+
+
+def num_examples(inputs: Inputs) -> int:
+    """Returns the length of the batch axis."""
+    return len(jax.tree.leaves(inputs)[0])
+
+
+def kept_weights(mask: Mask, params: Params) -> Any:
+    """Returns θ ⊙ m at the prunable leaves and None elsewhere: what gradients are taken for."""
+    return masks.map_prunable(lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), mask, params)
+
+
+def loss_gradient(
+    apply: ApplyFn,
+    weights: Any,
+    params: Params,
+    batch: Batch,
+    *,
+    loss_fn: LossFn,
+    total: int,
+) -> Any:
+    """Returns the gradient with respect to the prunable weights of (sum of losses) / total.
+
+    Args:
+        apply: from `apply_with`.
+        weights: prunable weights, from `kept_weights`.
+        params: supplies the other leaves.
+        batch: (inputs, labels).
+        loss_fn: see `LossFn`.
+        total: size of the batch of which this one is a part, so that the parts' gradients add up.
+    """
+    inputs, labels = batch
+
+    def loss(weights: Any) -> jax.Array:
+        outputs = apply(masks.merge(weights, params), inputs)
+        losses = loss_fn(outputs, labels)
+        if jnp.shape(losses) != (num_examples(inputs),):
+            raise ValueError(
+                f"loss_fn: returned shape {jnp.shape(losses)}, expected one loss for each of the "
+                f"{num_examples(inputs)} examples. Do not take the mean."
+            )
+        return jnp.sum(losses) / total
+
+    return jax.grad(loss)(weights)
+
+
+def add(left: Any, right: Any) -> Any:
+    """Adds two pytrees; `None` counts as zero."""
+    return right if left is None else jax.tree.map(jnp.add, left, right)

@@ -1,0 +1,126 @@
+r"""Random pruning with given densities of the layers, among them those of Erdős-Rényi kernels.
+
+A global threshold keeps, at any total density d, in layer l exactly the fraction min(1, c·d_l) of
+its weights, with c such that the total is right (and counts rounded to whole weights): each layer's
+weights get a random order r = 0, 1, ... and the scores
+
+    s = d_l n_l / (r + 1/2),    n_l the size of the layer.
+
+Needs nothing but the shapes. `erk` is the strong baseline among random ones: Evci, Gale, Menick,
+Castro, Elsen, "Rigging the lottery: making all tickets winners", ICML 2020, section 3 (after Mocanu
+et al. 2018), with
+
+    d_l ∝ (inputs + outputs + kernel height + kernel width) / (inputs · outputs · height · width).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntksap_jax import masks
+from ntksap_jax.draws import typed_key
+from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, ScoreFn, Scores
+
+
+def layerwise_random(densities: Mapping[str, float]) -> ScoreFn:
+    """Keeps weights by lot, layer by layer in proportion to the given densities.
+
+    To get exactly these densities, search for the total density that they amount to. Another total
+    scales them in common; a layer that reaches 1 is dense, and the others take the rest.
+
+    Args:
+        densities: fraction to keep in each prunable leaf, by path, in [0, 1], such as
+            `masks.layer_densities(mask)` of a mask that another criterion found.
+
+    Returns:
+        The criterion; it ignores the params and the batch.
+
+    Raises:
+        ValueError: a density that is negative or not finite; when called: leaves without a density,
+            or densities for leaves that do not exist.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from ntksap_jax import selection
+    >>> mask = {"a": jnp.ones((10, 10), bool), "b": jnp.ones((10, 30), bool)}
+    >>> score = layerwise_random({"a": 0.5, "b": 0.1})
+    >>> scores, _ = score(jax.random.key(0), None, mask, None)
+    >>> masks.layer_densities(selection.select(scores, mask, density=0.2))
+    {'a': 0.5, 'b': 0.1}
+    """
+    for path, density in densities.items():
+        if not (math.isfinite(density) and density >= 0):
+            raise ValueError(
+                f"densities: got {density!r} for leaf {path!r}, expected a fraction of its weights."
+            )
+
+    def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
+        del params, batch
+        return _by_lot(typed_key(key), mask, dict(densities)), {}
+
+    return score
+
+
+def erk() -> ScoreFn:
+    """Keeps weights by lot, with the layer densities of an Erdős-Rényi kernel.
+
+    Small layers stay dense, large ones become sparse: the density falls with the product of the
+    layer's dimensions while the number of weights grows with their sum.
+
+    Returns:
+        The criterion; it ignores the params and the batch.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from ntksap_jax import selection
+    >>> mask = {"small": jnp.ones((10, 10), bool), "large": jnp.ones((30, 30), bool)}
+    >>> scores, _ = erk()(jax.random.key(0), None, mask, None)
+    >>> kept = selection.select(scores, mask, density=0.08)  # of the sums of sides, 20 and 60
+    >>> {name: int(leaf.sum()) for name, leaf in kept.items()}
+    {'large': 60, 'small': 20}
+    """
+
+    def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
+        del params, batch
+        densities = {
+            path: sum(leaf.shape) / math.prod(leaf.shape)
+            for path, leaf in masks.leaf_paths(mask).items()
+        }
+        return _by_lot(typed_key(key), mask, densities), {}
+
+    return score
+
+
+def _by_lot(key: Key, mask: Mask, densities: dict[str, float]) -> Scores:
+    leaves = masks.leaf_paths(mask)
+    for path in leaves | densities:
+        if path not in densities or path not in leaves:
+            raise ValueError(
+                f"densities: leaf {path!r} has no density."
+                if path in leaves
+                else f"densities: {path!r} is no prunable leaf. They are: {', '.join(leaves)}."
+            )
+    wanted = [densities[path] * leaf.size for path, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(mask), _lots(key, list(leaves.values()), wanted))
+
+
+@jax.jit
+def _lots(key: Key, leaves: list[jax.Array], wanted: list[float]) -> list[jax.Array]:
+    """Returns, in each layer, the wanted number of weights over rank + 1/2 in a random order.
+
+    One sort ranks all layers: XLA takes about a second to compile a sort of each shape.
+    """
+    sizes = [leaf.size for leaf in leaves]
+    starts = np.cumsum([0, *sizes[:-1]])
+    layer = jnp.concatenate([jnp.full(size, i) for i, size in enumerate(sizes)])
+    kept = jnp.concatenate([leaf.ravel() for leaf in leaves])
+    # The kept ones come first in the random order, so that rounds nest.
+    order = jnp.lexsort((jax.random.bits(key, kept.shape), ~kept, layer))
+    ranks = jnp.zeros(len(order)).at[order].set(jnp.arange(len(order), dtype=jnp.float32))
+    return [
+        number / (ranks[start : start + leaf.size].reshape(leaf.shape) - start + 0.5) * leaf
+        for leaf, start, number in zip(leaves, starts, wanted, strict=True)
+    ]

@@ -1,0 +1,100 @@
+r"""SNIP: keep the connections whose removal would change the loss most, to first order.
+
+    s = |∂L/∂m| at m = 1  =  |θ ⊙ ∂L/∂θ|,    L the mean loss on a batch of labelled data.
+
+Source: Lee, Ajanthan, Torr, "SNIP: Single-shot network pruning based on connection sensitivity",
+ICLR 2019, Algorithm 1: one shot, on weights before training, in training mode. Their division by
+the sum of all scores changes no ranking and is left out. Needs weights, data and labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ntksap_jax import masks
+from ntksap_jax.criteria import _batches
+from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
+
+
+def snip(
+    network: Network,
+    *,
+    loss_fn: _batches.LossFn = _batches.cross_entropy,
+    statistics: _batches.Statistics = "train",
+    micro_batch_size: int | None = None,
+) -> ScoreFn:
+    """Makes the SNIP criterion: |θ ∂L/∂θ| on the given weights and batch.
+
+    Args:
+        network: the model, from `ntksap_jax.networks`.
+        loss_fn: `loss_fn(outputs, labels) -> losses`, one for each example; by default softmax
+            cross-entropy with integer labels.
+        statistics: batch normalisation by the batch's statistics with derivatives through them,
+            `"train"` (the source), or held `"constant"`, or by `"running"` averages.
+        micro_batch_size: examples at once, to save memory. The score is that of the whole batch
+            (save that batch statistics are those of the micro-batch).
+
+    Returns:
+        The criterion; it ignores the key. Its metrics hold nothing.
+
+    Raises:
+        ValueError, TypeError: an option out of range. When called: no labelled batch.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from ntksap_jax import networks
+    >>> network = networks.plain(lambda key: {}, lambda p, x: x @ p["w"], (2,))
+    >>> score = snip(network, loss_fn=lambda outputs, labels: outputs[:, 0] * labels)
+    >>> params = {"w": jnp.array([[3.0], [4.0]])}
+    >>> scores, _ = score(None, params, masks.create(params), (jnp.array([[1.0, -2]]), jnp.ones(1)))
+    >>> scores["w"].ravel().tolist()  # |θ x|
+    [3.0, 8.0]
+    """
+    sensitivity = connection_sensitivity(
+        network,
+        loss_fn=loss_fn,
+        statistics=statistics,
+        micro_batch_size=micro_batch_size,
+    )
+
+    def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
+        del key
+        scores = sensitivity(params, mask, batch)
+        return masks.map_prunable(lambda m, s: s * m, mask, scores), {}
+
+    return score
+
+
+def connection_sensitivity(
+    network: Network,
+    *,
+    loss_fn: _batches.LossFn,
+    statistics: _batches.Statistics,
+    micro_batch_size: int | None,
+) -> Any:
+    """Makes a function of (params, mask, batch) that returns |θ ∂L/∂(θ⊙m)| at *all* weights.
+
+    At a pruned weight that is what the loss would change by if it came back (FORCE); SNIP drops it.
+    """
+    _batches.check_network(network)
+    _batches.check_micro_batch_size(micro_batch_size)
+    apply = _batches.apply_with(network, statistics)
+
+    @jax.jit
+    def gradient(params: Params, mask: Mask, batch: Batch, total: int) -> Any:
+        weights = _batches.kept_weights(mask, params)
+        return _batches.loss_gradient(apply, weights, params, batch, loss_fn=loss_fn, total=total)
+
+    def sensitivity(params: Params, mask: Mask, batch: Batch) -> Scores:
+        masks.check(mask, params)
+        _batches.check_batch(network, batch, labels=True, why="the score is of a loss")
+        gradients = None
+        with jax.default_matmul_precision("highest"):
+            for part in _batches.micro_batches(tuple(batch), micro_batch_size):
+                total = _batches.num_examples(batch[0])
+                gradients = _batches.add(gradients, gradient(params, mask, part, total))
+        return masks.map_prunable(lambda m, p, g: jnp.abs(p * g), mask, params, gradients)
+
+    return sensitivity

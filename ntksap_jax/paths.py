@@ -1,0 +1,283 @@
+r"""A network as a sum over paths: what SynFlow, PX and the count of live channels work on.
+
+A network of convolutions, dense layers and ReLUs is, for fixed ReLU gates, a sum over all paths
+from an input to an output of the product of the weights on the path (Gebhart, Saxena, Schrater, "A
+unified paths perspective for pruning at initialization", 2021). `evaluate` computes such a sum by
+walking through the operations of the network and changing three of them:
+
+ - whatever multiplies a value that depends on the inputs (kernels, scales of normalisation,
+   shortcuts' constants) goes through `factor` first: |θ|, θ², or 1 where θ ≠ 0;
+ - whatever is added to such a value (biases, running means) is left out: no path begins there;
+ - nonlinearities become `gate`.
+
+Values are kept apart from their scale, a power of two for each array: sums over the paths of a deep
+network overflow float32 (ResNet-50 with |θ| reaches 10^60), and the scale of the result is of no
+interest to a ranking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from ntksap_jax.types import ApplyFn, Inputs, Params
+
+Gate = Callable[[jax.Array], jax.Array]
+Normalise = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+Step = Callable[[Any, list[Any]], list[Any]]
+
+
+class Path(NamedTuple):
+    """A value that depends on the inputs: `array` · 2^`exponent`."""
+
+    array: jax.Array
+    exponent: jax.Array
+
+
+# Elementwise functions of `jax.nn`, each one `jit` in a traced network, that are 0 at 0.
+_ACTIVATIONS = {
+    *("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "silu", "swish", "mish"),
+    *("hard_silu", "hard_swish", "hard_tanh", "soft_sign"),
+}
+# Operations on paths alone that commute with scaling by a positive number.
+_HOMOGENEOUS = {
+    *("reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims", "slice", "rev", "copy"),
+    *("reduce_sum", "reduce_max", "reduce_window_sum", "reduce_window_max", "cumsum", "copy_p"),
+    *("convert_element_type", "reduce_precision", "stop_gradient", "optimization_barrier"),
+    *("sharding_constraint", "concatenate", "pad", "add", "add_any", "max", "dynamic_slice"),
+    *("select_n", "gather", "mesh_cast", "reshard"),
+}
+
+
+def power_of_two(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Scales an array by a power of two, exactly, so that its largest entry is about 1.
+
+    >>> import jax.numpy as jnp
+    >>> scaled, exponent = power_of_two(jnp.array([3.0, 6.0]))
+    >>> scaled.tolist(), float(exponent)
+    ([0.75, 1.5], 2.0)
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(array)))
+    usable = jnp.isfinite(largest) & (largest > 0)
+    exponent = jnp.floor(jnp.log2(jnp.where(usable, largest, 1)))
+    return array * jnp.exp2(-exponent), exponent
+
+
+def evaluate(
+    apply: ApplyFn,
+    params: Params,
+    inputs: Inputs,
+    *,
+    factor: Callable[[jax.Array], jax.Array],
+    gate: Gate = lambda values: values,
+    normalise: Normalise = power_of_two,
+    sum_pools: bool = False,
+) -> Any:
+    """Evaluates the sum over paths; differentiable with respect to `params`.
+
+    Args:
+        apply: `apply(params, inputs) -> outputs`, such as `network.apply_running`: no operation in
+            it may multiply two values that both depend on the inputs.
+        params: the weights; pruned ones 0.
+        inputs: where the paths begin.
+        factor: what a constant that multiplies a path becomes.
+        gate: what a nonlinearity becomes, a function of its input; called in the order of the
+            forward pass.
+        normalise: splits an array into another and an exponent of two, after each product.
+        sum_pools: take the sum over a pool's window where the network takes the maximum, so that
+            every path through the window counts.
+
+    Returns:
+        The outputs, each a `Path`.
+
+    Raises:
+        ValueError: an operation that no path goes through, such as a product of two activations
+            (attention, normalisation by the input's own statistics); it is named.
+
+    >>> import jax.numpy as jnp
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["w"] + 7.0) @ params["v"]
+    >>> params = {"w": jnp.array([[1.0, -2.0]]), "v": jnp.array([[3.0], [4.0]])}
+    >>> result = evaluate(apply, params, jnp.ones((1, 1)), factor=jnp.abs)
+    >>> float(result.array[0, 0] * 2 ** result.exponent)  # |1||3| + |-2||4|
+    11.0
+    """
+    leaves, _ = jax.tree.flatten(params)
+    examples, _ = jax.tree.flatten(inputs)
+    jaxpr, shapes = jax.make_jaxpr(apply, return_shape=True)(params, inputs)
+    rules = _Rules(factor, gate, normalise, sum_pools)
+    paths = [Path(jnp.asarray(example), jnp.zeros(())) for example in examples]
+    outputs = _run(jaxpr.jaxpr, jaxpr.consts, [*leaves, *paths], rules.step)
+    for output in outputs:
+        if not isinstance(output, Path):
+            raise ValueError("apply: an output does not depend on the inputs: no path ends there.")
+    return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+
+def total(outputs: Any) -> jax.Array:
+    """Sums all entries of what `evaluate` returned, up to a positive factor that is constant."""
+    paths = jax.tree.leaves(outputs, is_leaf=lambda node: isinstance(node, Path))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.stack([path.exponent for path in paths])))
+    return sum(
+        (jnp.sum(path.array) * jnp.exp2(path.exponent - largest) for path in paths), jnp.zeros(())
+    )
+
+
+def gates(apply: ApplyFn, params: Params, inputs: Inputs) -> list[jax.Array]:
+    """Returns which units are active, x > 0 going into each nonlinearity, in forward order.
+
+    Args:
+        apply: `apply(params, inputs) -> outputs`.
+        params: the weights.
+        inputs: real inputs.
+
+    >>> import jax.numpy as jnp
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["w"]) @ params["v"]
+    >>> params = {"w": jnp.array([[1.0, -2.0]]), "v": jnp.array([[3.0], [4.0]])}
+    >>> [gate.tolist() for gate in gates(apply, params, jnp.ones((1, 1)))]
+    [[[True, False]]]
+    """
+    recorded: list[jax.Array] = []
+
+    def step(eqn: Any, operands: list[Any]) -> list[Any]:
+        """Computes what the network computes, and takes note at the nonlinearities."""
+        arrays = [op.array if isinstance(op, Path) else op for op in operands]
+        paths = [op for op in operands if isinstance(op, Path)]
+        inner = _inner(eqn)
+        if paths and _is_activation(eqn, len(paths)):
+            recorded.append(jnp.broadcast_to(paths[0].array > 0, eqn.outvars[0].aval.shape))
+        elif inner is not None:
+            return _run(*inner, operands, step)
+        results = _bind(eqn, arrays) if inner is None else _run(*inner, arrays, _compute)
+        return [Path(result, jnp.zeros(())) for result in results] if paths else results
+
+    leaves, examples = jax.tree.leaves(params), jax.tree.leaves(inputs)
+    jaxpr = jax.make_jaxpr(apply)(params, inputs)
+    paths = [Path(jnp.asarray(example), jnp.zeros(())) for example in examples]
+    _run(jaxpr.jaxpr, jaxpr.consts, [*leaves, *paths], step)
+    return recorded
+
+
+# -- The walk through a network's operations -----------------------------------------------------
+
+
+def _run(jaxpr: Any, consts: Any, arguments: list[Any], step: Step) -> list[Any]:
+    """Carries out the operations of a jaxpr, each by `step(eqn, operands) -> results`."""
+    values: dict[Any, Any] = {}
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    values.update(zip(jaxpr.constvars, consts, strict=True))
+    values.update(zip(jaxpr.invars, arguments, strict=True))
+    for eqn in jaxpr.eqns:
+        results = step(eqn, [read(atom) for atom in eqn.invars])
+        values.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _inner(eqn: Any) -> tuple[Any, Any] | None:
+    """Returns jaxpr and constants of an operation that is a call of others, such as `jit`."""
+    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    if inner is None or eqn.primitive.name in ("while", "scan", "cond"):
+        return None
+    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+
+
+def _is_activation(eqn: Any, num_paths: int) -> bool:
+    if _inner(eqn) is not None:
+        return eqn.params.get("name") in _ACTIVATIONS
+    return eqn.primitive.name == "tanh" or (eqn.primitive.name == "max" and num_paths == 1)
+
+
+def _compute(eqn: Any, operands: list[Any]) -> list[Any]:
+    inner = _inner(eqn)
+    return _bind(eqn, operands) if inner is None else _run(*inner, operands, _compute)
+
+
+def _bind(eqn: Any, operands: Any) -> list[Any]:
+    results = eqn.primitive.bind(*operands, **eqn.params)
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
+class _Rules(NamedTuple):
+    """What the operations become in `evaluate`, whose arguments these are."""
+
+    factor: Callable[[jax.Array], jax.Array]
+    gate: Gate
+    normalise: Normalise
+    sum_pools: bool
+
+    def step(self, eqn: Any, operands: list[Any]) -> list[Any]:
+        """Carries out one operation."""
+        name, inner = eqn.primitive.name, _inner(eqn)
+        paths = [operand for operand in operands if isinstance(operand, Path)]
+        if paths and _is_activation(eqn, len(paths)):
+            path = _broadcast(paths[0], eqn)
+            return [Path(self.gate(path.array), path.exponent)]
+        if inner is not None:
+            return _run(*inner, operands, self.step)
+        if not paths:
+            return _bind(eqn, operands)
+        if name == "neg":
+            return [self.scaled(paths[0], jnp.float32(-1))]
+        if name == "sub" and len(paths) == 2:
+            operands, name = [operands[0], self.scaled(operands[1], jnp.float32(-1))], "add"
+        if name in ("add", "add_any", "sub", "min") and len(paths) == 1:
+            return [_broadcast(paths[0], eqn)]
+        if name == "div" and len(paths) == 1 and isinstance(operands[0], Path):
+            return [self.product(eqn, [operands[0], 1 / jnp.asarray(operands[1])], jnp.multiply)]
+        if name == "mul" and len(paths) == 1:
+            return [self.product(eqn, operands, jnp.multiply)]
+        if name in ("dot_general", "conv_general_dilated") and len(paths) == 1:
+            return [self.product(eqn, operands, lambda *arrays: _bind(eqn, arrays)[0])]
+        if name == "reduce_window_max" and self.sum_pools:
+            summed = jax.lax.reduce_window_sum_p.bind(paths[0].array, **eqn.params)
+            return [Path(summed, paths[0].exponent)]
+        if name in _HOMOGENEOUS:
+            return _together(eqn, operands, add=name == "add")
+        raise ValueError(
+            f"apply: the network takes {name!r} of {len(paths)} value(s) that depend on the "
+            "inputs, so that it is no sum over paths. Criteria by paths (SynFlow, PX) and live "
+            "channels need a network of convolutions, dense layers, ReLU-like activations, pools, "
+            "shortcuts and normalisation by stored statistics."
+        )
+
+    def scaled(self, path: Path, constant: jax.Array) -> Path:
+        return Path(path.array * self.factor(constant).astype(path.array.dtype), path.exponent)
+
+    def product(self, eqn: Any, operands: list[Any], multiply: Callable[..., jax.Array]) -> Path:
+        """Multiplies a path by a constant, which goes through `factor`."""
+        exponent = next(operand.exponent for operand in operands if isinstance(operand, Path))
+        arrays = [
+            operand.array if isinstance(operand, Path) else self.factor(jnp.asarray(operand))
+            for operand in operands
+        ]
+        dtype = eqn.outvars[0].aval.dtype
+        array, more = self.normalise(multiply(*[array.astype(dtype) for array in arrays]))
+        return Path(array, exponent + more)
+
+
+def _broadcast(path: Path, eqn: Any) -> Path:
+    return Path(jnp.broadcast_to(path.array, eqn.outvars[0].aval.shape), path.exponent)
+
+
+def _together(eqn: Any, operands: list[Any], *, add: bool) -> list[Path]:
+    """Carries out an operation on paths brought to one scale; constants beside them become 0."""
+    exponent = jnp.max(jnp.stack([op.exponent for op in operands if isinstance(op, Path)]))
+
+    def value(operand: Any) -> jax.Array:
+        if isinstance(operand, Path):
+            return operand.array * jnp.exp2(operand.exponent - exponent).astype(operand.array.dtype)
+        constant = jnp.asarray(operand)
+        floating = jnp.issubdtype(constant.dtype, jnp.floating)
+        return jnp.zeros_like(constant) if floating else constant
+
+    arrays = [value(operand) for operand in operands]
+    results = [arrays[0] + arrays[1]] if add else _bind(eqn, arrays)
+    return [Path(result, exponent) for result in results]

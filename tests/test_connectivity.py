@@ -1,0 +1,106 @@
+"""Live channels and effective density against a search of all paths in the graph."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ntksap_jax import connectivity, masks, models, networks
+
+MLP = networks.linen(oracles.ReluMLP((5, 4), outputs=3), (6,))
+MLP_PARAMS = MLP.init(jax.random.key(0))
+
+
+def effective_by_matrix_products(kernels):
+    """Keeps entry (i, j) of layer l if something arrives at i and something leaves j."""
+    arrives = [np.ones(len(kernels[0]), bool)]
+    for kernel in kernels:
+        arrives.append(arrives[-1] @ kernel)
+    leaves = [np.ones(kernels[-1].shape[1], bool)]
+    for kernel in reversed(kernels):
+        leaves.append(kernel @ leaves[-1])
+    leaves = leaves[::-1]
+    return [
+        kernel & before[:, None] & after
+        for kernel, before, after in zip(kernels, arrives, leaves[1:], strict=False)
+    ]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.02, 0.1, 0.2, 0.4]))
+def test_effective_mask_of_a_stack(seed, density):
+    mask = oracles.random_mask(jax.random.key(seed), MLP_PARAMS, density=density)
+    kernels = [np.asarray(mask[f"Dense_{i}"]["kernel"]) for i in range(3)]
+    want = effective_by_matrix_products(kernels)
+    found = connectivity.analyse(MLP, mask)
+    for i, leaf in enumerate(want):
+        np.testing.assert_array_equal(found.effective[f"Dense_{i}"]["kernel"], leaf)
+        assert found.live_channels[f"Dense_{i}/kernel"] == np.mean(leaf.any(axis=0))
+        assert (f"Dense_{i}/kernel" in found.dead_layers) == (not leaf.any())
+    assert found.effective_density == sum(leaf.sum() for leaf in want) / masks.num_prunable(mask)
+    assert found.is_collapsed == (not want[-1].any())
+    assert found.dead_outputs == 3 - want[-1].any(axis=0).sum()
+
+
+def without(mask, *path):
+    copy = jax.tree.map(lambda leaf: leaf, mask)
+    node = copy
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = jnp.zeros_like(node[path[-1]])
+    return copy
+
+
+def test_a_layer_bypassed_by_a_shortcut_is_dead_but_the_network_is_not():
+    model = models.ResNet((1, 1), 4, 5)
+    network = networks.linen(model, (8, 8, 3), train=False)
+    dense = masks.create(network.init(jax.random.key(0)))
+    found = connectivity.analyse(network, without(dense, "block_0", "conv1", "kernel"))
+    # Nothing arrives at its second convolution either.
+    assert found.dead_layers == ["block_0/conv1/kernel", "block_0/conv2/kernel"]
+    assert not found.is_collapsed and found.dead_outputs == 0
+    assert all(
+        share == 1.0 for path, share in found.live_channels.items() if path not in found.dead_layers
+    )
+
+    stem = connectivity.analyse(network, without(dense, "conv", "kernel"))
+    assert stem.is_collapsed and stem.effective_density == 0 and stem.dead_outputs == 5
+
+
+def test_channels_that_lead_nowhere_are_not_live():
+    network = oracles.conv_bn(4, 4)
+    mask = masks.create(network.init(jax.random.key(0)))
+    mask["Conv_1"]["kernel"] = mask["Conv_1"]["kernel"].at[:, :, 1:, :].set(False)
+    found = connectivity.analyse(network, mask)
+    assert found.live_channels == {
+        "Conv_0/kernel": 0.25,
+        "Conv_1/kernel": 1.0,
+        "Dense_0/kernel": 1.0,
+    }
+    assert masks.num_kept(found.effective) == 9 * 2 + 9 * 4 + 4 * 3
+
+
+def test_the_dense_network_is_all_alive_whatever_its_weights():
+    """Max pooling, strides, a scale that starts at zero: still every weight is on a path."""
+
+    class Zero(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.max_pool(nn.relu(nn.Conv(3, (3, 3))(x)), (2, 2), (2, 2))
+            y = nn.BatchNorm(use_running_average=True, scale_init=nn.initializers.zeros)(
+                nn.Conv(3, (3, 3), strides=2)(x)
+            )
+            return nn.Dense(2)(y.reshape(len(y), -1))
+
+    network = networks.linen(Zero(), (9, 9, 1))
+    found = connectivity.analyse(network, masks.create(network.init(jax.random.key(0))))
+    assert found.effective_density == 1.0 and not found.dead_layers and not found.is_collapsed
+
+
+def test_a_mask_of_another_network():
+    with pytest.raises(ValueError, match="mask: leaf"):
+        connectivity.analyse(MLP, masks.create(oracles.conv_bn().init(jax.random.key(0))))

@@ -1,0 +1,110 @@
+"""Networks as sums over paths: what becomes of each kind of operation."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from ntksap_jax import models, networks, paths
+
+ZOO = {
+    "mlp": (oracles.ReluMLP((6, 5)), (4,), {}),
+    "batch norm": (oracles.ConvBN((4, 6)), (6, 6, 2), {"train": False}),
+    "pad shortcut": (models.ResNet((1, 1), 4, 5, shortcut="pad"), (8, 8, 3), {"train": False}),
+    "max pool": (models.resnet18(num_classes=3, width=4), (32, 32, 3), {"train": False}),
+    "vgg": (models.vgg16_bn(num_classes=3, width=2), (32, 32, 3), {"train": False}),
+}
+
+
+def value(path):
+    return np.asarray(path.array) * 2.0 ** float(path.exponent)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_positive_networks_without_biases_are_their_own_path_sums(name):
+    """Weights and inputs positive, ReLUs open, biases 0: the sum over paths is the output."""
+    model, shape, options = ZOO[name]
+    network = networks.linen(model, shape, **options)
+    params = jax.tree.map(jnp.abs, network.init(jax.random.key(0)))
+    inputs = jax.random.uniform(jax.random.key(1), (2, *shape))
+    got = jax.jit(
+        lambda params: paths.evaluate(network.apply_running, params, inputs, factor=jnp.abs)
+    )(params)
+    want = jax.jit(network.apply_running)(params, inputs)
+    np.testing.assert_allclose(value(got), want, rtol=1e-4)
+
+
+def test_constants_begin_no_path():
+    def apply(params, x):
+        return (jax.nn.relu(x @ params["w"] + 3.0) - 5.0) / 2.0 + params["b"]
+
+    params = {"w": jnp.array([[2.0], [-4.0]]), "b": jnp.array([7.0])}
+    got = paths.evaluate(apply, params, jnp.ones((1, 2)), factor=jnp.abs)
+    assert value(got).tolist() == [[3.0]]
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.relu, jnp.tanh, nn.silu, nn.leaky_relu, nn.elu, nn.relu6]
+)
+def test_activations_become_the_gate(activation):
+    params = {"w": jnp.array([[1.0, -1.0]]), "v": jnp.array([[3.0], [5.0]])}
+
+    def apply(params, x):
+        return activation(x @ params["w"]) @ params["v"]
+
+    inputs = jnp.ones((1, 1))
+    (gate,) = paths.gates(apply, params, inputs)
+    assert gate.tolist() == [[True, False]]
+    got = paths.evaluate(apply, params, inputs, factor=jnp.abs, gate=lambda x: x * gate)
+    assert value(got).tolist() == [[3.0]]
+
+
+def test_gates_are_those_of_the_real_network():
+    """Biases, statistics and shortcuts count there."""
+    network = oracles.conv_bn(4, 5)
+    params = network.init(jax.random.key(0))
+    params["BatchNorm_0"]["bias"] = jax.random.normal(jax.random.key(3), (4,))
+    inputs = jax.random.normal(jax.random.key(1), (3, 6, 6, 2))
+    found = jax.jit(lambda p, x: paths.gates(network.apply_running, p, x))(params, inputs)
+    first = nn.Conv(4, (3, 3), use_bias=False).apply({"params": params["Conv_0"]}, inputs)
+    want = first / np.sqrt(1 + 1e-5) + params["BatchNorm_0"]["bias"] > 0
+    assert [gate.shape for gate in found] == [(3, 6, 6, 4), (3, 6, 6, 5)]
+    np.testing.assert_array_equal(found[0], want)
+
+
+@pytest.mark.parametrize(
+    ("apply", "match"),
+    [
+        (lambda p, x: x @ p["w"] * x.sum(), "'mul' of 2 value"),
+        (lambda p, x: jax.nn.softmax(x @ p["w"]), "'exp' of 1 value"),
+        (lambda p, x: nn.LayerNorm().apply({"params": {"scale": p["b"], "bias": p["b"]}}, x), "of"),
+        (lambda p, x: p["w"], "does not depend on the inputs"),
+    ],
+)
+def test_what_is_no_sum_over_paths(apply, match):
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    with pytest.raises(ValueError, match=f"apply: .*{match}"):
+        paths.evaluate(apply, params, jnp.ones((1, 2)), factor=jnp.abs)
+
+
+def test_far_beyond_float32():
+    """A product of 50 weights of 1000 has its power of two beside it, and an exact derivative."""
+    params = [jnp.array([[1000.0]])] * 50
+
+    def apply(params, x):
+        for w in params:
+            x = x @ w
+        return x
+
+    def total(params):
+        return paths.total(paths.evaluate(apply, params, jnp.ones((1, 1)), factor=jnp.abs))
+
+    got = paths.evaluate(apply, params, jnp.ones((1, 1)), factor=jnp.abs)
+    assert float(got.exponent) + np.log2(float(got.array[0, 0])) == pytest.approx(
+        50 * np.log2(1000), abs=1e-3
+    )
+    gradients = [float((g * w)[0, 0]) for g, w in zip(jax.grad(total)(params), params, strict=True)]
+    np.testing.assert_allclose(gradients, gradients[0], rtol=1e-6)
+    assert np.isfinite(gradients[0]) and gradients[0] > 0

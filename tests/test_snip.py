@@ -1,0 +1,99 @@
+"""SNIP, iterative SNIP and FORCE against the loss's own derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracles
+import pytest
+
+from ntksap_jax import criteria, masks, networks, search
+
+NETWORK = oracles.conv_bn()
+PARAMS = NETWORK.init(jax.random.key(0))
+MASK = oracles.random_mask(jax.random.key(1), PARAMS)
+BATCH = (jax.random.normal(jax.random.key(2), (7, 6, 6, 2)), jnp.arange(7) % 3)
+PLAIN = oracles.smooth_mlp()
+
+
+def loss_of_mask(relaxed, apply=NETWORK.apply_train):
+    logits = apply(masks.apply(relaxed, PARAMS), BATCH[0])
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, BATCH[1]))
+
+
+@pytest.mark.parametrize("make", [criteria.snip, criteria.iterative_snip])
+@pytest.mark.parametrize(
+    ("statistics", "apply"),
+    [
+        ("train", NETWORK.apply_train),
+        ("constant", NETWORK.apply),
+        ("running", NETWORK.apply_running),
+    ],
+)
+def test_snip_is_the_derivative_by_the_mask(make, statistics, apply):
+    """|∂L/∂m| at the mask, which is |θ ∂L/∂θ| where nothing is pruned."""
+    relaxed = masks.map_prunable(lambda m, p: m.astype(p.dtype), MASK, PARAMS)
+    gradient = jax.grad(loss_of_mask)(relaxed, apply)
+    want = masks.map_prunable(lambda m, g: jnp.abs(g) * m, MASK, gradient)
+    got, _ = make(NETWORK, statistics=statistics)(None, PARAMS, MASK, BATCH)
+    np.testing.assert_allclose(oracles.flat(got), oracles.flat(want), rtol=1e-5, atol=1e-8)
+
+
+def test_force_also_scores_pruned_weights_by_the_same_derivative():
+    relaxed = masks.map_prunable(lambda m, p: m.astype(p.dtype), MASK, PARAMS)
+    want = jax.tree.map(jnp.abs, jax.grad(loss_of_mask)(relaxed))
+    got, _ = criteria.force(NETWORK)(None, PARAMS, MASK, BATCH)
+    np.testing.assert_allclose(oracles.flat(got), oracles.flat(want), rtol=1e-5, atol=1e-8)
+
+
+def test_force_brings_weights_back_only_if_asked_to():
+    options = {"schedule": [0.3, 0.28, 0.26], "batch": BATCH}
+    score = criteria.force(NETWORK)
+    seen = []
+    search.prune(
+        jax.random.key(0),
+        PARAMS,
+        score,
+        regrow=True,
+        on_round=lambda info, mask: seen.append(oracles.flat(mask)),
+        **options,
+    )
+    assert any((later & ~earlier).any() for earlier, later in zip(seen, seen[1:], strict=False))
+    kept, _ = search.prune(jax.random.key(0), PARAMS, score, **options)
+    iterative, _ = search.prune(
+        jax.random.key(0), PARAMS, criteria.iterative_snip(NETWORK), **options
+    )
+    assert masks.digest(kept) == masks.digest(iterative)
+
+
+@pytest.mark.parametrize("make", [criteria.snip, criteria.force, criteria.grasp, criteria.px])
+@pytest.mark.parametrize("size", [1, 3, 7, 20])
+def test_micro_batches_give_the_full_batch_score(make, size):
+    """Where no batch statistics couple the examples, up to rounding."""
+    model = networks.linen(oracles.ReluMLP(), (4,))
+    params = model.init(jax.random.key(0))
+    mask = oracles.random_mask(jax.random.key(1), params)
+    batch = (jax.random.normal(jax.random.key(2), (7, 4)), jnp.arange(7) % 3)
+    want = oracles.flat(make(model)(None, params, mask, batch)[0])
+    got = oracles.flat(make(model, micro_batch_size=size)(None, params, mask, batch)[0])
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+def test_a_loss_of_ones_own():
+    """One loss an example, of whatever the labels are; a mean is refused."""
+    params = PLAIN.init(jax.random.key(0))
+    mask = masks.create(params)
+    inputs = jax.random.normal(jax.random.key(1), (5, 4))
+    targets = jax.random.normal(jax.random.key(2), PLAIN.apply(params, inputs).shape)
+    score = criteria.snip(PLAIN, loss_fn=lambda outputs, y: jnp.sum((outputs - y) ** 2, axis=-1))
+    got, _ = score(None, params, mask, (inputs, targets))
+
+    def loss(params):
+        return jnp.sum((PLAIN.apply(params, inputs) - targets) ** 2) / 5
+
+    want = masks.map_prunable(lambda m, p, g: jnp.abs(p * g), mask, params, jax.grad(loss)(params))
+    np.testing.assert_allclose(oracles.flat(got), oracles.flat(want), rtol=1e-4, atol=1e-7)
+    with pytest.raises(ValueError, match=r"loss_fn: returned shape \(\), expected one loss for"):
+        criteria.snip(PLAIN, loss_fn=lambda outputs, y: jnp.mean(outputs))(
+            None, params, mask, (inputs, targets)
+        )
