@@ -2,7 +2,7 @@
 
     python -m experiments.cifar demo                      handwritten digits, under two minutes
     python -m experiments.cifar short                     CIFAR-10, a few epochs
-    python -m experiments.cifar paper --density 0.107     CIFAR-10, the paper's set-up
+    python -m experiments.cifar paper-cifar10             the paper's set-up, 160 epochs
     python -m experiments.cifar demo --help               every option
 
 It reads from top to bottom: plan, data and network, search, training, summary.
@@ -18,10 +18,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
-from experiments import checkpoints, command_line, data, plan, run_folder, summary, training
+from experiments import (
+    checkpoints,
+    choices,
+    command_line,
+    data,
+    plan,
+    run_folder,
+    spectrum,
+    summary,
+    training,
+)
 from experiments import config as config_lib
 from experiments import console as screen
 from experiments.choices import CRITERIA
@@ -65,12 +74,14 @@ def _stop(message: str, *, code: int) -> None:
     sys.exit(code)
 
 
-def run(config: Config, console: Console) -> list[dict[str, Any]]:
+def run(config: Config, console: Console, *, job: Job | None = None) -> list[dict[str, Any]]:
     """Carries out the configured run, and those it is to be compared with.
 
     Args:
         config: from the command line, checked.
         console: where plan, progress and summary go.
+        job: what `make_job` made for a configuration that differs in search and seed only, if
+            there is one: its compiled steps are used again.
 
     Returns:
         The summary of each run.
@@ -89,7 +100,8 @@ def run(config: Config, console: Console) -> list[dict[str, Any]]:
     for folder, each in runs.items():
         run_folder.check(folder, each)
 
-    job = make_job(config)
+    job = make_job(config) if job is None else job
+    spectrum.check(config, job)
     screen.show_plan(console, "Plan", plan.describe(config, job, list(runs)))
     for folder, each in runs.items():
         run_folder.prepare(folder, each, data_source=job.dataset.source)
@@ -113,6 +125,8 @@ def run_one(
     console.rule(config_lib.run_name(config), align="left", style="dim")
     mask = find_mask(config, job, variables["params"], folder, console)
     rounds = run_folder.read_table(folder / "search.csv")
+    if config.search.redraw_weights:
+        variables = init_variables(config, job, redrawn=True)
     epochs = train(config, job, variables, mask, folder, console)
 
     results = summary.make(config, job, mask, rounds, epochs)
@@ -127,18 +141,19 @@ def run_one(
 def find_mask(config: Config, job: Job, params: Any, folder: Path, console: Console) -> Mask:
     """Prunes round by round, on from the last completed round if there is one."""
     found = run_folder.load_mask(folder, params)
-    make_criterion = CRITERIA[config.search.criterion]
+    options, criterion = config.search, CRITERIA[config.search.criterion]
     if found is not None:
-        if make_criterion is not None and not (folder / "search.csv").exists():
+        if criterion is not None and not (folder / "search.csv").exists():
             raise UserError(f"{folder / 'search.csv'} is missing. Restore it, or delete {folder}")
         return found
-    if make_criterion is None:
+    if criterion is None:
         mask = masks.create(params)
         run_folder.save_mask(folder, mask)
         return mask
 
+    keys = make_keys(config.seed)
     rows, mask = run_folder.load_round(folder, params)
-    num_rounds = config.search.rounds
+    num_rounds = choices.num_rounds(options)
     with screen.track(
         console, "Pruning", done=len(rows), total=num_rounds, unit="round"
     ) as progress:
@@ -151,18 +166,34 @@ def find_mask(config: Config, job: Job, params: Any, folder: Path, console: Cons
 
         try:
             mask, _ = search.prune(
-                make_keys(config.seed).search,
+                keys.search,
                 params,
-                make_criterion(job.network, config.search),
-                schedule=schedules.exponential(config.search.density, rounds=num_rounds),
-                mask=mask,
+                choices.make_score(job.network, options),
+                schedule=schedules.exponential(options.density, rounds=num_rounds),
+                mask=masks.create(params, exclude=options.exclude) if mask is None else mask,
                 start_round=len(rows),
+                batch=pruning_batch(config, job),
+                scope=choices.parse_scope(options.scope),
+                min_weights=options.min_weights,
+                min_channels=options.min_channels,
+                regrow=criterion.regrow,
                 on_round=on_round,
             )
         except ValueError as error:
             raise UserError(f"the search cannot go on: {error}") from error
+    if options.shuffle_mask:
+        mask = masks.shuffle(keys.shuffle, mask)
     run_folder.save_mask(folder, mask)
     return mask
+
+
+def pruning_batch(config: Config, job: Job) -> Any:
+    """Returns the training images that the search looks at, if it does; the seed chooses them."""
+    if not choices.needs_data(config.search):
+        return None
+    return data.pruning_batch(
+        job.dataset, make_keys(config.seed).pruning_batch, config.search.samples_per_class
+    )
 
 
 # -- Training ------------------------------------------------------------------------------------
@@ -189,6 +220,9 @@ def train(
                 f"{folder / 'metrics.csv'} holds {len(rows)} of the {done} epochs that the "
                 "checkpoints are past. Restore it, or delete the run folder and train again"
             )
+        measure_spectrum = spectrum.follow(
+            config, job, variables["params"], mask, folder, done=done
+        )
         with screen.track(
             console, "Training", done=done * steps, total=num_epochs * steps, unit="step"
         ) as progress:
@@ -203,6 +237,7 @@ def train(
                     ) from error
                 rows.append(row)
                 run_folder.write_table(folder / "metrics.csv", rows)
+                measure_spectrum(epoch, state.params)
                 checkpoints.save(manager, epoch, state)
                 progress.line(_describe_epoch(row, num_epochs))
     return rows
@@ -219,23 +254,17 @@ def train_epoch(
     started = time.perf_counter()
     dataset, keys = job.dataset, make_keys(config.seed)
     place = functools.partial(sharding.shard_batch, mesh=job.mesh)
-    order = data.epoch_batches(
-        jax.random.fold_in(keys.order, epoch), len(dataset.train_labels), config.training.batch_size
-    )
     state, on_train = training.train_epoch(
         keys.augmentation,
         state,
-        (place((dataset.train_images[batch], dataset.train_labels[batch])) for batch in order),
+        map(place, dataset.train_batches(keys.order, epoch, config.training.batch_size)),
         train_step=job.train_step,
         on_step=on_step,
     )
     on_test = training.evaluate(
         state,
-        dataset.test_images,
-        dataset.test_labels,
+        map(place, dataset.test_batches(-(-EVAL_BATCH_SIZE // job.mesh.size) * job.mesh.size)),
         eval_step=job.eval_step,
-        batch_size=-(-EVAL_BATCH_SIZE // job.mesh.size) * job.mesh.size,
-        place=place,
     )
     step = int(state.step)
     schedule = training.learning_rate(config.training, job.steps_per_epoch)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from experiments import data
-from experiments.choices import CRITERIA, MODELS
+from experiments.choices import CRITERIA, MODELS, parse_scope
 from experiments.command_line import UserError, check_name
+from ntksap_jax import scopes
 
 
 def _one_of(what: str, names: Iterable[str], *, metavar: str = "NAME") -> Any:
@@ -34,7 +36,31 @@ class SearchConfig:
     density: float = 0.05
     """Fraction of the prunable weights that is kept, in (0, 1]."""
     rounds: int = 20
-    """Rounds of score and prune; the density falls exponentially from 1 (paper: T)."""
+    """Rounds of score and prune; the density falls exponentially from 1 (paper: T). Criteria whose
+    source prunes in one shot take one round, whatever this says."""
+    scope: str = "global"
+    """What one threshold ranges over: global, layer, filter, or N:M such as 2:4; or what is pruned
+    as a whole: channels, or block:RxC of inputs x outputs, such as block:4x4."""
+    exclude: tuple[str, ...] = ()
+    """Layers that are not pruned: regular expressions that match their path."""
+    min_weights: int = 0
+    """Weights that every layer keeps at least."""
+    min_channels: int = 0
+    """Channels that every layer keeps connected at least, going in and coming out."""
+    samples_per_class: int = 10
+    """Training images of each class for the criteria that need data."""
+    micro_batch_size: int | None = None
+    """Images at once for the criteria that need data (default: all)."""
+    shuffle_mask: bool = False
+    """Sanity check: shuffle the mask within each layer before training."""
+    redraw_weights: bool = False
+    """Sanity check: train other random weights than those that the mask was found for."""
+    invert_scores: bool = False
+    """Sanity check: prune the weights with the highest scores instead of the lowest."""
+    reinit: bool = True
+    """NTK-SAP: score freshly drawn weights (paper); --no-reinit: those that will be trained."""
+    inputs: Literal["noise", "data"] = "noise"
+    """NTK-SAP: score on Gaussian noise (paper) or on training images."""
     estimator: Literal["jvp", "vjp", "finite_difference"] = "jvp"
     """NTK-SAP: how the trace of the NTK is estimated (authors' code: finite_difference)."""
     sigma: float = 0.01
@@ -81,8 +107,19 @@ class Config:
     data_dir: Path | None = None
     """Folder of prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
     model: Annotated[str, _one_of("Network", MODELS)] = "resnet20"
+    image_size: int | None = None
+    """Pixels a side; larger images are averaged down (default: as they are)."""
+    data_workers: int = 2
+    """Processes that decode the images of tiny_imagenet and imagenet; 0: in this one."""
+    weights: Path | None = None
+    """Start from the trained weights of this run folder (default: random weights)."""
     seed: int = 0
     """Decides the weights, the search and the order and augmentation of the images."""
+    label: str = ""
+    """Appended to the name of the run, to tell apart runs that differ in other options."""
+    spectrum_samples: int = 0
+    """Images of each class on which the spectrum of the NTK is measured before training and after
+    every epoch (paper: 10; default: not measured)."""
     search: SearchConfig = field(default_factory=SearchConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     compare: Annotated[
@@ -95,7 +132,7 @@ class Config:
     """Go on with an interrupted run of the same configuration."""
 
 
-NOT_PART_OF_A_RUN = ("data_dir", "compare", "runs_dir", "resume")
+NOT_PART_OF_A_RUN = ("data_dir", "data_workers", "compare", "runs_dir", "resume")
 """Fields that may differ when a run is resumed: they do not change what it computes."""
 
 
@@ -109,9 +146,42 @@ def check(config: Config) -> None:
 
     _require(0 < search.density <= 1, "density", search.density, "a fraction in (0, 1]")
     _require(0 <= config.seed < 2**32, "seed", config.seed, "an integer from 0 to 2^32 - 1")
-    for name in ("rounds", "num_samples", "vmap_samples"):
+    for name in ("rounds", "num_samples", "vmap_samples", "samples_per_class"):
         value = getattr(search, name)
         _require(value >= 1, name, value, "an integer of at least 1")
+    for name in ("min_weights", "min_channels"):
+        value = getattr(search, name)
+        _require(value >= 0, name, value, "an integer of at least 0")
+    size = search.micro_batch_size
+    _require(size is None or size >= 1, "micro_batch_size", size, "an integer of at least 1")
+    scope = parse_scope(search.scope)
+    if isinstance(scope, scopes.NofM) and search.criterion != "dense":
+        _require(
+            math.isclose(search.density, scope.n / scope.m),
+            "density",
+            search.density,
+            f"{scope.n / scope.m:g}, which --scope {search.scope} keeps",
+        )
+    _require(
+        config.image_size is None or config.image_size >= 1,
+        "image_size",
+        config.image_size,
+        "an integer of at least 1",
+    )
+    workers = config.data_workers
+    _require(workers >= 0, "data_workers", workers, "an integer of at least 0")
+    _require(
+        config.spectrum_samples >= 0,
+        "spectrum_samples",
+        config.spectrum_samples,
+        "an integer of at least 0",
+    )
+    _require(
+        re.fullmatch(r"[A-Za-z0-9_.+-]*", config.label) is not None,
+        "label",
+        repr(config.label),
+        "letters, digits and . _ + - (it becomes part of a folder's name)",
+    )
     for name in ("epochs", "batch_size"):
         value = getattr(training, name)
         _require(value >= 1, name, value, "an integer of at least 1")
@@ -158,17 +228,44 @@ def _require(condition: bool, field_name: str, value: Any, expected: str) -> Non
 
 
 def with_criterion(config: Config, criterion: str) -> Config:
-    """Returns the configuration of one run: with this criterion, and nothing to compare with."""
-    density = 1.0 if criterion == "dense" else config.search.density
-    search = dataclasses.replace(config.search, criterion=criterion, density=density)
+    """Returns the configuration of one run: with this criterion, and nothing to compare with.
+
+    Of the dense network there is one: no density, and no sanity check of a mask.
+    """
+    search = dataclasses.replace(config.search, criterion=criterion)
+    if criterion == "dense":
+        search = dataclasses.replace(
+            search, density=1.0, shuffle_mask=False, redraw_weights=False, invert_scores=False
+        )
     return dataclasses.replace(config, search=search, compare=())
+
+
+def variants(search: SearchConfig) -> list[str]:
+    """Returns the sanity checks that a run makes, in one word each."""
+    words = {
+        "shuffled": search.shuffle_mask,
+        "redrawn": search.redraw_weights,
+        "inverted": search.invert_scores,
+    }
+    return [word for word, asked in words.items() if asked]
 
 
 def run_name(config: Config) -> str:
     """Returns the name of the run folder, such as `cifar10-resnet20-ntk_sap-0.05-seed0`."""
     search = config.search
-    density = f"{search.density:.4g}"
-    return f"{config.dataset}-{config.model}-{search.criterion}-{density}-seed{config.seed}"
+    scope = search.scope.replace(":", "-") if search.scope != "global" else ""
+    parts = [
+        config.dataset,
+        f"{config.image_size}px" if config.image_size else "",
+        config.model,
+        search.criterion,
+        scope,
+        *variants(search),
+        f"{search.density:.4g}",
+        config.label,
+        f"seed{config.seed}",
+    ]
+    return "-".join(part for part in parts if part)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -188,15 +285,18 @@ def _to_plain(value: Any) -> Any:
 
 def from_dict(values: dict[str, Any]) -> Config:
     """Returns the configuration that `to_dict` turned into `values`."""
-    data_dir = values["data_dir"]
+    paths = {
+        name: None if values.get(name) is None else Path(values[name])
+        for name in ("data_dir", "weights", "runs_dir")
+    }
+    search = dict(values["search"], exclude=tuple(values["search"].get("exclude", ())))
     training = dict(values["training"], drop_epochs=tuple(values["training"]["drop_epochs"]))
     return Config(
         **dict(
             values,
-            data_dir=None if data_dir is None else Path(data_dir),
-            runs_dir=Path(values["runs_dir"]),
+            **paths,
             compare=tuple(values["compare"]),
-            search=SearchConfig(**values["search"]),
+            search=SearchConfig(**search),
             training=TrainingConfig(**training),
         )
     )

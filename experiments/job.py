@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import costs, data, training
+from experiments import costs, data, pretrained, training
 from experiments.choices import MODELS
 from experiments.command_line import UserError
 from experiments.config import Config
@@ -37,9 +37,10 @@ class Size(NamedTuple):
 class Job(NamedTuple):
     """What the runs of one command share: they differ in the criterion only."""
 
-    dataset: data.Dataset
+    dataset: data.Dataset | data.StreamedDataset
     model: nn.Module
     network: Network
+    trained: dict[str, Any] | None
     kernel_flops: dict[str, int]
     size: Size
     mesh: jax.sharding.Mesh
@@ -56,6 +57,9 @@ class Keys(NamedTuple):
     search: jax.Array
     order: jax.Array
     augmentation: jax.Array
+    pruning_batch: jax.Array
+    shuffle: jax.Array
+    redrawn: jax.Array
 
 
 def make_keys(seed: int) -> Keys:
@@ -70,10 +74,25 @@ def make_job(config: Config) -> Job:
         UserError: data that are not there, or options that do not go together.
     """
     options = config.training
-    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    dataset = data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+        num_workers=config.data_workers,
+    )
     model = MODELS[config.model](num_classes=dataset.num_classes)
+    trained = (
+        None
+        if config.weights is None
+        else pretrained.load(config.weights, config, model, dataset.image_shape)
+    )
     try:
-        network = networks.linen(model, dataset.image_shape, train=False)
+        network = networks.linen(
+            model,
+            dataset.image_shape,
+            batch_stats=None if trained is None else trained["batch_stats"],
+            train=False,
+        )
     except ValueError as error:
         raise UserError(
             f"--model {config.model} cannot take the images of {config.dataset}: {error}"
@@ -88,9 +107,9 @@ def make_job(config: Config) -> Job:
         flops=sum(kernel_flops.values()),
     )
     mesh = sharding.data_mesh()
-    _check_sizes(config, num_train=len(dataset.train_labels), size=size, num_devices=mesh.size)
+    _check_sizes(config, num_train=dataset.num_train, size=size, num_devices=mesh.size)
 
-    steps_per_epoch = len(dataset.train_labels) // options.batch_size
+    steps_per_epoch = dataset.num_train // options.batch_size
     optimizer = training.make_optimizer(options, steps_per_epoch)
     normalise = functools.partial(data.normalise, mean=dataset.mean, std=dataset.std)
     augment = functools.partial(
@@ -104,6 +123,7 @@ def make_job(config: Config) -> Job:
         dataset=dataset,
         model=model,
         network=network,
+        trained=trained,
         kernel_flops=kernel_flops,
         size=size,
         mesh=mesh,
@@ -132,7 +152,24 @@ def _check_sizes(config: Config, *, num_train: int, size: Size, num_devices: int
         raise UserError(f"--density: {options.density:g} of {size.prunable} weights is none")
 
 
-def init_variables(config: Config, job: Job) -> dict[str, Any]:
-    """Draws the original weights: every run of the command starts from them."""
+def init_variables(config: Config, job: Job, *, redrawn: bool = False) -> dict[str, Any]:
+    """Returns the original weights, which every run of the command starts from.
+
+    They are drawn at random, or those of `--weights`.
+
+    Args:
+        config: its seed decides.
+        job: data and network.
+        redrawn: draw others, independent of the original ones: a sanity check of a mask.
+    """
+    if job.trained is not None and not redrawn:
+        return job.trained
+    keys = make_keys(config.seed)
     example = jnp.zeros((1, *job.dataset.image_shape))
-    return jax.jit(job.model.init)(make_keys(config.seed).init, example)
+    return _compiled_init(job.model)(keys.redrawn if redrawn else keys.init, example)
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_init(model: nn.Module) -> Any:
+    """Kept from one seed to the next, for it takes seconds to compile."""
+    return jax.jit(model.init)

@@ -7,11 +7,18 @@ from pathlib import Path
 
 import jax
 
+from experiments import config as config_lib
 from experiments import run_folder
+from experiments.choices import needs_data, num_rounds
 from experiments.config import Config, SearchConfig, TrainingConfig
-from experiments.data import Dataset
 from experiments.job import Job
 from ntksap_jax import schedules
+
+_CHECKS = {
+    "shuffled": "the mask is shuffled within each layer",
+    "redrawn": "the weights are drawn anew after the search",
+    "inverted": "the highest scores are pruned",
+}
 
 
 def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[str, str]]:
@@ -26,15 +33,17 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
     shape = "x".join(map(str, dataset.image_shape))
     note = f" ({dataset.note})" if dataset.note else ""
     rows = {
-        "data set": f"{dataset.name}: {len(dataset.train_labels):,} training and "
-        f"{len(dataset.test_labels):,} test images of {shape}, {dataset.num_classes} classes{note}",
-        "augmentation": _augmentation(dataset),
+        "data set": f"{dataset.name}: {dataset.num_train:,} training and "
+        f"{dataset.num_test:,} test images of {shape}, {dataset.num_classes} classes{note}",
+        "augmentation": dataset.augmentation,
         "network": f"{config.model}: {size.parameters:,} parameters, {size.prunable:,} of them "
         f"prunable in {size.layers} layers; {size.flops / 1e6:.1f} MFLOPs an image",
+        "weights": f"those that {config.weights} trained" if config.weights else "",
         "criterion": _criterion(config.search),
         "compared with": ", ".join(
             name for name in config.compare if name != config.search.criterion
         ),
+        "sanity checks": ", ".join(_CHECKS[word] for word in config_lib.variants(config.search)),
         "search": _rounds(config, size.prunable),
         "training": f"{_plural(training.epochs, 'epoch')} of "
         f"{_plural(job.steps_per_epoch, 'step')} of {_plural(training.batch_size, 'image')}",
@@ -48,21 +57,17 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
     return [(name, value) for name, value in rows.items() if value]
 
 
-def _augmentation(dataset: Dataset) -> str:
-    parts = [f"random crop with padding {dataset.crop_padding}"] if dataset.crop_padding else []
-    parts += ["random flip"] if dataset.flip else []
-    return ", ".join(parts) or "none"
-
-
 def _criterion(options: SearchConfig) -> str:
     if options.criterion == "dense":
         return "dense: nothing is pruned"
+    data = f"{options.samples_per_class} training images a class"
     if options.criterion != "ntk_sap":
-        return options.criterion
+        return f"{options.criterion}, on {data}" if needs_data(options) else options.criterion
     spread = f" (sigma {options.sigma:g})" if options.estimator == "finite_difference" else ""
+    inputs = data if needs_data(options) else f"{options.noise_batch_size} Gaussian inputs"
     return (
         f"ntk_sap, estimator {options.estimator}{spread}; {options.num_samples} samples a round of "
-        f"{options.noise_batch_size} Gaussian inputs and fresh weights; batch statistics in "
+        f"{inputs} and {'fresh' if options.reinit else 'the given'} weights; batch statistics in "
         f"{options.calibrate.replace('_', ' ')}"
     )
 
@@ -71,12 +76,21 @@ def _rounds(config: Config, prunable: int) -> str:
     options = config.search
     if {options.criterion, *config.compare} == {"dense"}:
         return ""
-    densities = schedules.exponential(options.density, rounds=options.rounds)
+    densities = schedules.exponential(options.density, rounds=num_rounds(options))
     counts = [f"{round(density * prunable):,}" for density in (1.0, *densities)]
     if len(counts) > 6:
         counts = [*counts[:4], "...", counts[-1]]
-    rounds = _plural(options.rounds, "round")
-    return f"{rounds} to density {options.density:.4g}; weights kept: {' > '.join(counts)}"
+    rounds = _plural(num_rounds(options), "round")
+    floors = {"min_weights": "weights", "min_channels": "channels"}
+    kept = [
+        f"at least {_plural(getattr(options, name), noun[:-1])} a layer"
+        for name, noun in floors.items()
+        if getattr(options, name)
+    ]
+    scope = f"scope {options.scope}" if options.scope != "global" else ""
+    parts = [f"{rounds} to density {options.density:.4g}", scope, *kept]
+    parts += [f"weights kept: {' > '.join(counts)}"]
+    return "; ".join(part for part in parts if part)
 
 
 def _learning_rate(options: TrainingConfig) -> str:

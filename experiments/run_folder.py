@@ -6,6 +6,7 @@
     search/            the mask after the last round, while the search goes on
     mask.npz           the mask that was found; mask.sha256 holds its digest (`masks.digest`)
     metrics.csv        a row an epoch: learning rate, losses, accuracies, seconds (with evaluation)
+    spectrum.csv       a row an epoch, if asked for: kernel distance, eigenvalues of the NTK
     checkpoints/       the training state after the last epochs (Orbax)
     summary.json       the results; its presence says that the run is complete
     *.png              pictures
@@ -207,6 +208,11 @@ def write_json(path: Path, value: Any) -> None:
     """Writes JSON, indented."""
     with _aside(path) as aside:
         aside.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns the configuration of a run, for `config.from_dict`."""
+    return _read_json(folder / "config.json")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

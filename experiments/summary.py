@@ -8,11 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
+from experiments import config as config_lib
 from experiments import console as screen
 from experiments import costs, pictures, run_folder
 from experiments.config import Config
 from experiments.job import Job
-from ntksap_jax import masks
+from ntksap_jax import connectivity, masks
 from ntksap_jax.types import Mask
 
 SUMMARY_HEADER = (
@@ -20,6 +21,7 @@ SUMMARY_HEADER = (
     "density",
     "weights kept",
     "FLOPs kept",
+    "live channels",
     "accuracy, last epoch",
     "best epoch",
     "search",
@@ -46,6 +48,8 @@ def make(
     best = max(epochs, key=lambda row: row["test_accuracy"])
     pruned = masks.num_prunable(mask) - masks.num_kept(mask)
     densities = masks.layer_densities(mask)
+    found = connectivity.analyse(job.network, mask)
+    layers = [path for path in job.kernel_flops if path in densities]
     return {
         "dataset": config.dataset,
         "dataset_source": job.dataset.source,
@@ -53,6 +57,11 @@ def make(
         "model": config.model,
         "criterion": config.search.criterion,
         "seed": config.seed,
+        "image_size": job.dataset.image_shape[0],
+        "label": config.label,
+        "rounds": len(rounds),
+        "scope": config.search.scope,
+        "variants": config_lib.variants(config.search),
         "density": masks.density(mask),
         "dense_parameters": job.size.parameters,
         "kept_parameters": job.size.parameters - pruned,
@@ -68,7 +77,12 @@ def make(
         "training_seconds": round(sum(row["seconds"] for row in epochs), 3),
         "mask_sha256": masks.digest(mask),
         # In the order of the forward pass, which is how `costs.flops` came by them.
-        "layer_densities": {path: densities[path] for path in job.kernel_flops},
+        "layer_densities": {path: densities[path] for path in layers},
+        "effective_density": found.effective_density,
+        "live_channels": {path: found.live_channels[path] for path in layers},
+        "dead_layers": [path for path in layers if path in found.dead_layers],
+        "dead_outputs": found.dead_outputs,
+        "is_collapsed": found.is_collapsed,
     }
 
 
@@ -140,6 +154,7 @@ def _table_row(results: dict[str, Any]) -> tuple[str, ...]:
         f"{results['density']:.4g}",
         f"{results['kept_weights']:,}",
         f"{results['kept_flops'] / results['dense_flops']:.1%}",
+        f"{min(results['live_channels'].values()):.0%} at least",
         f"{results['last_test_accuracy']:.2%}",
         f"{results['best_test_accuracy']:.2%} ({results['best_epoch']})",
         screen.duration(results["search_seconds"]),

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import data
 from experiments.config import TrainingConfig
 from ntksap_jax import masks, optim
 
@@ -253,26 +252,18 @@ def train_epoch(
 
 
 def evaluate(
-    state: TrainState,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    eval_step: EvalStep,
-    batch_size: int,
-    place: Callable[[Any], Any] = lambda batch: batch,
+    state: TrainState, batches: Iterable[tuple[Any, Any, Any]], *, eval_step: EvalStep
 ) -> Score:
-    """Measures loss and accuracy in evaluation mode on all of `images`.
+    """Measures loss and accuracy in evaluation mode.
 
     Args:
         state: the trained state.
-        images: uint8, (N, height, width, channels).
-        labels: integers, (N,).
+        batches: (images, labels, is_real) of one size each; those that are not real do not count.
         eval_step: from `make_eval_step`.
-        batch_size: images at once; the last batch is filled up with images that do not count.
-        place: puts a batch on the devices.
     """
-    totals = []
-    for indices, is_real in zip(*data.eval_batches(len(labels), batch_size), strict=True):
-        totals.append(eval_step(state, *place((images[indices], labels[indices], is_real))))
+    totals, num_real = [], 0
+    for images, labels, is_real in batches:
+        totals.append(eval_step(state, images, labels, is_real))
+        num_real += int(np.sum(is_real))
     sums = jax.tree.map(lambda *parts: float(np.sum(parts)), *jax.device_get(totals))
-    return Score(sums.loss / len(labels), sums.num_correct / len(labels))
+    return Score(sums.loss / num_real, sums.num_correct / num_real)

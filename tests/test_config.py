@@ -33,8 +33,8 @@ def test_presets_pass_the_checks_and_say_in_one_line_what_they_are(name):
     assert description.endswith(".")
 
 
-def test_the_paper_preset_holds_the_papers_numbers():
-    _, config = PRESETS["paper"]
+def test_the_preset_for_cifar10_holds_the_papers_numbers():
+    _, config = PRESETS["paper-cifar10"]
     assert (config.dataset, config.model) == ("cifar10", "resnet20")
     assert dataclasses.asdict(config.training) == {
         "epochs": 160,
@@ -51,6 +51,26 @@ def test_the_paper_preset_holds_the_papers_numbers():
     assert (search.rounds, search.num_samples, search.noise_batch_size) == (20, 5, 100)
     assert (search.estimator, search.sigma) == ("finite_difference", 0.01)
     assert 1 - search.density == pytest.approx(0.9560, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "training", "search"),
+    [
+        ("paper-cifar100", "vgg16_bn", (160, 128, 0.1, (60, 120), True, 5e-4), (100, 4, 250)),
+        ("paper-tiny", "resnet18", (200, 256, 0.2, (100, 150), False, 1e-4), (100, 8, 250)),
+    ],
+)
+def test_the_other_presets_of_the_paper_hold_its_numbers(name, model, training, search):
+    _, config = PRESETS[name]
+    ours = config.training
+    assert config.model == model and (ours.momentum, ours.lr_schedule) == (0.9, "step")
+    assert training == (
+        *(ours.epochs, ours.batch_size, ours.learning_rate),
+        *(ours.drop_epochs, ours.nesterov, ours.weight_decay),
+    )
+    ours = config.search
+    assert search == (ours.rounds, ours.num_samples, ours.noise_batch_size)
+    assert (ours.estimator, ours.sigma, ours.calibrate) == ("finite_difference", 0.01, "two_pass")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from experiments import data
 from experiments.command_line import UserError
-from experiments.data import archives, catalogue, digits, loading, prepare, prepared
+from experiments.data import archives, catalogue, digits, loading, prepare, prepared, resizing
 
 SPEC = catalogue.find("cifar10")._replace(num_train=30, num_test=12)
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # the inverse of the scaling: raw pixels come out
@@ -103,6 +103,70 @@ def test_digits_need_no_folder(tmp_path):
     (first, _), _ = digits.read()
     (second, _), _ = digits.read()
     np.testing.assert_array_equal(first, second)
+
+
+# -- Fewer pixels --------------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    block=st.integers(1, 5),
+    size=st.integers(1, 4),
+    channels=st.sampled_from([1, 3]),
+)
+def test_averaging_down_is_the_rounded_mean_of_blocks(seed, block, size, channels):
+    side = block * size
+    images = np.random.default_rng(seed).integers(0, 256, (2, side, side, channels), np.uint8)
+    outputs = resizing.average_down(images, size)
+    assert outputs.dtype == np.uint8 and outputs.shape == (2, size, size, channels)
+    for row, column in itertools.product(range(size), repeat=2):
+        rows, columns = (slice(i * block, (i + 1) * block) for i in (row, column))
+        mean = images[:, rows, columns].astype(np.float64).mean((1, 2))
+        np.testing.assert_array_equal(outputs[:, row, column], np.floor(mean + 0.5))
+
+
+def test_a_smaller_data_set_differs_in_its_pixels_alone():
+    whole, half = data.load("digits"), data.load("digits", image_size=4)
+    assert half.image_shape == (4, 4, 1) and half.test_images.shape == (364, 4, 4, 1)
+    np.testing.assert_array_equal(half.train_labels, whole.train_labels)
+    assert same(data.load("digits", image_size=8), whole)
+
+
+@pytest.mark.parametrize(("size", "padding"), [(32, 4), (16, 2), (8, 1), (2, 0)])
+def test_crop_padding_shrinks_with_the_images(size, padding):
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    dataset = data.load("digits")._replace(train_images=images, test_images=images, crop_padding=4)
+    assert loading._shrink(dataset, size).crop_padding == padding
+
+
+@pytest.mark.parametrize("size", [3, 16, 0])
+def test_a_size_that_divides_nothing_is_refused(size):
+    message = f"--image-size: {size} does not divide the 8 pixels of the images. Possible: 1, 2, 4"
+    with pytest.raises(UserError, match=message):
+        data.load("digits", image_size=size)
+
+
+# -- Batches of a data set in memory -------------------------------------------------------------
+
+
+def test_training_batches_are_those_of_the_key_and_the_epoch():
+    dataset, key = data.load("digits"), jax.random.key(4)
+    order = data.epoch_batches(jax.random.fold_in(key, 3), dataset.num_train, 100)
+    batches = list(dataset.train_batches(key, 3, 100))
+    assert len(batches) == dataset.num_train // 100
+    for (images, labels), indices in zip(batches, order, strict=True):
+        np.testing.assert_array_equal(images, dataset.train_images[indices])
+        np.testing.assert_array_equal(labels, dataset.train_labels[indices])
+
+
+def test_test_batches_cover_the_test_set_once():
+    dataset = data.load("digits")
+    images, labels, is_real = (
+        np.concatenate(parts) for parts in zip(*dataset.test_batches(50), strict=True)
+    )
+    assert len(labels) == 400
+    np.testing.assert_array_equal(images[is_real], dataset.test_images)
+    np.testing.assert_array_equal(labels[is_real], dataset.test_labels)
 
 
 # -- Prepared folders ----------------------------------------------------------------------------
@@ -507,7 +571,7 @@ def test_evaluation_refuses_empty_sets_and_batches(sizes):
 # -- The real data, where there is some ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in data.NAMES if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in catalogue.SPECS if name != "digits"])
 def test_the_real_data_set(name):
     if "TFDS_DATA_DIR" not in os.environ:
         pytest.skip("TFDS_DATA_DIR is not set")

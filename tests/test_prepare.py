@@ -571,6 +571,8 @@ def test_the_command_line_prepares_where_it_is_told(serve, tmp_path, capsys, mon
         "cifar10": "prepared",
         "cifar100": "not prepared",
         "fashion_mnist": "not prepared",
+        "tiny_imagenet": "not there",
+        "imagenet": "not there",
     }
     assert str(tmp_path) in table
 

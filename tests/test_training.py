@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import checkpoints, training
+from experiments import checkpoints, data, training
 from experiments.command_line import UserError
 from experiments.config import TrainingConfig
 from ntksap_jax import masks
@@ -247,12 +247,11 @@ def test_evaluation_counts_every_example_once(batch_size):
     logits = ConvNet().apply(variables, scale(images))
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
+    batches = zip(*data.eval_batches(10, batch_size), strict=True)
     score = training.evaluate(
         state,
-        images,
-        labels,
+        ((images[i], labels[i], real) for i, real in batches),
         eval_step=training.make_eval_step(ConvNet(), scale),
-        batch_size=batch_size,
     )
     assert score.loss == pytest.approx(float(loss), rel=1e-5)
     assert score.accuracy == np.mean(np.argmax(logits, 1) == labels)

@@ -1,4 +1,4 @@
-"""Image data sets: embedded or prepared by TFDS, as arrays in memory; augmentation on the device.
+"""Image data sets: in memory and augmented on the device, or streamed from files by processes.
 
 `load(name)` never touches the network. `python -m experiments.data prepare NAME` does, when asked.
 """
@@ -11,3 +11,5 @@ from experiments.data.catalogue import NAMES as NAMES
 from experiments.data.catalogue import DataError as DataError
 from experiments.data.loading import Dataset as Dataset
 from experiments.data.loading import load as load
+from experiments.data.pruning import pruning_batch as pruning_batch
+from experiments.data.streaming import StreamedDataset as StreamedDataset

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from experiments.command_line import UserError, check_name, one_line_errors
 from experiments.data import catalogue, prepared
+from experiments.data.loading import find_streamed
 from experiments.data.prepare import prepare
 
 PROG = "python -m experiments.data"
@@ -75,6 +76,10 @@ def _show(root: Path) -> None:
         table.add_row(
             spec.name, *counts, shape, str(spec.num_classes), Text(state, overflow="fold")
         )
+    for streamed in catalogue.STREAMED.values():
+        state = "found" if find_streamed(streamed, root) else "not there"
+        size = streamed.image_size
+        table.add_row(streamed.name, "", "", f"{size}x{size}x3", "", state)
     console = Console()
     console.print(f"Folder of prepared data sets: {root}", soft_wrap=True, markup=False)
     console.print(table)

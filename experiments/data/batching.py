@@ -23,14 +23,19 @@ def epoch_batches(key: jax.Array, num_examples: int, batch_size: int) -> np.ndar
     Raises:
         ValueError: `batch_size` is not in [1, num_examples].
     """
+    check_batch_size(batch_size, num_examples)
+    order = np.asarray(jax.random.permutation(key, num_examples), np.int32)
+    num_batches = num_examples // batch_size
+    return order[: num_batches * batch_size].reshape(num_batches, batch_size)
+
+
+def check_batch_size(batch_size: int, num_examples: int) -> None:
+    """Raises a ValueError unless `num_examples` training images fill at least one batch."""
     if not 1 <= batch_size <= num_examples:
         raise ValueError(
             f"batch_size: expected 1 to {num_examples} (the number of training images), "
             f"got {batch_size}"
         )
-    order = np.asarray(jax.random.permutation(key, num_examples), np.int32)
-    num_batches = num_examples // batch_size
-    return order[: num_batches * batch_size].reshape(num_batches, batch_size)
 
 
 def eval_batches(num_examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,8 @@ class Spec(NamedTuple):
         std: likewise.
         crop_padding: zeros on each side of the image before a random crop; 0 for no crop.
         flip: whether a mirrored image is still an image of its class.
-        source: the official files; None if the images come with a Python package.
+        source: the official files; None if nothing can be downloaded.
+        splits: TFDS's names of the splits for training and test.
     """
 
     name: str
@@ -54,6 +55,29 @@ class Spec(NamedTuple):
     crop_padding: int
     flip: bool
     source: Source | None
+    splits: tuple[str, str] = ("train", "test")
+
+
+class StreamedSpec(NamedTuple):
+    """What is known about a data set of image files, which are decoded as they are needed.
+
+    Attributes:
+        name: also in the run's name.
+        image_size: pixels a side, unless `--image-size` says otherwise.
+        shorter_side: of the resized image that is cropped to `image_size` for evaluation.
+        crop_scale: for training, smallest and largest share of the image's area in a crop.
+        crop_ratio: likewise, smallest and largest width / height.
+        mean: per channel, of pixels scaled to [0, 1].
+        std: likewise.
+    """
+
+    name: str
+    image_size: int
+    shorter_side: int
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 TORONTO = "https://www.cs.toronto.edu/~kriz"
@@ -162,15 +186,54 @@ _SPECS = (
     ),
 )
 
+TINY_IMAGENET = StreamedSpec(
+    name="tiny_imagenet",
+    image_size=64,
+    shorter_side=64,
+    # As in `load.py` of the NTK-SAP authors.
+    crop_scale=(0.1, 1.0),
+    crop_ratio=(0.8, 1.25),
+    mean=(0.480, 0.448, 0.397),
+    std=(0.276, 0.269, 0.282),
+)
+IMAGENET = StreamedSpec(
+    name="imagenet",
+    image_size=224,
+    shorter_side=256,
+    crop_scale=(0.08, 1.0),
+    crop_ratio=(3 / 4, 4 / 3),
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
+IMAGENET_RECORDS = Spec(
+    name="imagenet2012",
+    version="5.1.0",
+    image_shape=(224, 224, 3),
+    num_classes=1000,
+    num_train=1_281_167,
+    num_test=50_000,
+    mean=IMAGENET.mean,
+    std=IMAGENET.std,
+    crop_padding=0,
+    flip=True,
+    source=None,
+    splits=("train", "validation"),
+)
+"""ImageNet as TFDS prepares it; the images in it are JPEGs of any size."""
+
 SPECS: dict[str, Spec] = {spec.name: spec for spec in _SPECS}
-NAMES: tuple[str, ...] = tuple(SPECS)
+STREAMED: dict[str, StreamedSpec] = {spec.name: spec for spec in (TINY_IMAGENET, IMAGENET)}
+NAMES: tuple[str, ...] = (*SPECS, *STREAMED)
 
 
 def find(name: str) -> Spec:
-    """Returns the entry of the data set `name`.
+    """Returns the entry of a data set that fits into memory.
 
     Raises:
         UserError: there is none; the message suggests the nearest name.
+        DataError: it is one that is streamed, which nobody can download here.
     """
     check_name("data set", name, NAMES)
+    if name in STREAMED:
+        raise DataError(f"{name} cannot be prepared here: see the README for the folder it is in")
     return SPECS[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import sklearn.datasets
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -17,6 +16,8 @@ def read() -> tuple[Split, Split]:
     The split draws nothing at random, so that no version of anything can change it. Images are
     uint8 (N, 8, 8, 1); the original grey levels 0 to 16 are stretched to 0 to 255.
     """
+    import sklearn.datasets  # takes seconds: only for who needs it
+
     digits = sklearn.datasets.load_digits()
     images = np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8)
     labels = digits.target.astype(np.int32)

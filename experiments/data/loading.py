@@ -1,14 +1,22 @@
-"""`load`: a data set by name, as arrays in memory."""
+"""`load`: a data set by name, as arrays in memory or streamed from its files."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from experiments.data import cache, catalogue, digits, prepared, progress
-from experiments.data.catalogue import Spec
+from experiments.data import cache, catalogue, digits, image_folders, prepared, progress
+from experiments.data.batching import epoch_batches, eval_batches
+from experiments.data.catalogue import DataError, Spec, StreamedSpec
+from experiments.data.crops import CentreCrop, RandomCrop
+from experiments.data.records import Records
+from experiments.data.resizing import average_down
+from experiments.data.streaming import EncodedImages, StreamedDataset
 
 CACHE_FORMAT = 1
 """Part of the name of a cached file; to be raised when decoding changes."""
@@ -58,26 +66,146 @@ class Dataset(NamedTuple):
         _, height, width, channels = self.train_images.shape
         return height, width, channels
 
+    @property
+    def num_train(self) -> int:
+        """Number of training images."""
+        return len(self.train_labels)
 
-def load(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    @property
+    def num_test(self) -> int:
+        """Number of test images."""
+        return len(self.test_labels)
+
+    @property
+    def augmentation(self) -> str:
+        """The augmentation, in words."""
+        parts = [f"random crop with padding {self.crop_padding}"] if self.crop_padding else []
+        parts += ["random flip"] if self.flip else []
+        return ", ".join(parts) or "none"
+
+    def train_images_at(self, indices: np.ndarray) -> np.ndarray:
+        """Returns some training images without augmentation, uint8."""
+        return self.train_images[indices]
+
+    def train_batches(
+        self, key: jax.Array, epoch: int, batch_size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields uint8 images and int32 labels of one epoch, shuffled, not yet augmented.
+
+        The last images of the shuffled order that do not fill a batch are left out.
+
+        Args:
+            key: PRNG key of the whole training.
+            epoch: its number.
+            batch_size: images a batch.
+        """
+        order = epoch_batches(jax.random.fold_in(key, epoch), self.num_train, batch_size)
+        return ((self.train_images[batch], self.train_labels[batch]) for batch in order)
+
+    def test_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yields uint8 images, int32 labels and `is_real` that cover the test set once."""
+        indices, is_real = eval_batches(self.num_test, batch_size)
+        return (
+            (self.test_images[batch], self.test_labels[batch], real)
+            for batch, real in zip(indices, is_real, strict=True)
+        )
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    num_workers: int = 0,
+) -> Dataset | StreamedDataset:
     """Loads a data set; never from the network.
 
     The first time, the images of a prepared folder are decoded and cached beside it, or in the
-    user's cache folder if it is read-only.
+    user's cache folder if it is read-only. Tiny-ImageNet and ImageNet are decoded batch by batch.
 
     Args:
         name: one of `NAMES`.
         data_dir: folder of prepared data; by default TFDS_DATA_DIR, else ~/tensorflow_datasets.
             The embedded `digits` need none.
+        image_size: pixels a side. Images in memory are averaged down to it, and their crop padding
+            scaled and rounded; of streamed ones it is the size of the crops.
+        num_workers: processes that decode what is streamed; 0 for a thread of this one.
 
     Raises:
-        UserError: an unknown name.
-        DataError: the data set is not prepared there, or the folder is damaged.
+        UserError: an unknown name, or a size that images in memory cannot be averaged down to.
+        DataError: the data set is not there, or its folder is damaged.
     """
+    if name in catalogue.STREAMED:
+        return load_streamed(
+            catalogue.STREAMED[name],
+            prepared.data_root(data_dir),
+            image_size=image_size,
+            num_workers=num_workers,
+        )
     spec = catalogue.find(name)
-    if spec.source is None:
-        return _load_digits(spec)
-    return load_prepared(spec, data_dir=data_dir)
+    dataset = _load_digits(spec) if spec.source is None else load_prepared(spec, data_dir=data_dir)
+    return dataset if image_size is None else _shrink(dataset, image_size)
+
+
+def _shrink(dataset: Dataset, size: int) -> Dataset:
+    return dataset._replace(
+        train_images=average_down(dataset.train_images, size),
+        test_images=average_down(dataset.test_images, size),
+        crop_padding=round(dataset.crop_padding * size / dataset.image_shape[0]),
+    )
+
+
+def load_streamed(
+    spec: StreamedSpec, root: Path, *, image_size: int | None, num_workers: int
+) -> StreamedDataset:
+    """Finds the images of a data set that is streamed; see `load`."""
+    folder, records = find_streamed(spec, root), catalogue.IMAGENET_RECORDS
+    train: EncodedImages
+    test: EncodedImages
+    if folder is None:
+        raise DataError(f"{root / FOLDERS[spec.name]} is not there. {_ADVICE[spec.name]}")
+    if folder.name == FOLDERS[spec.name]:
+        read = {"tiny_imagenet": image_folders.tiny_imagenet, "imagenet": image_folders.imagenet}
+        train, test, class_names, fingerprint = read[spec.name](folder)
+        source = f"image files, SHA-256 of their names and labels {fingerprint}"
+    else:
+        place = prepared.locate(records, root)
+        train, test = (Records(records, place, split) for split in records.splits)
+        class_names = prepared.label_names(records, place.folder)
+        source = f"TFDS {records.name} {records.version}"
+    size = image_size or spec.image_size
+    return StreamedDataset(
+        name=spec.name,
+        train=train,
+        test=test,
+        class_names=class_names,
+        mean=spec.mean,
+        std=spec.std,
+        train_crop=RandomCrop(size, spec.crop_scale, spec.crop_ratio),
+        test_crop=CentreCrop(size, round(size * spec.shorter_side / spec.image_size)),
+        num_workers=num_workers,
+        source=source,
+    )
+
+
+def find_streamed(spec: StreamedSpec, root: Path) -> Path | None:
+    """Returns the folder of a data set that is streamed, if there is one; it is not looked into."""
+    names = [FOLDERS[spec.name]]
+    if spec is catalogue.IMAGENET:
+        names.append(catalogue.IMAGENET_RECORDS.name)
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+FOLDERS = {"tiny_imagenet": "tiny-imagenet-200", "imagenet": "imagenet"}
+"""Where the image files of a data set are, in the folder of all data."""
+
+_ADVICE = {
+    "tiny_imagenet": "Unpack tiny-imagenet-200.zip there, or name the folder that holds "
+    "tiny-imagenet-200 by --data-dir or TFDS_DATA_DIR",
+    "imagenet": "Put or link the folders train/<class> and val/<class> of ImageNet there, or "
+    "prepare imagenet2012 by TFDS in array_record format beside it; --data-dir or TFDS_DATA_DIR "
+    "names the folder around it",
+}
 
 
 def load_prepared(spec: Spec, *, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
@@ -113,7 +241,7 @@ def _decode(spec: Spec, place: prepared.Prepared) -> cache.Arrays:
             prepared.read_split(
                 spec, place, split, on_images=lambda count: bar.advance(task, count)
             )
-            for split in prepared.SPLITS
+            for split in spec.splits
         )
     return {
         "train_images": train.images,

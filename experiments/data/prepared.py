@@ -19,7 +19,6 @@ import numpy as np
 
 from experiments.data.catalogue import DataError, Spec
 
-SPLITS = ("train", "test")
 METADATA = ("dataset_info.json", "features.json", "label.labels.txt")
 CHUNK = 1000
 """Records read at once: reading them one by one takes ten times longer."""
@@ -64,10 +63,12 @@ def locate(spec: Spec, root: Path) -> Prepared:
     folder = root / spec.name / spec.version
     if problem:
         command = f"python -m experiments.data prepare {spec.name}"
-        if folder.exists():
+        if spec.source is None:
+            advice = f"Prepare {spec.name} by TFDS again, with file_format='array_record'"
+        elif folder.exists():
             advice = f"Move {folder} away and run `{command} --data-dir {shlex.quote(str(root))}`"
         else:
-            size = sum(file.size for file in spec.source.files) if spec.source else 0
+            size = sum(file.size for file in spec.source.files)
             advice = (
                 f"Either run `{command} --data-dir {shlex.quote(str(root))}` "
                 f"(downloads {size / 1e6:.0f} MB)"
@@ -103,7 +104,7 @@ def find_problem(spec: Spec, root: Path) -> str | None:
     file_format = info.get("fileFormat", "tfrecord")
     if file_format != "array_record":
         return f"{folder} is in {file_format} format, unreadable without TensorFlow"
-    for split, expected in zip(SPLITS, (spec.num_train, spec.num_test), strict=True):
+    for split, expected in zip(spec.splits, (spec.num_train, spec.num_test), strict=True):
         if lengths.get(split) != expected:
             return f"{folder} has {lengths.get(split, 'no')} {split} images, not {expected}"
     if not (folder / "features.json").is_file():
@@ -133,13 +134,13 @@ def read_split(
     Args:
         spec: the data set.
         prepared: from `locate`.
-        split: "train" or "test".
+        split: one of `spec.splits`.
         on_images: called with the number of images just decoded.
 
     Raises:
         DataError: the records are damaged, or a package is missing.
     """
-    records = _open_records(spec, prepared, split)
+    records = open_records(spec, prepared, split)
     count = len(records)
     images = np.empty((count, *spec.image_shape), np.uint8)
     labels = np.empty(count, np.int32)
@@ -166,7 +167,12 @@ def read_split(
     return Split(images, labels, num_jpeg)
 
 
-def _open_records(spec: Spec, prepared: Prepared, split: str) -> Any:
+def open_records(spec: Spec, prepared: Prepared, split: str) -> Any:
+    """Returns the records of a split by index: dictionaries with the image as its file's bytes.
+
+    Raises:
+        DataError: TFDS cannot read them, or is not installed.
+    """
     try:
         import tensorflow_datasets as tfds
 
@@ -203,7 +209,7 @@ def _decode(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
 def _shards(spec: Spec, folder: Path, info: dict[str, Any]) -> list[Path]:
     shards = []
     for split in info["splits"]:
-        if split["name"] in SPLITS:
+        if split["name"] in spec.splits:
             total = len(split["shardLengths"])
             shards += [
                 folder / f"{spec.name}-{split['name']}.array_record-{index:05d}-of-{total:05d}"

@@ -1,24 +1,18 @@
-r"""The paper's set-up for CIFAR-10: ResNet-20, 160 epochs (NTK-SAP, ICLR 2023).
+"""The paper's set-up for CIFAR-10: ResNet-20, 160 epochs (NTK-SAP, ICLR 2023).
 
-    python -m experiments.cifar paper
-    python -m experiments.cifar paper --density 0.107 --seed 1
+    python -m experiments.cifar paper-cifar10
+    python -m experiments.cifar paper-cifar10 --density 0.107 --seed 1
 
 The search is the authors': finite differences with standard deviation 0.01, batch statistics in two
 passes, 20 rounds of 5 samples of 100 Gaussian inputs. Densities in the paper are 0.8^k for
 k = 2, 4, ..., 18: 0.64, 0.41, 0.262, 0.168, 0.107, 0.0687, 0.0440, 0.0281, 0.0180.
 
-Expected test accuracy after the last epoch (the paper's Table 12, mean and deviation over seeds):
+Published test accuracy (the paper's Table 12, mean and deviation over seeds):
 
     density    0.64         0.262        0.107        0.0440       0.0180
     accuracy   91.36±.41    90.04±.23    87.86±.13    83.84±.28    77.66±.50
 
-CIFAR-100 with VGG-16-BN, whose settings differ:
-
-    python -m experiments.cifar paper --dataset cifar100 --model vgg16_bn --drop-epochs 60 120 \
-        --weight-decay 5e-4 --nesterov --rounds 100 --num-samples 4 --noise-batch-size 256
-
-The authors' code uses batches of 256, 256, 256 and 232 there. Hardware: a GPU; on two CPU cores the
-160 epochs take ten hours.
+Hardware: a GPU; on two CPU cores the 160 epochs take ten hours.
 """
 
 from experiments.config import Config, SearchConfig, TrainingConfig

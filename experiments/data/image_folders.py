@@ -1,0 +1,189 @@
+"""Data sets that are folders of image files: Tiny-ImageNet's own layout, and ImageNet's.
+
+Only names are read here, before anything else starts; the files are opened when their turn comes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.data.catalogue import DataError
+
+SUFFIXES = (".jpeg", ".jpg", ".png")
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The image files of one split, see `streaming.EncodedImages`.
+
+    Attributes:
+        folder: the folder that `names` are relative to.
+        names: UTF-8 bytes, (N,): of fixed width, because a million of them go to every worker.
+        labels: int32, (N,).
+    """
+
+    folder: str
+    names: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return Path(self.where(index)).read_bytes(), int(self.labels[index])
+
+    def where(self, index: int) -> str:
+        """Returns the path of an image."""
+        return os.path.join(self.folder, self.names[index].decode())
+
+    def read_labels(self) -> np.ndarray:
+        """Returns the labels of all images, int32 (N,)."""
+        return self.labels
+
+
+class ImageFolder(NamedTuple):
+    """A data set of image files: two splits, the name of each class, and a fingerprint."""
+
+    train: ImageFiles
+    test: ImageFiles
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+
+def tiny_imagenet(folder: Path) -> ImageFolder:
+    """Finds the images in the official layout of Tiny-ImageNet; the validation split is the test.
+
+    Reads `wnids.txt` (one WordNet id a line: the order of the classes), `words.txt` (their names),
+    `train/<wnid>/images/*.JPEG`, and `val/val_annotations.txt` with `val/images/*.JPEG`. Any number
+    of images will do.
+
+    Args:
+        folder: `tiny-imagenet-200`.
+
+    Raises:
+        DataError: something is missing, empty, or names a class that is not there.
+    """
+    wnids = _lines(folder / "wnids.txt")
+    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    if len(label_of) < len(wnids):
+        raise DataError(f"{folder / 'wnids.txt'} names a class twice. {_RESTORE}")
+    _refuse_unknown_classes(folder / "train", wnids)
+    train = [
+        (f"train/{wnid}/images/{name}", label)
+        for wnid, label in label_of.items()
+        for name in _image_names(folder / "train" / wnid / "images")
+    ]
+
+    present = set(_image_names(folder / "val" / "images"))
+    annotations = folder / "val" / "val_annotations.txt"
+    test = []
+    for number, line in enumerate(_lines(annotations), start=1):
+        name, wnid = (*line.split("\t"), "", "")[:2]
+        if wnid not in label_of:
+            raise DataError(
+                f"{annotations}, line {number}: {wnid!r} is none of the {len(wnids)} classes in "
+                f"wnids.txt. {_RESTORE}"
+            )
+        if name not in present:
+            raise DataError(
+                f"{folder / 'val' / 'images' / name} is missing, and {annotations.name} names it. "
+                f"{_RESTORE}"
+            )
+        test.append((f"val/images/{name}", label_of[wnid]))
+
+    words = dict(line.split("\t", 1) for line in _lines(folder / "words.txt") if "\t" in line)
+    unnamed = [wnid for wnid in wnids if wnid not in words]
+    if unnamed:
+        raise DataError(f"{folder / 'words.txt'} has no name for {unnamed[0]}. {_RESTORE}")
+    return _image_folder(folder, train, test, [words[wnid] for wnid in wnids])
+
+
+def imagenet(folder: Path) -> ImageFolder:
+    """Finds the images in `train/<class>/*.JPEG` and `val/<class>/*.JPEG`; `val` is the test split.
+
+    The classes are the folders of `train` in the order of their names; those of `val` are the same.
+
+    Raises:
+        DataError: something is missing or empty.
+    """
+    classes = sorted(_entries(folder / "train", folders=True))
+    if not classes:
+        raise DataError(f"{folder / 'train'} holds no folder of a class. {_RESTORE}")
+    _refuse_unknown_classes(folder / "val", classes)
+    train, test = (
+        [
+            (f"{split}/{name}/{image}", label)
+            for label, name in enumerate(classes)
+            for image in _image_names(folder / split / name)
+        ]
+        for split in ("train", "val")
+    )
+    return _image_folder(folder, train, test, classes)
+
+
+_RESTORE = "Unpack the original archive again"
+
+
+def _image_folder(
+    folder: Path,
+    train: Sequence[tuple[str, int]],
+    test: Sequence[tuple[str, int]],
+    class_names: Sequence[str],
+) -> ImageFolder:
+    listing = "\n".join(f"{name} {label}" for name, label in (*train, *test))
+    return ImageFolder(
+        _image_files(folder, train),
+        _image_files(folder, test),
+        tuple(class_names),
+        hashlib.sha256(listing.encode()).hexdigest(),
+    )
+
+
+def _image_files(folder: Path, images: Sequence[tuple[str, int]]) -> ImageFiles:
+    names, labels = zip(*images, strict=True)
+    return ImageFiles(
+        str(folder), np.array([name.encode() for name in names]), np.array(labels, np.int32)
+    )
+
+
+def _image_names(folder: Path) -> list[str]:
+    names = sorted(name for name in _entries(folder) if name.lower().endswith(SUFFIXES))
+    if not names:
+        raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}). {_RESTORE}")
+    return names
+
+
+def _refuse_unknown_classes(folder: Path, known: Sequence[str]) -> None:
+    unknown = sorted(set(_entries(folder, folders=True)) - set(known))
+    if unknown:
+        raise DataError(
+            f"{folder / unknown[0]} is the folder of an unknown class: it is none of the "
+            f"{len(known)} expected ones. Move it away, or unpack the original archive again"
+        )
+
+
+def _entries(folder: Path, *, folders: bool = False) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.is_dir() or not folders]
+    except OSError as error:
+        raise DataError(f"cannot list {folder} ({error.strerror}). {_RESTORE}") from error
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise DataError(f"cannot read {path} ({reason}). {_RESTORE}") from error
+    lines = [line for line in map(str.rstrip, lines) if line]
+    if not lines:
+        raise DataError(f"{path} is empty. {_RESTORE}")
+    return lines

@@ -1,0 +1,316 @@
+"""Data sets too large for memory: image files, decoded and augmented by several processes.
+
+Grain runs the processes. An epoch's batches depend on key and epoch alone, not on the number of
+processes, and training can begin at any epoch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing.util
+import os
+import signal
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from experiments.data.batching import check_batch_size, eval_batches
+from experiments.data.catalogue import DataError
+from experiments.data.crops import CentreCrop, RandomCrop
+
+
+class EncodedImages(Protocol):
+    """The images of one split, not yet decoded. Processes get a copy of it."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, index: int, /) -> tuple[bytes, int]:
+        """Reads an image file and its label."""
+
+    def where(self, index: int, /) -> str:
+        """Says where the image lies, for messages."""
+
+    def read_labels(self) -> np.ndarray:
+        """Returns the labels of all images, int32 (N,)."""
+
+
+@dataclass(frozen=True)
+class StreamedDataset:
+    """A data set whose images stay on disk; the same methods as `Dataset`.
+
+    Attributes:
+        name: as in the catalogue.
+        train: encoded images.
+        test: encoded images.
+        class_names: one a class.
+        mean: per channel, of pixels scaled to [0, 1].
+        std: likewise.
+        train_crop: augmentation.
+        test_crop: what is evaluated.
+        num_workers: processes that decode; 0 for a thread of this one.
+        source: where the images come from, for the record of a run.
+        note: what a reader of results must know about these images; often empty.
+    """
+
+    name: str
+    train: EncodedImages
+    test: EncodedImages
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_crop: RandomCrop
+    test_crop: CentreCrop
+    num_workers: int
+    source: str
+    note: str = ""
+    _train_reader: _Reader = field(default_factory=lambda: _Reader(), init=False, repr=False)
+    _test_reader: _Reader = field(default_factory=lambda: _Reader(), init=False, repr=False)
+
+    # On the device there is nothing left to do but to normalise.
+    crop_padding = 0
+    flip = False
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def num_train(self) -> int:
+        """Number of training images."""
+        return len(self.train)
+
+    @property
+    def num_test(self) -> int:
+        """Number of test images."""
+        return len(self.test)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one image."""
+        return self.train_crop.size, self.train_crop.size, 3
+
+    @property
+    def augmentation(self) -> str:
+        """The augmentation, in words."""
+        size, scale, ratio = self.train_crop
+        return (
+            f"random crop of {scale[0]:.3g} to {scale[1]:.3g} of the area with width / height "
+            f"{ratio[0]:.3g} to {ratio[1]:.3g}, resized to {size}x{size}; random flip"
+        )
+
+    @property
+    def train_labels(self) -> np.ndarray:
+        """Labels of the training images, int32 (N,); reads all records where there are records."""
+        return self.train.read_labels()
+
+    def train_images_at(self, indices: np.ndarray) -> np.ndarray:
+        """Decodes some training images without augmentation, uint8."""
+        decode = _TestExample(self.train, self.test_crop, len(self.train))
+        try:
+            return np.stack([decode(int(index))[0] for index in indices])
+        except (OSError, ValueError) as error:
+            raise _data_error(error) from error
+
+    def train_batches(
+        self, key: jax.Array, epoch: int, batch_size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields uint8 images and int32 labels of one epoch, shuffled and augmented.
+
+        The last images of the shuffled order that do not fill a batch are left out.
+
+        Args:
+            key: PRNG key of the whole training.
+            epoch: its number.
+            batch_size: images a batch.
+
+        Raises:
+            ValueError: `batch_size` is not in [1, number of training images].
+            DataError: an image cannot be read, or a process ended.
+        """
+        import grain
+
+        check_batch_size(batch_size, len(self.train))
+        seed = int(jax.random.bits(key, dtype=np.uint32))
+        examples = (
+            grain.MapDataset.range(len(self.train))
+            .seed(seed)
+            .shuffle()
+            .random_map(_TrainExample(self.train, self.train_crop))
+            .batch(batch_size, drop_remainder=True)
+        )
+        return self._train_reader.read(
+            examples, epoch, which=(seed, batch_size), num_workers=self.num_workers
+        )
+
+    def test_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yields uint8 images, int32 labels and `is_real` that cover the test set once.
+
+        Raises:
+            DataError: an image cannot be read, or a process ended.
+        """
+        import grain
+
+        indices, _ = eval_batches(len(self.test), batch_size)
+        examples = (
+            grain.MapDataset.range(indices.size)
+            .map(_TestExample(self.test, self.test_crop, len(self.test)))
+            .batch(batch_size)
+        )
+        reader = self._test_reader
+        return reader.read(
+            examples, reader.next_epoch, which=batch_size, num_workers=self.num_workers
+        )
+
+
+class _TrainExample(NamedTuple):
+    """Reads and augments a training image."""
+
+    images: EncodedImages
+    crop: RandomCrop
+
+    def __call__(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.int32]:
+        encoded, label = self.images[index]
+        try:
+            return self.crop(encoded, rng), np.int32(label)
+        except ValueError as error:
+            raise ValueError(f"{self.images.where(index)}: {error}") from error
+
+
+class _TestExample(NamedTuple):
+    """Reads an image without augmentation; from index `num_real` on, the first one again."""
+
+    images: EncodedImages
+    crop: CentreCrop
+    num_real: int
+
+    def __call__(self, index: int) -> tuple[np.ndarray, np.int32, np.bool_]:
+        is_real = index < self.num_real
+        index = index if is_real else 0
+        encoded, label = self.images[index]
+        try:
+            return self.crop(encoded), np.int32(label), np.bool_(is_real)
+        except ValueError as error:
+            raise ValueError(f"{self.images.where(index)}: {error}") from error
+
+
+class _Reader:
+    """Reads epoch after epoch, by processes that go on from one to the next.
+
+    Starting them takes seconds. They run ahead, at the end of an epoch into the next one.
+    """
+
+    def __init__(self) -> None:
+        self._iterator: Any = None
+        self._next: tuple[Hashable, int] | None = None
+        _READERS.add(self)
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch that the processes are about to read; any, if there are none."""
+        return 0 if self._next is None else self._next[1]
+
+    def read(self, examples: Any, epoch: int, *, which: Hashable, num_workers: int) -> Iterator:
+        """Yields one epoch.
+
+        Args:
+            examples: a Grain MapDataset of batches, without end when repeated.
+            epoch: which one of its repetitions.
+            which: all that `examples` depends on, to know it again.
+            num_workers: processes; 0 for a thread.
+        """
+        if self._next != (which, epoch):
+            self.close()
+            self._iterator = _iterate(examples.repeat()[epoch * len(examples) :], num_workers)
+        # Until the epoch is through, the iterator stands nowhere that a caller may ask for.
+        self._next = None
+        try:
+            for _ in range(len(examples)):
+                # Copied, because Grain's arrays lie in memory that the processes share.
+                yield tuple(map(np.array, next(self._iterator)))
+        # RuntimeError is Grain's, for a process that ended.
+        except (OSError, ValueError, RuntimeError) as error:
+            self.close()
+            raise _data_error(error) from error
+        self._next = which, epoch + 1
+
+    def close(self) -> None:
+        """Ends the processes."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = self._next = None
+
+
+_READERS: weakref.WeakSet[_Reader] = weakref.WeakSet()
+
+
+# What is registered last runs first, and so before `multiprocessing.util` ends the thread by which
+# Grain gives back shared memory.
+@atexit.register
+def _close_readers() -> None:
+    for reader in _READERS:
+        reader.close()
+
+
+def _iterate(batches: Any, num_workers: int) -> Any:
+    import absl.flags
+    import grain
+
+    # Grain asks for the value of one of its flags, which only programs of absl have parsed.
+    if not absl.flags.FLAGS.is_parsed():
+        absl.flags.FLAGS.mark_as_parsed()
+
+    # One thread makes the next batch while this one is copied; Grain's 16 would each hold a batch.
+    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    iterable = batches.to_iter_dataset(threads)
+    if not num_workers:
+        return iter(iterable)
+    processes = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+    iterator = iter(iterable.mp_prefetch(processes, worker_init_fn=_init_worker))
+    iterator.get_state()  # Makes the iterators, one a process, that the next line starts.
+    with _without_main_module():
+        iterator.start_prefetch()
+    return iterator
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Keeps new processes from importing the program that is running.
+
+    Python's `spawn` does so, and ours imports JAX with all that belongs to it: seconds and 200 MB a
+    process, for nothing.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _init_worker(index: int, count: int) -> None:
+    del index, count
+    # Ctrl-C goes to every process; the program ends its own.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_program, daemon=True).start()
+
+
+def _end_with_program() -> None:
+    # A program that is killed cannot end its processes, and Grain's wait for a reader for ever.
+    program = multiprocessing.parent_process()
+    assert program is not None
+    program.join()
+    os._exit(1)
+
+
+def _data_error(error: Exception) -> DataError:
+    return DataError(f"cannot read the images: {' '.join(str(error).split())}")

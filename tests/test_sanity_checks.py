@@ -1,0 +1,132 @@
+"""The sanity checks and pretrained weights of the main program, as a user asks for them."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import choices, cifar, job, run_folder
+from experiments import config as config_lib
+from ntksap_jax import masks
+
+OPTIONS = [
+    *("demo", "--model", "mlp", "--density", "0.1", "--epochs", "1", "--warmup-epochs", "0"),
+    *("--batch-size", "256", "--criterion", "magnitude", "--compare", "magnitude"),
+]
+CELL = "digits-mlp-magnitude{}-0.1-seed0"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs that differ in one sanity check each, and a trained dense network."""
+    folder = tmp_path_factory.mktemp("runs")
+    for flags in ([], ["--shuffle-mask"], ["--redraw-weights"], ["--invert-scores"]):
+        cifar.main([*OPTIONS, *flags, "--runs-dir", str(folder)])
+    dense = [*OPTIONS[: OPTIONS.index("--criterion")], "--criterion", "dense"]
+    cifar.main([*dense, "--compare", "dense", "--runs-dir", str(folder / "dense")])
+    return folder
+
+
+def load(folder, variant=""):
+    with np.load(folder / CELL.format(variant) / "mask.npz") as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def summary(folder, variant=""):
+    return json.loads((folder / CELL.format(variant) / "summary.json").read_text())
+
+
+def test_shuffling_acts_within_layers(runs):
+    plain, shuffled = load(runs), load(runs, "-shuffled")
+    for name, leaf in plain.items():
+        assert leaf.sum() == shuffled[name].sum()
+        assert (leaf != shuffled[name]).any()
+    assert summary(runs, "-shuffled")["variants"] == ["shuffled"]
+    assert summary(runs)["mask_sha256"] != summary(runs, "-shuffled")["mask_sha256"]
+
+
+def test_redrawing_leaves_the_mask_and_changes_what_is_trained(runs):
+    assert summary(runs)["mask_sha256"] == summary(runs, "-redrawn")["mask_sha256"]
+    losses = {
+        run_folder.read_table(runs / CELL.format(variant) / "metrics.csv")[0]["train_loss"]
+        for variant in ("", "-redrawn")
+    }
+    assert len(losses) == 2
+
+
+def test_redrawn_weights_are_other_weights_of_the_same_distribution():
+    config = config_lib.Config(dataset="digits", model="mlp")
+    made = job.make_job(config)
+    original, redrawn = (
+        job.init_variables(config, made, redrawn=redrawn)["params"] for redrawn in (False, True)
+    )
+    for before, after in zip(jax.tree.leaves(original), jax.tree.leaves(redrawn), strict=True):
+        if before.ndim == 2:
+            assert np.mean(np.asarray(before) == np.asarray(after)) < 0.01
+            assert float(np.std(before)) == pytest.approx(float(np.std(after)), rel=0.1)
+
+
+def test_inverting_prunes_what_was_kept(runs):
+    plain, inverted = load(runs), load(runs, "-inverted")
+    assert not any((leaf & inverted[name]).any() for name, leaf in plain.items())
+
+
+def test_the_summary_says_what_is_alive(runs):
+    results = summary(runs)
+    assert 0 < results["effective_density"] <= results["density"]
+    assert results["live_channels"].keys() == results["layer_densities"].keys()
+    assert results["is_collapsed"] == (results["dead_outputs"] == 10)
+    dense = json.loads((runs / "dense" / "digits-mlp-dense-1-seed0" / "summary.json").read_text())
+    assert dense["effective_density"] == 1.0 and dense["dead_layers"] == []
+
+
+def test_pretrained_weights_are_those_that_are_scored(runs, tmp_path):
+    source = runs / "dense" / "digits-mlp-dense-1-seed0"
+    config = config_lib.Config(dataset="digits", model="mlp", weights=source)
+    made = job.make_job(config)
+    params = job.init_variables(config, made)["params"]
+    cifar.main([*OPTIONS, "--weights", str(source), "--runs-dir", str(tmp_path)])
+    found = masks.load(tmp_path / CELL.format("") / "mask.npz", like=params)
+    values = np.concatenate(
+        [np.abs(np.asarray(leaf)).ravel() for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
+    )
+    kept = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(found)])
+    assert values[kept].min() >= values[~kept].max()
+    assert masks.digest(found) != summary(runs)["mask_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--weights", "nowhere"], "--weights nowhere: no complete run is there"),
+        (["--scope", "2:x"], "--scope: expected global, layer, filter, channels, N:M"),
+        (["--scope", "4:2"], "--scope 4:2: scope: got NofM"),
+        (["--scope", "2:4"], "--density: expected 0.5, which --scope 2:4 keeps, got 0.1"),
+        (["--label", "a/b"], "--label: expected letters, digits"),
+        (["--min-weights", "-1"], "--min-weights: expected an integer of at least 0"),
+        (["--samples-per-class", "500", "--criterion", "snip"], "cannot draw a subset of digits"),
+    ],
+)
+def test_mistakes_end_with_one_line(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cifar.main([*OPTIONS, "--runs-dir", str(tmp_path), *flags])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error and error.count("\n") == 1
+
+
+def test_pretrained_weights_of_another_network(runs, tmp_path, capsys):
+    source = runs / "dense" / "digits-mlp-dense-1-seed0"
+    with pytest.raises(SystemExit):
+        cifar.main([*OPTIONS, "--model", "linear_mlp", "--weights", str(source)])
+    assert "its network is mlp, this run's is linear_mlp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name, made in choices.CRITERIA.items() if made])
+def test_every_criterion_can_be_chosen(name):
+    config = config_lib.with_criterion(config_lib.Config(dataset="digits", model="mlp"), name)
+    made = job.make_job(config)
+    assert callable(choices.make_score(made.network, config.search))
+    one_shot = {"random", "erk", "magnitude", "snip", "grasp"}
+    assert choices.num_rounds(config.search) == (1 if name in one_shot else 20)

@@ -1,0 +1,176 @@
+"""The spectrum of the NTK: against dense Jacobians, and along a training."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from experiments import checkpoints, cifar, spectrum
+from ntksap_jax import masks, networks, ntk
+
+CONV, SMOOTH = oracles.conv_bn(), oracles.smooth_mlp()  # Made once: compiled once.
+
+
+def setting(network, num_images=4):
+    params = network.init(jax.random.key(0))
+    mask = oracles.random_mask(jax.random.key(1), params, density=0.6)
+    inputs = jax.random.normal(jax.random.key(2), (num_images, *network.input_shape))
+    return params, mask, inputs
+
+
+def dense_kernel(network, params, mask, inputs):
+    """J diag(m) Jᵀ through one dense Jacobian of all outputs; statistics of `inputs`, constant."""
+    masked = masks.apply(mask, params)
+    apply = network.calibrate(masked, inputs)
+    jacobian = jax.jit(jax.jacfwd(lambda params: apply(params, inputs).ravel()))(masked)
+    rows = [
+        (leaf * keep).reshape(leaf.shape[0], -1)
+        for leaf, keep in zip(
+            jax.tree.leaves(masks.map_prunable(lambda keep, leaf: leaf, mask, jacobian)),
+            jax.tree.leaves(mask),
+            strict=True,
+        )
+    ]
+    return sum(np.asarray(leaf) @ np.asarray(leaf).T for leaf in rows)
+
+
+@pytest.mark.parametrize("network", [SMOOTH, CONV])
+def test_the_kernel_is_that_of_the_dense_jacobian(network):
+    params, mask, inputs = setting(network)
+    theta = spectrum.kernel(network, params, mask, inputs)
+    assert theta.shape == (12, 12)
+    np.testing.assert_allclose(theta, dense_kernel(network, params, mask, inputs), rtol=2e-4)
+    relaxed = masks.map_prunable(lambda keep: keep.astype(jnp.float32), mask)
+    dense_trace = jax.jit(oracles.dense_trace, static_argnums=0)
+    trace = dense_trace(network, params, relaxed, inputs)
+    np.testing.assert_allclose(np.trace(theta), trace, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bytes_", [1, 800, 1500])
+def test_blocks_give_the_whole(bytes_):
+    params, mask, inputs = setting(SMOOTH, num_images=5)
+    whole = spectrum.kernel(SMOOTH, params, mask, inputs)
+    blocks = spectrum.kernel(SMOOTH, params, mask, inputs, max_bytes=bytes_)
+    np.testing.assert_allclose(blocks, whole, rtol=1e-5)
+
+
+def test_columns_in_parts_give_the_whole(monkeypatch):
+    params, mask, inputs = setting(SMOOTH)
+    whole = spectrum.kernel(SMOOTH, params, mask, inputs)
+    monkeypatch.setattr(spectrum, "COLUMNS", 5)
+    np.testing.assert_allclose(spectrum.kernel(SMOOTH, params, mask, inputs), whole, rtol=1e-5)
+
+
+def test_of_the_dense_network_it_is_the_librarys_kernel():
+    network = SMOOTH
+    params, _, inputs = setting(network)
+    theta = spectrum.kernel(network, params, masks.create(params), inputs)
+    # The library's is with respect to all params; the rest of it is what the biases add.
+    biases = {layer: {"kernel": None, "bias": leaves["bias"]} for layer, leaves in params.items()}
+    of_biases = ntk.exact(
+        lambda b: network.apply(
+            {name: {**params[name], "bias": b[name]["bias"]} for name in params}, inputs
+        ),
+        biases,
+    )
+    of_all = ntk.exact(lambda params: network.apply(params, inputs), params)
+    np.testing.assert_allclose(theta, of_all - of_biases, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        spectrum.eigenvalues(theta), ntk.eigenvalues(jnp.asarray(theta)), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_eigenvalues_fall_and_add_up_to_the_trace():
+    theta = spectrum.kernel(CONV, *setting(CONV))
+    values = spectrum.eigenvalues(theta)
+    assert np.all(np.diff(values) <= 0)
+    np.testing.assert_allclose(values.sum(), np.trace(theta), rtol=1e-6)
+
+
+def test_the_distance_ignores_the_scale_and_reaches_one():
+    theta = np.array([[2.0, 1.0], [1.0, 3.0]])
+    assert spectrum.kernel_distance(theta, theta) == pytest.approx(0, abs=1e-12)
+    assert spectrum.kernel_distance(theta, 5 * theta) == pytest.approx(0, abs=1e-12)
+    assert spectrum.kernel_distance(np.diag([1.0, 0.0]), np.diag([0.0, 1.0])) == 1
+    # <diag(1, 1), diag(1, 0)> = 1, and the norms are √2 and 1.
+    assert spectrum.kernel_distance(np.eye(2), np.diag([1.0, 0.0])) == pytest.approx(1 - 0.5**0.5)
+    assert np.isnan(spectrum.kernel_distance(theta, np.zeros((2, 2))))
+
+
+# -- In a run ------------------------------------------------------------------------------------
+
+OPTIONS = [
+    *("demo", "--model", "mlp", "--criterion", "random", "--density", "0.2", "--epochs", "2"),
+    *("--rounds", "1"),
+    *("--spectrum-samples", "1", "--compare"),
+]
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_resumed_run_measures_what_an_undisturbed_one_does(tmp_path, monkeypatch, capsys):
+    cifar.main([*OPTIONS, "--runs-dir", str(tmp_path / "whole")])
+    (whole,) = (tmp_path / "whole").iterdir()
+    rows = read_csv(whole / "spectrum.csv")
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert len(rows[0]) == 2 + 100  # 10 images x 10 outputs.
+    distances = [float(row["kernel_distance"]) for row in rows]
+    assert distances[0] == pytest.approx(0, abs=1e-9)
+    assert all(0.001 < distance < 1 for distance in distances[1:])
+
+    save = checkpoints.save
+
+    def interrupted(manager, epoch, state):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        save(manager, epoch, state)
+
+    arguments = [*OPTIONS, "--runs-dir", str(tmp_path / "resumed")]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(checkpoints, "save", interrupted)
+        cifar.main(arguments)
+    (resumed,) = (tmp_path / "resumed").iterdir()
+    written = (resumed / "spectrum.csv").read_bytes()
+    (resumed / "spectrum.csv").unlink()
+    with pytest.raises(SystemExit):
+        cifar.main([*arguments, "--resume"])
+    assert "spectrum.csv holds 0 of the 2 rows up to epoch 1" in capsys.readouterr().err
+
+    (resumed / "spectrum.csv").write_bytes(written)
+    cifar.main([*arguments, "--resume"])
+    assert (resumed / "spectrum.csv").read_bytes() == (whole / "spectrum.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ("41", "10 classes with as many outputs give 4100 eigenvalues, expected at most 4000"),
+        ("-1", "--spectrum-samples: expected an integer of at least 0"),
+    ],
+)
+def test_a_spectrum_that_is_too_large_is_refused_before_anything_runs(
+    samples, message, tmp_path, capsys
+):
+    with pytest.raises(SystemExit) as stop:
+        cifar.main(
+            ["demo", "--spectrum-samples", samples, "--compare", "--runs-dir", str(tmp_path)]
+        )
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kernels_of_networks_without_statistics_need_no_batch():
+    network = networks.plain(
+        lambda key: {"w": jax.random.normal(key, (3, 2))}, lambda p, x: x @ p["w"], (3,)
+    )
+    params = network.init(jax.random.key(0))
+    inputs = jnp.eye(3)[:2]
+    theta = spectrum.kernel(network, params, masks.create(params), inputs)
+    np.testing.assert_allclose(theta, np.eye(4), atol=1e-6)
