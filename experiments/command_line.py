@@ -66,7 +66,7 @@ def parse(
     except SystemExit:
         raise SystemExit(0 if arguments else 2) from None
     if unknown:
-        _raise_unknown_flag(unknown[0], config, f"{prog} {preset} --help")
+        raise_unknown_flag(unknown[0], config, f"{prog} {preset} --help")
     return config
 
 
@@ -87,9 +87,7 @@ def check_name(what: str, name: str, known: Iterable[str]) -> None:
     """Raises a `UserError` that suggests the nearest known name, unless `name` is one of them."""
     known = list(known)
     if name not in known:
-        raise UserError(
-            f"unknown {what} {name!r}.{_suggest(name, known)} Known: {', '.join(known)}"
-        )
+        raise UserError(f"unknown {what} {name!r}.{suggest(name, known)} Known: {', '.join(known)}")
 
 
 def flags(config: Any) -> list[str]:
@@ -102,14 +100,17 @@ def flags(config: Any) -> list[str]:
     return names
 
 
-def _raise_unknown_flag(word: str, config: Any, help_command: str) -> None:
+def raise_unknown_flag(word: str, config: Any, help_command: str) -> None:
+    """Raises a `UserError` about a word that tyro could not place; suggests the nearest flag."""
     if not word.startswith("-"):
         raise UserError(f"unexpected word {word!r}: values follow a flag. See: {help_command}")
     word = word.split("=")[0]
-    raise UserError(f"unknown flag {word}.{_suggest(word, flags(config))} See: {help_command}")
+    raise UserError(f"unknown flag {word}.{suggest(word, flags(config))} See: {help_command}")
 
 
-def _suggest(name: str, known: Sequence[str]) -> str:
+def suggest(name: str, known: Sequence[str]) -> str:
+    """Returns ` Did you mean NEAREST?`, or nothing if no known name is near."""
+
     def similarity(candidate: str) -> tuple[float, int]:
         ratio = difflib.SequenceMatcher(None, name, candidate).ratio()
         return ratio, len(os.path.commonprefix([name, candidate]))
@@ -119,11 +120,15 @@ def _suggest(name: str, known: Sequence[str]) -> str:
 
 
 def _first_paragraph(box: str) -> str:
-    """Turns tyro's framed message into one line: the text above the first rule inside the frame."""
+    """Turns tyro's framed message into one line: the text between the title and the next rule.
+
+    Where standard output is not UTF-8 the frame is of blanks, and its rules are of hyphens.
+    """
     lines = []
     for line in box.splitlines()[1:]:
         text = line.strip(" │")
-        if set(text) <= set("─╰╯"):
+        if not set(text) <= set("─╰╯-"):
+            lines.append(text)
+        elif lines:
             break
-        lines.append(text)
     return " ".join(" ".join(lines).removeprefix("Error parsing ").split()) or box.strip()

@@ -14,7 +14,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentForma
 
 Row = Mapping[str, Any]
 
-COLOURS = ("#1f5fa8", "#d1600a", "#5b8c2a", "#8a4fa3", "#7a7a7a")
+COLOURS = (
+    *("#1f5fa8", "#d1600a", "#5b8c2a", "#8a4fa3", "#7a7a7a", "#e0a000"),
+    *("#aa2244", "#2fb5c7", "#d6609b", "#8c5a2b", "#2fa874", "#6f86ff"),
+)
+"""In order of use. Dark and light enough for either background; the later ones look alike to some
+eyes, so that lines need MARKERS too."""
+MARKERS = ("o", "^", "D", "P", "X", "s", "v", "h", ">", "<", "*", "p")
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,

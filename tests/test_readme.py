@@ -16,10 +16,10 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_library_example_runs_and_prunes():
-    [code] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(code.strip().splitlines()) <= 12
+    first, second = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(first.strip().splitlines()) <= 12
     names: dict = {}
-    exec(code.replace("batch_size=100", "batch_size=4"), names)
+    exec(first.replace("batch_size=100", "batch_size=4"), names)
     mask, params = names["mask"], names["params"]
     assert masks.num_kept(mask) == round(0.05 * masks.num_prunable(mask))
     for m, p in zip(
@@ -29,6 +29,12 @@ def test_the_library_example_runs_and_prunes():
     ):
         assert not np.any(np.asarray(p)[~np.asarray(m)])
     names["optimizer"].init(params)
+    # The second example goes on from the first, with another criterion.
+    exec(second, names)
+    assert masks.num_kept(names["mask"]) == masks.num_kept(mask)
+    assert masks.digest(names["mask"]) != masks.digest(mask)
+    scores, _ = names["user_criterion"](None, params, mask, None)
+    assert masks.leaf_paths(scores).keys() == masks.leaf_paths(mask).keys()
 
 
 def test_pictures_and_files_exist():

@@ -1,0 +1,81 @@
+"""Run folders as the programs write them, with results that a test chooses."""
+
+import csv
+import dataclasses
+import json
+
+from experiments import config as config_lib
+from experiments.config import Config, SearchConfig, TrainingConfig
+
+LAYERS = ("conv/kernel", "block_0/conv1/kernel", "block_0/conv2/kernel", "fc/kernel")
+TINY = Config(
+    dataset="digits", model="resnet8", training=TrainingConfig(epochs=3, lr_schedule="cosine")
+)
+
+
+def configure(criterion, density=1.0, seed=0, base=TINY, **search):
+    """A configuration of one run; keywords are options of the search."""
+    options = dataclasses.replace(base.search, criterion=criterion, density=density, **search)
+    return dataclasses.replace(base, search=options, seed=seed)
+
+
+def write(root, config, accuracy, *, spectrum=(), environment=True, **summary):
+    """Writes the folder of a complete run, and returns it.
+
+    `accuracy` is a fraction; keywords go into summary.json; `spectrum` are lists of eigenvalues,
+    one an epoch from 0.
+    """
+    folder = root / config_lib.run_name(config)
+    folder.mkdir(parents=True)
+    search: SearchConfig = config.search
+    results = {
+        "dataset": config.dataset,
+        "dataset_source": f"{config.dataset} 1.0",
+        "dataset_note": "",
+        "model": config.model,
+        "criterion": search.criterion,
+        "seed": config.seed,
+        "variants": config_lib.variants(search),
+        "density": search.density,
+        "effective_density": 0.9 * search.density,
+        "dense_flops": 1000,
+        "kept_flops": int(1000 * search.density),
+        "last_test_accuracy": accuracy,
+        "best_test_accuracy": accuracy + 0.001,
+        "best_epoch": config.training.epochs,
+        "search_seconds": 2.0,
+        "training_seconds": 30.0,
+        "layer_densities": {layer: search.density for layer in LAYERS},
+        "live_channels": dict.fromkeys(LAYERS, 0.5),
+        "dead_layers": [],
+        "mask_sha256": "0" * 64,
+        **summary,
+    }
+    write_json(folder / "config.json", config_lib.to_dict(config))
+    write_json(folder / "summary.json", results)
+    if environment:
+        session = {
+            "command": f"demo --seed {config.seed}",
+            "python": "3.11.7",
+            "packages": {"jax": "0.10.2"},
+            "devices": ["cpu: cpu"],
+        }
+        write_json(folder / "environment.json", [session])
+    if spectrum:
+        rows = [
+            {
+                "epoch": epoch,
+                "kernel_distance": 0.1 * epoch,
+                **{f"eigenvalue_{i}": value for i, value in enumerate(values)},
+            }
+            for epoch, values in enumerate(spectrum)
+        ]
+        with (folder / "spectrum.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return folder
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value))

@@ -1,0 +1,312 @@
+"""Grids: what a file or flags expand to, and what is said of a mistake in them."""
+
+import itertools
+
+import pytest
+
+from experiments import config as config_lib
+from experiments import fields, grid
+from experiments.command_line import UserError
+from experiments.config import Config, SearchConfig
+from experiments.presets import PRESETS
+
+
+def read(tmp_path, text):
+    path = tmp_path / "table.toml"
+    path.write_text(text)
+    return grid.read(path)
+
+
+def names(expanded):
+    return [config_lib.run_name(config) for config in grid.cells(expanded)]
+
+
+# -- Expansion -----------------------------------------------------------------------------------
+
+
+def test_a_grid_is_every_combination_on_top_of_set_on_top_of_the_preset(tmp_path):
+    expanded = read(
+        tmp_path,
+        """
+        preset = "demo"
+        runs_dir = "elsewhere"
+        [set]
+        model = "mlp"
+        epochs = 3
+        learning_rate = 1
+        [grid]
+        criterion = ["random", "ntk_sap"]
+        density = [0.1, 0.02]
+        seed = [0, 1]
+        """,
+    )
+    configs = grid.cells(expanded)
+    assert [(c.search.criterion, c.search.density, c.seed) for c in configs] == list(
+        itertools.product(["random", "ntk_sap"], [0.1, 0.02], [0, 1])
+    )
+    _, demo = PRESETS["demo"]
+    for config in configs:
+        assert config.model == "mlp"
+        assert config.training.epochs == 3
+        assert config.training.learning_rate == 1.0
+        assert isinstance(config.training.learning_rate, float)
+        assert config.training.batch_size == demo.training.batch_size
+        assert config.dataset == "digits"
+        assert str(config.runs_dir) == "elsewhere"
+        assert config.compare == ()
+
+
+def test_further_grids_stand_on_their_own_and_equal_cells_are_one(tmp_path):
+    expanded = read(
+        tmp_path,
+        """
+        preset = "demo"
+        [grid]
+        criterion = ["random"]
+        density = [0.1]
+        seed = [0, 1]
+        [[grids]]
+        criterion = ["random", "magnitude"]
+        density = [0.1]
+        [[grids]]
+        criterion = ["ntk_sap"]
+        shuffle_mask = [false, true]
+        """,
+    )
+    assert names(expanded) == [
+        "digits-resnet8-random-0.1-seed0",
+        "digits-resnet8-random-0.1-seed1",
+        "digits-resnet8-magnitude-0.1-seed0",
+        "digits-resnet8-ntk_sap-0.05-seed0",
+        "digits-resnet8-ntk_sap-shuffled-0.05-seed0",
+    ]
+
+
+def test_the_dense_network_is_one_cell_whatever_the_search(tmp_path):
+    expanded = read(
+        tmp_path,
+        """
+        [grid]
+        criterion = ["dense", "magnitude"]
+        density = [0.1, 0.02]
+        [[grids]]
+        criterion = ["dense"]
+        rounds = [7]
+        """,
+    )
+    assert names(expanded) == [
+        "cifar10-resnet20-dense-1-seed0",
+        "cifar10-resnet20-magnitude-0.1-seed0",
+        "cifar10-resnet20-magnitude-0.02-seed0",
+    ]
+
+
+def test_the_number_of_rounds_does_not_tell_one_shot_criteria_apart():
+    assert len(grid.cells(grid.from_preset("demo", {"criterion": ["snip"], "rounds": [3, 4]}))) == 1
+    with pytest.raises(UserError, match="same run folder"):
+        grid.cells(grid.from_preset("demo", {"criterion": ["synflow"], "rounds": [3, 4]}))
+
+
+def test_values_of_every_kind_come_in_their_own_type(tmp_path):
+    expanded = read(
+        tmp_path,
+        """
+        data_dir = "data"
+        [set]
+        drop_epochs = [5, 7]
+        exclude = ["fc"]
+        nesterov = true
+        weights = "runs/other"
+        micro_batch_size = "none"
+        estimator = "vjp"
+        [grid]
+        drop_epochs = [[1], [2, 3]]
+        label = ["a"]
+        """,
+    )
+    assert [table.lists for table in expanded.tables] == [
+        {"drop_epochs": [(1,), (2, 3)], "label": ["a"]}
+    ]
+    base = expanded.base
+    assert base.training.drop_epochs == (5, 7)
+    assert base.search.exclude == ("fc",)
+    assert base.training.nesterov is True
+    assert str(base.weights) == "runs/other"
+    assert base.search.micro_batch_size is None
+    assert base.search.estimator == "vjp"
+    assert str(base.data_dir) == "data"
+
+
+def test_every_field_of_the_configuration_can_be_set_by_its_own_name():
+    defaults = dict(fields.leaves(Config()))
+    assert set(fields.TYPES) == set(defaults) - {"runs_dir", "data_dir", "compare", "resume"}
+    changed = fields.replace(Config(), {"seed": 3, "rounds": 4, "epochs": 5})
+    assert dict(fields.leaves(changed)) == {**defaults, "seed": 3, "rounds": 4, "epochs": 5}
+    assert changed.search == SearchConfig(rounds=4)
+
+
+# -- Part of a grid ------------------------------------------------------------------------------
+
+PARTS = """
+preset = "demo"
+[grid]
+criterion = ["dense", "random"]
+density = [0.64, 0.01801439850948198]
+seed = [0, 1]
+[[grids]]
+criterion = ["synflow"]
+rounds = [100]
+density = [0.64, 0.01801439850948198]
+"""
+
+
+def test_a_part_of_a_grid_has_the_values_asked_for(tmp_path):
+    whole = read(tmp_path, PARTS)
+    assert len(names(whole)) == 8
+    part = grid.narrow(whole, {"density": [0.01801], "seed": [0]}, name="table.toml")
+    assert names(part) == [
+        "digits-resnet8-dense-1-seed0",
+        "digits-resnet8-random-0.01801-seed0",
+        "digits-resnet8-synflow-0.01801-seed0",
+    ]
+    assert grid.cells(part)[-1].search.density == 0.01801439850948198
+    part = grid.narrow(whole, {"rounds": [20], "criterion": ["random"]}, name="table.toml")
+    assert len(names(part)) == 4
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"density": [0.64, 0.02]}, r"--density 0\.02: the grid x has no such cell \(there: 0\.64"),
+        ({"epochs": [1]}, r"--epochs 1: .*\(there: 15\)"),
+        ({"seed": [1], "rounds": [100]}, r"the grid x has no cell with all of these values"),
+    ],
+)
+def test_a_part_that_is_not_there_is_a_mistake(tmp_path, wanted, message):
+    with pytest.raises(UserError, match=message):
+        grid.narrow(read(tmp_path, PARTS), wanted, name="x")
+
+
+# -- Mistakes ------------------------------------------------------------------------------------
+
+SEEDS = "[grid]\nseed = [0]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("preset =\n[grid]", r"table\.toml is not TOML: .*line 1"),
+        (
+            "presett = 'demo'\n" + SEEDS,
+            r"unknown key in .*'presett'\. Did you mean preset\?",
+        ),
+        ("preset = 'demoo'\n" + SEEDS, r"unknown preset in .*'demoo'\. Did you mean demo\?"),
+        ("preset = 3\n" + SEEDS, r"preset: expected a string, got 3"),
+        ("epochs = 3\n" + SEEDS, r"epochs belongs in \[set\] \(one value\) or \[grid\]"),
+        ("[set]\nepoch = 3\n" + SEEDS, r"\[set\]: unknown key 'epoch'\. Did you mean epochs\?"),
+        ("[grid]\ndensty = [0.1]", r"\[grid\]: unknown key 'densty'\. Did you mean density\?"),
+        (SEEDS + "\n[[grids]]\nqqq = [1]", r"\[\[grids\]\] number 1: unknown key 'qqq'\. Keys"),
+        ("[set]\nruns_dir = 'x'\n" + SEEDS, r"\[set\]: runs_dir belongs at the top of the file"),
+        ("[set]\nresume = true\n" + SEEDS, r"\[set\]: unknown key 'resume'"),
+        ("[set]\nepochs = '4'\n" + SEEDS, r'\[set\] epochs: expected an integer, got "4"'),
+        ("[set]\nepochs = 4.5\n" + SEEDS, r"\[set\] epochs: expected an integer, got 4\.5"),
+        ("[set]\nepochs = true\n" + SEEDS, r"\[set\] epochs: expected an integer, got true"),
+        ("[set]\nnesterov = 1\n" + SEEDS, r"\[set\] nesterov: expected true or false, got 1"),
+        ("[set]\nmodel = 4\n" + SEEDS, r"\[set\] model: expected a string, got 4"),
+        ("[set]\nimage_size = 'x'\n" + SEEDS, r'image_size: expected an integer, got "x"'),
+        ("[set]\nestimator = 'jpv'\n" + SEEDS, r"\[set\] estimator: 'jpv'\. Did you mean jvp\?"),
+        ("[set]\nestimator = 1\n" + SEEDS, r'estimator: expected one of \["jvp", "vjp", "fin'),
+        ("[set]\ndrop_epochs = 4\n" + SEEDS, r"drop_epochs: expected a list for a value, got 4"),
+        ("[grid]\ndrop_epochs = [4]", r"\[grid\] drop_epochs: expected a list for a value, got 4"),
+        ("[grid]\ndensity = [0.1, 'x']", r'\[grid\] density: expected a number, got "x"'),
+        ("[grid]\nseed = 3", r"\[grid\] seed: expected a list of values, such as \[3\], got 3"),
+        ("set = 3\n" + SEEDS, r"\[set\]: expected a table, .* got 3"),
+        ("[grids]\nseed = [0]", r"a further grid begins with \[\[grids\]\]"),
+        ("preset = 'demo'", r"the grid is empty\. Give it a table \[grid\]"),
+        ("[grid]", r"\[grid\]: the grid is empty\. Give it lists"),
+        ("[grid]\nseed = []", r"\[grid\] seed: the grid is empty: the list has no values"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_that_says_which_and_where(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as error:
+        read(tmp_path, text)
+    assert "\n" not in str(error.value)
+    assert "table.toml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[grid]\ncriterion = ['nkt_sap']",
+            r"\[grid\]: unknown criterion 'nkt_sap'\. Did you",
+        ),
+        ("[grid]\nseed = [0]\ndensity = [2]", r"\[grid\]: --density: expected a fraction"),
+        (
+            SEEDS + "\n[[grids]]\nepochs = [4]",
+            r"\[grid\] and .*\[\[grids\]\] number 1: two cells go to the same run folder "
+            r"cifar10-resnet20-ntk_sap-0\.05-seed0 but differ \(epochs: 160 -> 4\).* label",
+        ),
+    ],
+)
+def test_a_mistake_in_the_cells_is_one_line_that_says_which_and_where(tmp_path, text, message):
+    expanded = read(tmp_path, text)
+    with pytest.raises(UserError, match=message) as error:
+        grid.cells(expanded)
+    assert "\n" not in str(error.value)
+    assert "table.toml" in str(error.value)
+
+
+def test_a_label_tells_cells_apart(tmp_path):
+    text = SEEDS + "\n[[grids]]\nepochs = [4]\nwarmup_epochs = [0.5]\nlabel = ['short']"
+    assert names(read(tmp_path, text)) == [
+        "cifar10-resnet20-ntk_sap-0.05-seed0",
+        "cifar10-resnet20-ntk_sap-0.05-short-seed0",
+    ]
+
+
+def test_a_file_that_is_not_there_is_a_mistake(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the grid file .*no\.toml: No such file"):
+        grid.read(tmp_path / "no.toml")
+
+
+def test_a_preset_alone_is_an_empty_grid():
+    with pytest.raises(UserError, match="demo is a preset, and the grid is empty"):
+        grid.from_preset("demo", {})
+
+
+# -- The grids that come with the programs -------------------------------------------------------
+
+PAPERS_CRITERIA = {"random", "magnitude", "snip", "iterative_snip", "grasp", "synflow", "ntk_sap"}
+
+
+@pytest.mark.parametrize("name", ["paper-cifar10", "paper-cifar100", "paper-tiny"])
+def test_the_papers_grids_are_the_papers_sweeps_on_the_papers_presets(name):
+    configs = grid.cells(grid.read(grid.NAMED[name]))
+    _, preset = PRESETS[name]
+    by_criterion = {}
+    for config in configs:
+        by_criterion.setdefault(config.search.criterion, []).append(config)
+        assert config.training == preset.training
+        assert (config.dataset, config.model) == (preset.dataset, preset.model)
+    assert set(by_criterion) == PAPERS_CRITERIA | {"dense", "px"}
+    densities = [0.8**k for k in range(2, 19, 2)]
+    for criterion, of_it in by_criterion.items():
+        found = {(config.search.density, config.seed) for config in of_it}
+        if criterion == "dense":
+            assert found == {(1.0, 0), (1.0, 1), (1.0, 2)}
+            continue
+        assert len(found) == len(of_it) == 27
+        assert {seed for _, seed in found} == {0, 1, 2}
+        kept = sorted({density for density, _ in found}, reverse=True)
+        assert kept == pytest.approx(densities, rel=1e-12)
+    rounds = {name: of_it[0].search.rounds for name, of_it in by_criterion.items()}
+    assert rounds["ntk_sap"] == (20 if name == "paper-cifar10" else 100)
+    assert rounds["synflow"] == rounds["px"] == rounds["iterative_snip"] == 100
+
+
+@pytest.mark.parametrize("name", sorted(grid.NAMED))
+def test_the_grids_that_come_with_the_programs_expand(name):
+    configs = grid.cells(grid.read(grid.NAMED[name]))
+    assert len(configs) > 1
+    assert {str(config.runs_dir) for config in configs} == {f"runs/{name}"}

@@ -1,0 +1,526 @@
+"""The report says what the run folders hold, and keeps apart what must not be mixed."""
+
+import base64
+import csv
+import dataclasses
+import re
+import statistics
+from io import BytesIO
+
+import fake_runs
+import pytest
+from fake_runs import TINY, configure, write
+from matplotlib.figure import Figure
+from PIL import Image
+
+from experiments import report
+from experiments.choices import CRITERIA
+from experiments.config import Config, TrainingConfig
+from experiments.presets import PRESETS
+from experiments.published import DENSITIES
+from experiments.reporting import accuracy, comparison, drawing, layers, runs, setups, spectra
+
+PAPER = next(
+    config
+    for name, (_, config) in PRESETS.items()
+    if name.startswith("paper") and config.dataset == "cifar10"
+)
+PIXEL = b"\x89PNG a picture"
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Pictures take a second each; the tests of the words do without."""
+    monkeypatch.setattr(drawing, "png", lambda draw, theme: PIXEL)
+
+
+def make_report(root, *more, code=0):
+    assert report.main([str(root), *map(str, more), "--out", str(root / "out")]) == code
+    return root / "out"
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def sections(root):
+    return setups.group(runs.find([root]).runs)
+
+
+def write_small(root):
+    """Two criteria at two densities, a sanity check and the dense network."""
+    for seed, (good, bad, shuffled, dense) in enumerate(
+        [(0.80, 0.50, 0.70, 0.90), (0.82, 0.55, 0.74, 0.91), (0.84, 0.51, 0.72, 0.92)]
+    ):
+        write(root, configure("ntk_sap", 0.1, seed), good)
+        write(root, configure("random", 0.1, seed), bad)
+        write(root, configure("ntk_sap", 0.1, seed, shuffle_mask=True), shuffled)
+        write(root, configure("dense", seed=seed), dense)
+    write(root, configure("ntk_sap", 0.02), 0.61)
+    write(root, configure("random", 0.02), 0.30)
+
+
+# -- Numbers -------------------------------------------------------------------------------------
+
+
+def test_tables_hold_means_and_deviations(tmp_path, no_pictures, capsys):
+    write_small(tmp_path)
+    out = make_report(tmp_path)
+    assert "14 runs; the report is" in capsys.readouterr().out
+
+    std = statistics.stdev([80, 82, 84])  # Divides by n - 1: 2, not 1.63.
+    assert std == 2
+    table = (out / "table.md").read_text()
+    first = table[table.index("| criterion") : table.index("What the masks keep")]
+    assert "| criterion | 1 | 0.1 | 0.02 |" in first
+    assert "| dense | 91.00 ± 1.00 (3) | – | – |" in first
+    assert "| ntk_sap | – | **82.00 ± 2.00 (3)** | 61.00 (1) |" in first
+    assert "| ntk_sap, mask shuffled | – | 72.00 ± 2.00 (3) | – |" in first
+    assert "| random | – | 52.00 ± 2.65 (3) | 30.00 (1) |" in first
+
+    cells = {(row["line"], row["density"]): row for row in read_csv(out / "table.csv")}
+    assert len(cells) == 6
+    cell = cells["random", "0.1"]
+    assert float(cell["mean_accuracy"]) == pytest.approx(52)
+    assert float(cell["std_accuracy"]) == pytest.approx(statistics.stdev([50, 55, 51]))
+    assert cell["seeds"] == "3"
+    assert cells["ntk_sap", "0.02"]["std_accuracy"] == ""
+    assert [key for key, row in cells.items() if row["ahead"] == "True"] == [("ntk_sap", "0.1")]
+
+    single = read_csv(out / "runs.csv")
+    assert len(single) == 14
+    assert {
+        (row["line"], row["density"], row["seed"]): float(row["last_test_accuracy"])
+        for row in single
+        if row["line"] == "random"
+    } == pytest.approx(
+        {
+            ("random", "0.1", "0"): 50,
+            ("random", "0.1", "1"): 55,
+            ("random", "0.1", "2"): 51,
+            ("random", "0.02", "0"): 30,
+        }
+    )
+
+
+def test_who_is_ahead_is_decided_by_the_pooled_deviation(tmp_path, no_pictures):
+    write_small(tmp_path)
+    text = (make_report(tmp_path) / "table.md").read_text()
+    # √((2·2² + 2·2²) / 4) = 2.
+    assert (
+        "At density 0.1 ntk_sap is 10.00 points ahead of ntk_sap, mask shuffled "
+        "(pooled standard deviation 2.00)." in text
+    )
+    assert "At density 0.02 one seed each: ntk_sap is highest, and nothing can be said" in text
+
+
+def test_a_lead_within_the_deviation_is_not_bold(tmp_path, no_pictures):
+    for seed, (one, other) in enumerate([(0.80, 0.79), (0.82, 0.81), (0.84, 0.83)]):
+        write(tmp_path, configure("snip", 0.1, seed), one)
+        write(tmp_path, configure("grasp", 0.1, seed), other)
+    text = (make_report(tmp_path) / "table.md").read_text()
+    assert "**" not in text
+    assert "At density 0.1 nothing is separable at the top: snip is 1.00 points ahead" in text
+
+
+def test_what_the_masks_keep(tmp_path, no_pictures):
+    alive = {"a/kernel": 1.0, "b/kernel": 0.5}
+    for seed, dead in enumerate([[], ["b/kernel"]]):
+        write(
+            tmp_path,
+            configure("snip", 0.1, seed),
+            0.5,
+            live_channels=alive,
+            dead_layers=dead,
+            effective_density=0.06 + 0.02 * seed,
+            kept_flops=200,
+            search_seconds=1.0 + seed,
+        )
+    out = make_report(tmp_path)
+    assert (
+        "| snip | 0.1 | 0.07 | 20.0% | 75% | 0.5 | 1.5 s | 30 s |" in (out / "table.md").read_text()
+    )
+    (cell,) = read_csv(out / "table.csv")
+    assert float(cell["live_channels"]) == 0.75
+    assert [row["dead_layers"] for row in read_csv(out / "runs.csv")] == ["", "b/kernel"]
+
+
+def test_runs_of_older_versions_lack_some_numbers(tmp_path, no_pictures):
+    folder = write(tmp_path, configure("ntk_sap", 0.1), 0.5, environment=False)
+    values = runs._read_json(folder / "summary.json", dict)
+    for name in ("effective_density", "live_channels", "dead_layers", "variants"):
+        del values[name]
+    fake_runs.write_json(folder / "summary.json", values)
+    config = runs._read_json(folder / "config.json", dict)
+    del config["image_size"], config["search"]["scope"]
+    fake_runs.write_json(folder / "config.json", config)
+    assert (
+        "| ntk_sap | 0.1 | – | 10.0% | – | – |" in (make_report(tmp_path) / "table.md").read_text()
+    )
+
+
+# -- Lines ---------------------------------------------------------------------------------------
+
+
+def names(root):
+    return [line.name for section in sections(root) for line in section.lines]
+
+
+def test_options_that_matter_make_another_line_and_are_named(tmp_path):
+    write(tmp_path, configure("ntk_sap", 0.1), 0.5)
+    write(tmp_path / "b", configure("ntk_sap", 0.1, rounds=5), 0.5)
+    write(tmp_path, configure("ntk_sap", 0.1, scope="2:4", invert_scores=True), 0.5)
+    assert sorted(names(tmp_path)) == [
+        "ntk_sap, rounds 20",
+        "ntk_sap, rounds 5",
+        "ntk_sap, scores inverted, scope 2:4, rounds 20",
+    ]
+
+
+def test_options_that_do_not_matter_do_not(tmp_path):
+    write(tmp_path, configure("random", 0.1, seed=0), 0.5)
+    # One-shot, without data: neither changes what it does.
+    write(tmp_path, configure("random", 0.1, seed=1, rounds=5, samples_per_class=3), 0.5)
+    write(tmp_path, configure("snip", 0.1, seed=0), 0.5)
+    write(tmp_path, configure("snip", 0.1, seed=1, micro_batch_size=7), 0.5)
+    assert names(tmp_path) == ["random", "snip"]
+
+
+def test_labels_tell_lines_apart(tmp_path):
+    for label in ("long", "short"):
+        base = dataclasses.replace(TINY, label=label)
+        write(tmp_path, configure("random", 0.1, base=base), 0.5)
+    assert sorted(names(tmp_path)) == ["random, label long", "random, label short"]
+
+
+def test_the_same_configuration_twice_names_both_folders(tmp_path, capsys):
+    one = write(tmp_path / "one", configure("random", 0.1), 0.5)
+    two = write(tmp_path / "two", configure("random", 0.1), 0.6)
+    make_report(tmp_path, code=2)
+    error = capsys.readouterr().err
+    assert f"{one} and {two} hold the same configuration and seed" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_named_twice_counts_once(tmp_path, no_pictures):
+    write(tmp_path, configure("random", 0.1), 0.5)
+    assert len(read_csv(make_report(tmp_path, tmp_path) / "runs.csv")) == 1
+
+
+# -- Set-ups -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"dataset": "cifar10"}, "data set: cifar10; source of the images: cifar10 1.0"),
+        ({"model": "mlp"}, "network: mlp"),
+        ({"image_size": 4}, "image size: 4"),
+        ({"training": TrainingConfig(epochs=7, lr_schedule="cosine")}, "epochs: 7"),
+    ],
+)
+def test_set_ups_are_never_mixed(change, told, tmp_path, no_pictures):
+    for number, base in enumerate([TINY, dataclasses.replace(TINY, **change)]):
+        for seed in range(2):
+            accuracy = 0.5 + 0.2 * number + 0.01 * seed
+            write(tmp_path / str(number), configure("random", 0.1, seed, base), accuracy)
+    out = make_report(tmp_path)
+    text = (out / "table.md").read_text()
+    assert sorted(re.findall(r"\d\d\.\d\d ± 0\.71 \(2\)", text)) == [
+        "50.50 ± 0.71 (2)",
+        "70.50 ± 0.71 (2)",
+    ]
+    assert len(re.findall("^## ", text, re.MULTILINE)) == 2
+    assert f"What tells this set-up from the others: {told}." in text
+    assert {row["setup"] for row in read_csv(out / "table.csv")} == {"1", "2"}
+    html = (out / "report.html").read_text()
+    assert html.count("<h2 id=") == 2
+    assert "compare within a section, not across" in html
+
+
+def test_other_pixels_are_another_set_up_and_said(tmp_path, no_pictures):
+    write(tmp_path, configure("random", 0.1, 0), 0.5)
+    write(tmp_path, configure("random", 0.1, 1), 0.5, dataset_note="re-encoded as JPEG")
+    out = make_report(tmp_path)
+    assert len(sections(tmp_path)) == 2
+    for name in ("table.md", "report.html"):
+        assert (
+            "About these images: re-encoded as JPEG. Accuracies are not comparable"
+            in (out / name).read_text()
+        )
+
+
+# -- Published -----------------------------------------------------------------------------------
+
+
+def compared(tmp_path, base, **summary):
+    for criterion in ("ntk_sap", "px", "random"):
+        for density in DENSITIES[::4]:
+            write(tmp_path, configure(criterion, density, base=base), 0.9, **summary)
+    (section,) = sections(tmp_path)
+    return section, comparison.compare(section)
+
+
+def test_the_papers_own_set_up_is_the_same(tmp_path):
+    section, found = compared(tmp_path, PAPER)
+    assert [list(each.curves) for each in found] == [["ntk_sap"], ["px"]]
+    assert all(each.is_same for each in found)
+    assert comparison.label(found).startswith("published, same set-up: NTK-SAP")
+    assert comparison.search_differences(section) == []
+    assert len(accuracy.draw(section, found).axes) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "summary", "difference"),
+    [
+        ({"model": "resnet32"}, {}, "network: resnet32 (paper: resnet20)"),
+        ({"image_size": 16}, {}, "image size: 16 (paper: as it is)"),
+        (
+            {"training": dataclasses.replace(PAPER.training, epochs=159)},
+            {},
+            "epochs: 159 (paper: 160)",
+        ),
+        (
+            {"training": dataclasses.replace(PAPER.training, drop_epochs=(80,))},
+            {},
+            "schedule: x 0.1 after epoch 80 (paper: x 0.1 after epoch 80, 120)",
+        ),
+        ({}, {"dataset_note": "JPEG"}, "note on the images: JPEG (paper: none)"),
+    ],
+)
+def test_anything_else_is_not(change, summary, difference, tmp_path):
+    section, found = compared(tmp_path, dataclasses.replace(PAPER, **change), **summary)
+    assert [each.differences for each in found] == [(difference,)] * 2
+    assert comparison.label(found).startswith(
+        "published, other set-up: resnet20, 160 epochs; NTK-SAP"
+    )
+    ours, theirs = accuracy.draw(section, found).axes
+    assert not any("published" in text for text in legend(ours))
+    assert legend(theirs) == ["ntk_sap, published", "px, published"]
+    assert theirs.get_title(loc="left").startswith("published, other set-up")
+
+
+def test_the_page_says_what_differs(tmp_path, no_pictures):
+    base = dataclasses.replace(
+        PAPER, training=dataclasses.replace(PAPER.training, epochs=5, drop_epochs=(80, 120))
+    )
+    for criterion in ("ntk_sap", "random"):
+        write(tmp_path, configure(criterion, 0.044, base=base, rounds=4), 0.8)
+    html = (make_report(tmp_path) / "report.html").read_text()
+    assert "Published, other set-up: ntk_sap by NTK-SAP (Wang, Li, Sun, ICLR 2023)" in html
+    assert "epochs: 5 (paper: 160)" in html
+    assert "Our search differs from the paper&#x27;s: ntk_sap: rounds: 4 (paper: 20)" in html
+    assert "same set-up" not in html
+
+
+def test_published_numbers_of_the_same_set_up_are_in_the_table(tmp_path, no_pictures):
+    for density in DENSITIES[:2]:
+        write(tmp_path, configure("ntk_sap", density, base=PAPER), 0.9)
+    text = (make_report(tmp_path) / "table.md").read_text()
+    assert "| ntk_sap, published | 91.36 ± 0.41 | ≈ 90.90 |" in text
+
+
+def test_nothing_is_published_on_digits(tmp_path):
+    _, found = compared(tmp_path, TINY)
+    assert found == []
+
+
+# -- Pictures and page ---------------------------------------------------------------------------
+
+
+def legend(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_accuracy_shows_means_bars_and_the_dense_band(tmp_path):
+    write_small(tmp_path)
+    (section,) = sections(tmp_path)
+    (axes, *_) = accuracy.draw(section, []).axes
+    # Dense first, then as the lines arrive at the right edge.
+    assert legend(axes) == ["dense", "ntk_sap", "random", "ntk_sap, mask shuffled"]
+    drawn = {
+        bars.get_label(): [point for point in bars.lines[0].get_ydata()] for bars in axes.containers
+    }
+    assert drawn["ntk_sap"] == pytest.approx([82, 61])
+    assert drawn["random"] == pytest.approx([52, 30])
+    (band,) = axes.patches
+    assert (band.get_y(), band.get_height()) == pytest.approx((90, 2))
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim()[0] > axes.get_xlim()[1]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.02", "0.1"]
+
+
+def test_layers_are_means_over_seeds_and_dead_ones_are_marked(tmp_path):
+    for seed, (first, dead) in enumerate([(0.2, []), (0.4, ["fc/kernel"])]):
+        write(
+            tmp_path,
+            configure("snip", 0.1, seed),
+            0.5,
+            layer_densities={"conv/kernel": first, "fc/kernel": 0.1},
+            live_channels={"conv/kernel": 1.0, "fc/kernel": 0.5 * (seed == 0)},
+            dead_layers=dead,
+        )
+    (section,) = sections(tmp_path)
+    figure = layers.draw(section, 0.1)
+    density, alive = figure.axes[:2]
+    assert density.images[0].get_array().ravel().tolist() == pytest.approx([0.3, 0.1])
+    assert alive.images[0].get_array().ravel().tolist() == pytest.approx([1.0, 0.25])
+    assert [text.get_text() for text in density.get_yticklabels()] == ["conv", "fc"]
+    assert [(text.get_text(), text.get_position()) for text in density.texts] == [("×", (0, 1))]
+
+
+def test_spectra_are_compared_with_the_dense_one(tmp_path):
+    dense, pruned = [[100.0, 10.0], [90.0, 9.0]], [[10.0, 0.1], [50.0, 5.0]]
+    for seed in range(2):
+        write(tmp_path, configure("dense", seed=seed), 0.9, spectrum=dense)
+        write(tmp_path, configure("ntk_sap", 0.1, seed), 0.8, spectrum=pruned)
+    write(tmp_path, configure("random", 0.1), 0.8)  # Did not measure any.
+    (section,) = sections(tmp_path)
+    measured = spectra.measured(section, 0.1)
+    assert [each.line.name for each in measured] == ["dense", "ntk_sap"]
+    assert measured[1].eigenvalues.shape == (2, 2, 2)
+    # 10.1 of 110; 10 of 100; a tenth and a hundredth are 1 and 2 decades off.
+    assert spectra.table(measured).rows[1] == ("ntk_sap", "0.0918", "0.1", "1.50")
+
+    above, below = spectra.draw_initial(measured, 0.1).axes
+    assert above.lines[0].get_ydata() == pytest.approx(dense[0])
+    assert above.lines[1].get_ydata() == pytest.approx(pruned[0])
+    assert below.lines[1].get_ydata() == pytest.approx([0.1, 0.01])
+    distance, last = spectra.draw_drift(measured, 0.1).axes
+    assert distance.lines[0].get_ydata() == pytest.approx([0, 0.1])
+    assert last.lines[2].get_ydata() == pytest.approx(pruned[1])
+
+
+@pytest.mark.parametrize("theme", [drawing.LIGHT, drawing.DARK])
+def test_pictures_are_png_on_the_themes_paper(theme):
+    def draw():
+        figure = Figure(figsize=(1, 1))
+        figure.text(0.5, 0.5, "x")
+        return figure
+
+    picture = drawing.png(draw, theme)
+    with Image.open(BytesIO(picture)) as image:
+        corner = image.convert("RGB").getpixel((0, 0))
+    assert corner == {"white": (255, 255, 255)}.get(theme["figure.facecolor"], (0x16, 0x18, 0x1C))
+
+
+def test_every_criterion_has_its_own_colour_and_marker():
+    pruning = [name for name in CRITERIA if name != "dense"]
+    assert len(pruning) >= 10
+    assert len({drawing.colour(name) for name in pruning}) == len(pruning)
+    assert len({drawing.marker(name) for name in pruning}) == len(pruning)
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    write(tmp_path, configure("random", 0.1), 0.5, spectrum=[[2.0, 1.0], [2.0, 0.5]])
+    write(tmp_path, configure("dense"), 0.9, spectrum=[[3.0, 1.0], [2.0, 0.5]])
+    out = make_report(tmp_path)
+    html = (out / "report.html").read_text()
+    assert not re.search(r"https?://|<script|<link|@import|url\(", html)
+    sources = re.findall(r'src(?:set)?="([^"]*)"', html)
+    assert len(sources) == 2 * len(list(out.glob("*.png"))) == 12
+    for source in sources:
+        kind, picture = source.split(",", 1)
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(picture, validate=True).startswith(b"\x89PNG")
+    assert "prefers-color-scheme: dark" in html
+    assert 'name="viewport"' in html
+    assert sorted(path.name for path in out.glob("*.png")) == [
+        "1-accuracy.png",
+        "1-cost.png",
+        "1-layers-0.1.png",
+        "1-seeds.png",
+        "1-spectrum-0.1.png",
+        "1-spectrum-drift-0.1.png",
+    ]
+
+
+def test_text_from_run_folders_is_escaped(tmp_path, no_pictures):
+    write(tmp_path, configure("random", 0.1), 0.5, dataset_note="<b>&")
+    html = (make_report(tmp_path) / "report.html").read_text()
+    assert "<b>" not in html
+    assert "&lt;b&gt;&amp;" in html
+
+
+def test_commands_versions_and_folders_are_recorded(tmp_path, no_pictures):
+    folder = write(tmp_path, configure("random", 0.1), 0.5)
+    html = (make_report(tmp_path) / "report.html").read_text()
+    for words in ("demo --seed 0", "Python 3.11.7, jax 0.10.2; cpu: cpu", str(folder), report.PROG):
+        assert words in html
+
+
+def test_a_report_of_the_dense_network_alone(tmp_path, no_pictures):
+    write(tmp_path, configure("dense"), 0.9)
+    assert "| dense | 90.00 (1) |" in (make_report(tmp_path) / "table.md").read_text()
+
+
+# -- What cannot be used -------------------------------------------------------------------------
+
+
+def test_incomplete_runs_are_listed_and_not_used(tmp_path, no_pictures, capsys):
+    write(tmp_path, configure("random", 0.1, 0), 0.5)
+    folder = write(tmp_path, configure("random", 0.1, 1), 0.5)
+    (folder / "summary.json").unlink()
+    out = make_report(tmp_path)
+    assert f"left out: {folder} is not complete" in capsys.readouterr().err
+    assert str(folder) in (out / "report.html").read_text()
+    assert len(read_csv(out / "runs.csv")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("summary.json", "{", "summary.json: Expecting"),
+        ("summary.json", "[]", "summary.json: expected a dict, got list"),
+        ("summary.json", '{"density": 0.1}', "summary.json: 'last_test_accuracy' is missing"),
+        ("config.json", '{"colour": "red"}', "config.json is not of this version"),
+        ("config.json", '{"search": 5}', "config.json is not of this version"),
+        ("config.json", None, "config.json: "),
+        ("spectrum.csv", "epoch,kernel_distance,eigenvalue_0\n0,0.0", "spectrum.csv: "),
+        ("spectrum.csv", "epoch,kernel_distance\n0,x\n", "spectrum.csv: not all are numbers"),
+    ],
+)
+def test_damage_is_named_and_the_others_are_used(name, content, why, tmp_path, no_pictures, capsys):
+    write(tmp_path, configure("random", 0.1, 0), 0.5)
+    folder = write(tmp_path, configure("random", 0.1, 1), 0.5)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    out = make_report(tmp_path, code=1)
+    assert f"left out: {folder} is damaged: {why}" in capsys.readouterr().err
+    assert f"{folder}: " in (out / "report.html").read_text()
+    assert len(read_csv(out / "runs.csv")) == 1
+
+
+def test_mistakes_end_with_one_line(tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    write(tmp_path / "half", configure("random", 0.1), 0.5).joinpath("summary.json").unlink()
+    for arguments, message in (
+        ([], "name a folder that holds run folders"),
+        ([str(empty)], "no run folder in"),
+        ([str(tmp_path / "nowhere")], "nowhere is not a folder"),
+        ([str(tmp_path / "half")], "no complete run among 1 run folder"),
+        ([str(empty), "--ot", "x"], "--ot"),
+    ):
+        assert report.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.splitlines()[-1].startswith("error: ")
+
+
+def test_run_folders_are_found_at_any_depth(tmp_path):
+    deep = write(tmp_path / "a" / "b", configure("random", 0.1), 0.5)
+    # A run folder holds no others.
+    write(deep / "checkpoints", configure("random", 0.1), 0.5)
+    assert [run.folder for run in runs.find([tmp_path]).runs] == [deep]
+    assert [run.folder for run in runs.find([deep]).runs] == [deep]
+
+
+def test_a_configuration_from_the_command_line_is_read_back(tmp_path):
+    config = configure("ntk_sap", 0.25, 3, Config(model="mlp"), rounds=7)
+    write(tmp_path, config, 0.5)
+    assert runs.find([tmp_path]).runs[0].config == config
