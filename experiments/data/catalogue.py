@@ -190,7 +190,7 @@ TINY_IMAGENET = StreamedSpec(
     name="tiny_imagenet",
     image_size=64,
     shorter_side=64,
-    # As in `load.py` of the NTK-SAP authors.
+    # Crops as in `load.py` of the NTK-SAP authors; mean and std are those of the images.
     crop_scale=(0.1, 1.0),
     crop_ratio=(0.8, 1.25),
     mean=(0.480, 0.448, 0.397),
