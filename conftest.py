@@ -1,8 +1,19 @@
 """Test configuration: at the top, because the doctests in ntksap_jax/ need it too."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import experiments  # noqa: F401  (sets XLA_FLAGS; must come before jax)
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # The same small networks are compiled in many tests, and by two workers: half of all the time.
+    # The workers, and the programs that tests start, inherit the variables.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ntksap_jax-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax  # isort: skip
 import hypothesis

@@ -55,7 +55,8 @@ def analyse(network: Network, mask: Mask) -> Connectivity:
         What is alive, as Python numbers.
 
     Raises:
-        ValueError: a mask that does not fit the network; an operation that no path goes through.
+        ValueError: a mask that does not fit the network; an operation that no path goes through;
+            kernels that are changed before they are used, as by weight standardisation.
 
     >>> import jax.numpy as jnp
     >>> from ntksap_jax import networks
@@ -71,6 +72,14 @@ def analyse(network: Network, mask: Mask) -> Connectivity:
     """
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     masks.check(mask, shapes)
+    dense = masks.map_prunable(jnp.ones_like, mask)
+    for leaf in jax.device_get(_trace_paths(network, dense)[1]):
+        if not np.all(leaf):
+            raise ValueError(
+                "network: even without a mask some of its outputs are reached by no input, so "
+                "paths cannot be counted. Kernels must enter products as they are, without "
+                "standardisation or the like."
+            )
     effective, reached = jax.device_get(_trace_paths(network, mask))
     alive = {
         path: np.any(leaf, axis=tuple(range(leaf.ndim - 1)))

@@ -155,6 +155,8 @@ def linen(
         return apply_calibrated
 
     _check_collections(variables, model)
+    if batch_stats is not None:
+        _check_statistics(batch_stats, variables)
     network = Network(
         init=init,
         apply=apply,
@@ -250,6 +252,23 @@ def _check_collections(variables: Callable[[Key], Any], model: nn.Module) -> Non
             "it is no function of params and inputs. Expected only 'params' and 'batch_stats'; "
             "write the two functions yourself and use networks.plain."
         )
+
+
+def _check_statistics(batch_stats: Any, variables: Callable[[Key], Any]) -> None:
+    expected = jax.eval_shape(variables, jax.random.key(0)).get("batch_stats", {})
+    wanted, found = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (expected, batch_stats)
+    )
+    for path in wanted | found:
+        if wanted.get(path) != found.get(path):
+            raise ValueError(
+                f"batch_stats: leaf {path!r} has shape {found.get(path)}, the model's has "
+                f'{wanted.get(path)}. Pass variables["batch_stats"] of this very model.'
+            )
 
 
 def _check_outputs(network: Network, example: jax.ShapeDtypeStruct) -> None:

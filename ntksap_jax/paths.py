@@ -49,12 +49,17 @@ _HOMOGENEOUS = {
     *("reduce_sum", "reduce_max", "reduce_window_sum", "reduce_window_max", "cumsum", "copy_p"),
     *("convert_element_type", "reduce_precision", "stop_gradient", "optimization_barrier"),
     *("sharding_constraint", "concatenate", "pad", "add", "add_any", "max", "dynamic_slice"),
-    *("select_n", "gather", "mesh_cast", "reshard"),
+    *("select_n", "gather", "mesh_cast", "reshard", "split", "tile"),
 }
+# Operations with a jaxpr among their parameters that is not simply called.
+_NO_CALLS = {"while", "scan", "cond", "reduce", "reduce_window", "shard_map"}
+_EXPONENT_OF_ZERO = -(2.0**20)
 
 
 def power_of_two(array: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Scales an array by a power of two, exactly, so that its largest entry is about 1.
+
+    Zeros have the lowest exponent of all, so that a branch of them decides no common scale.
 
     >>> import jax.numpy as jnp
     >>> scaled, exponent = power_of_two(jnp.array([3.0, 6.0]))
@@ -63,8 +68,18 @@ def power_of_two(array: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(array)))
     usable = jnp.isfinite(largest) & (largest > 0)
-    exponent = jnp.floor(jnp.log2(jnp.where(usable, largest, 1)))
-    return array * jnp.exp2(-exponent), exponent
+    exponent = jnp.floor(jnp.log2(jnp.where(usable, largest, 1).astype(jnp.float32)))
+    return scale(array, -exponent), jnp.where(largest == 0, _EXPONENT_OF_ZERO, exponent)
+
+
+def scale(array: jax.Array, exponent: jax.Array) -> jax.Array:
+    """Returns array · 2^exponent, exactly (which `exp2` is not), for a whole exponent.
+
+    >>> import jax.numpy as jnp
+    >>> scale(jnp.array([3.0]), jnp.array(-2.0)).tolist()
+    [0.75]
+    """
+    return jnp.ldexp(array, exponent.astype(jnp.int32)).astype(array.dtype)
 
 
 def evaluate(
@@ -88,8 +103,8 @@ def evaluate(
         gate: what a nonlinearity becomes, a function of its input; called in the order of the
             forward pass.
         normalise: splits an array into another and an exponent of two, after each product.
-        sum_pools: take the sum over a pool's window where the network takes the maximum, so that
-            every path through the window counts.
+        sum_pools: take the sum where the network takes a maximum (of a pool's window, an axis or
+            two branches), so that every path through it counts.
 
     Returns:
         The outputs, each a `Path`.
@@ -123,7 +138,7 @@ def total(outputs: Any) -> jax.Array:
     paths = jax.tree.leaves(outputs, is_leaf=lambda node: isinstance(node, Path))
     largest = jax.lax.stop_gradient(jnp.max(jnp.stack([path.exponent for path in paths])))
     return sum(
-        (jnp.sum(path.array) * jnp.exp2(path.exponent - largest) for path in paths), jnp.zeros(())
+        (scale(jnp.sum(path.array), path.exponent - largest) for path in paths), jnp.zeros(())
     )
 
 
@@ -184,7 +199,7 @@ def _run(jaxpr: Any, consts: Any, arguments: list[Any], step: Step) -> list[Any]
 def _inner(eqn: Any) -> tuple[Any, Any] | None:
     """Returns jaxpr and constants of an operation that is a call of others, such as `jit`."""
     inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-    if inner is None or eqn.primitive.name in ("while", "scan", "cond"):
+    if inner is None or eqn.primitive.name in _NO_CALLS:
         return None
     return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
 
@@ -226,8 +241,9 @@ class _Rules(NamedTuple):
             return _bind(eqn, operands)
         if name == "neg":
             return [self.scaled(paths[0], jnp.float32(-1))]
-        if name == "sub" and len(paths) == 2:
+        if name == "sub" and isinstance(operands[1], Path):
             operands, name = [operands[0], self.scaled(operands[1], jnp.float32(-1))], "add"
+            paths = [operand for operand in operands if isinstance(operand, Path)]
         if name in ("add", "add_any", "sub", "min") and len(paths) == 1:
             return [_broadcast(paths[0], eqn)]
         if name == "div" and len(paths) == 1 and isinstance(operands[0], Path):
@@ -236,16 +252,19 @@ class _Rules(NamedTuple):
             return [self.product(eqn, operands, jnp.multiply)]
         if name in ("dot_general", "conv_general_dilated") and len(paths) == 1:
             return [self.product(eqn, operands, lambda *arrays: _bind(eqn, arrays)[0])]
-        if name == "reduce_window_max" and self.sum_pools:
+        if self.sum_pools and name == "reduce_window_max":
             summed = jax.lax.reduce_window_sum_p.bind(paths[0].array, **eqn.params)
             return [Path(summed, paths[0].exponent)]
+        if self.sum_pools and name == "reduce_max":
+            summed = jnp.sum(paths[0].array, axis=eqn.params["axes"])
+            return [Path(summed, paths[0].exponent)]
         if name in _HOMOGENEOUS:
-            return _together(eqn, operands, add=name == "add")
+            return _together(eqn, operands, add=name == "add" or (self.sum_pools and name == "max"))
         raise ValueError(
             f"apply: the network takes {name!r} of {len(paths)} value(s) that depend on the "
             "inputs, so that it is no sum over paths. Criteria by paths (SynFlow, PX) and live "
             "channels need a network of convolutions, dense layers, ReLU-like activations, pools, "
-            "shortcuts and normalisation by stored statistics."
+            "shortcuts and normalisation by stored statistics, without loops of jax.lax."
         )
 
     def scaled(self, path: Path, constant: jax.Array) -> Path:
@@ -273,7 +292,7 @@ def _together(eqn: Any, operands: list[Any], *, add: bool) -> list[Path]:
 
     def value(operand: Any) -> jax.Array:
         if isinstance(operand, Path):
-            return operand.array * jnp.exp2(operand.exponent - exponent).astype(operand.array.dtype)
+            return scale(operand.array, operand.exponent - exponent)
         constant = jnp.asarray(operand)
         floating = jnp.issubdtype(constant.dtype, jnp.floating)
         return jnp.zeros_like(constant) if floating else constant

@@ -32,8 +32,6 @@ from ntksap_jax.types import (
     is_traced,
 )
 
-_keep_top = jax.jit(selection.keep_top, static_argnames=("scope", "min_weights", "min_channels"))
-
 
 def one_round(
     key: Key,
@@ -233,7 +231,9 @@ def prune(
                 _check_regrowth(scores, mask)
         except ValueError as error:
             raise ValueError(f"round {t + 1} of {len(plan)}: {error}") from error
-        mask, threshold = _keep_top(scores, _candidates(mask, regrow), plan[t], **options)
+        mask, threshold = selection.keep_top_jitted(
+            scores, _candidates(mask, regrow), plan[t], **options
+        )
         info = RoundInfo(
             round=t + 1,
             density=masks.density(mask),

@@ -36,8 +36,9 @@ def kept_counts(
     Args:
         mask: only its shapes are used.
         density: fraction of all prunable weights to keep, in (0, 1].
-        scope: `"global"`: one number for the whole mask; `"layer"`: round(d · n) in each leaf;
-            `"filter"`: round(d · fan_in) in each output channel of a leaf; `NofM(n, m)`:
+        scope: `"global"`: one number for the whole mask; `"layer"`: round(d · n) in each leaf, and
+            `"filter"`: round(d · fan_in) in each output channel of a leaf, but at least 1, so that
+            a low density empties no small layer or filter; `NofM(n, m)`:
             round(d · m) of every m along the inputs, for densities of n / m and above;
             `Block(inputs, outputs)`: as many whole blocks as round(d · N) weights hold.
         min_weights: floor, see `keep_top`.
@@ -68,7 +69,7 @@ def kept_counts(
     counts: Any = round(float(density) * total)
     if scope in ("layer", "filter"):
         counts = masks.map_prunable(
-            lambda m: round(float(density) * scopes.grouped_shape(scope, m.shape)[-2]), mask
+            lambda m: max(1, round(float(density) * scopes.grouped_shape(scope, m.shape)[-2])), mask
         )
     elif isinstance(scope, NofM):
         if density < scope.n / scope.m and not math.isclose(density, scope.n / scope.m):
@@ -183,7 +184,7 @@ def keep_top(
     return jax.tree.unflatten(structure, kept), _top_ranks.unrank(lowest, dtype)
 
 
-_keep_top = jax.jit(keep_top, static_argnames=("scope", "min_weights", "min_channels"))
+keep_top_jitted = jax.jit(keep_top, static_argnames=("scope", "min_weights", "min_channels"))
 
 
 def _is_single(counts: Any) -> bool:
@@ -249,7 +250,7 @@ def select(
     counts = kept_counts(mask, density, **options)
     check_scores(scores, mask)
     check_counts(counts, mask, scope=scope)
-    return _keep_top(scores, mask, counts, **options)[0]
+    return keep_top_jitted(scores, mask, counts, **options)[0]
 
 
 def check_counts(counts: Any, mask: Mask, *, scope: Scope = "global") -> None:

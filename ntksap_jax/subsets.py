@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
+
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
+
+from ntksap_jax.draws import typed_key
 
 
 def class_balanced(key: jax.Array, labels: ArrayLike, *, per_class: int = 10) -> np.ndarray:
@@ -38,8 +42,8 @@ def class_balanced(key: jax.Array, labels: ArrayLike, *, per_class: int = 10) ->
         raise TypeError(f"labels: expected integers, got {labels.dtype}")
     if labels.ndim != 1 or not labels.size:
         raise ValueError(f"labels: expected at least one in a vector, got shape {labels.shape}")
-    if per_class < 1:
-        raise ValueError(f"per_class: expected at least 1, got {per_class}")
+    if not isinstance(per_class, numbers.Integral) or per_class < 1:
+        raise ValueError(f"per_class: expected an integer of at least 1, got {per_class!r}")
     classes, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if counts.min() < per_class:
         rarest = int(np.argmin(counts))
@@ -47,7 +51,7 @@ def class_balanced(key: jax.Array, labels: ArrayLike, *, per_class: int = 10) ->
             f"per_class: {per_class} examples of each class were asked for, and class "
             f"{classes[rarest]} has {counts[rarest]}"
         )
-    choice_key, order_key = jax.random.split(key)
+    choice_key, order_key = jax.random.split(typed_key(key))
     order = np.asarray(jax.random.permutation(choice_key, len(labels)), np.int32)
     # Sorted by class, with the random order kept within each: the first ones of a class are chosen.
     by_class = order[np.argsort(class_of[order], kind="stable")]

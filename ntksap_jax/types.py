@@ -38,7 +38,7 @@ ApplyFn = Callable[[Params, Inputs], Any]
 ScoreFn = Callable[[Key, Params, Mask, Batch], tuple[Scores, Metrics]]
 """A criterion: `score(key, params, mask, batch) -> (scores, metrics)`, pure.
 
-Pruned entries score 0.
+Pruned entries score 0 (save with FORCE, where they may come back).
 """
 
 

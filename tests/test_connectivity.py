@@ -101,6 +101,63 @@ def test_the_dense_network_is_all_alive_whatever_its_weights():
     assert found.effective_density == 1.0 and not found.dead_layers and not found.is_collapsed
 
 
+class Branches(nn.Module):
+    """Depthwise and strided convolutions, padding, joins, a difference, maxima, two outputs."""
+
+    positive: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        sign = 1 if self.positive else -1
+        longest = jnp.add if self.positive else jnp.maximum
+        x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(6, (3, 3))(x)))
+        y = nn.Conv(6, (3, 3), feature_group_count=6, strides=2)(x)
+        y = nn.relu(nn.Conv(8, (1, 1))(y))
+        z = jnp.pad(nn.avg_pool(x, (2, 2), (2, 2)), ((0, 0), (0, 0), (0, 0), (0, 2)))
+        y = y + sign * z
+        y = jnp.concatenate([y, sign * nn.Conv(3, (1, 1))(y)], axis=-1)
+        y = longest(y, nn.Conv(11, (1, 1))(y))
+        pooled = jnp.sum(y, axis=(1, 2)) if self.positive else jnp.max(y, axis=(1, 2))
+        return {"a": nn.Dense(3)(pooled), "b": nn.Dense(2)(y.reshape(len(y), -1))}
+
+
+@pytest.mark.parametrize("density", [0.03, 0.08, 0.2])
+def test_branches_of_all_kinds(density):
+    """Against the derivative of the same network with positive weights, signs and sums."""
+    shape = (6, 6, 2)
+    network = networks.linen(Branches(), shape)
+    positive = networks.linen(Branches(positive=True), shape)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.abs(leaf) + 0.1 if path[-1].key != "bias" else leaf,
+        network.init(jax.random.key(0)),
+    )
+
+    @jax.jit
+    def derivative(weights):
+        def total(weights):
+            outputs = positive.apply_running(masks.merge(weights, params), jnp.ones((1, *shape)))
+            return sum(jnp.sum(leaf) for leaf in outputs.values()), outputs
+
+        return jax.grad(total, has_aux=True)(weights)
+
+    for seed in range(10):
+        mask = oracles.random_mask(jax.random.key(seed), params, density=density)
+        gradient, outputs = derivative(masks.map_prunable(lambda m, p: m * p, mask, params))
+        want = masks.map_prunable(lambda m, g: m & (g > 0), mask, gradient)
+        found = connectivity.analyse(network, mask)
+        assert masks.digest(found.effective) == masks.digest(want)
+        assert found.dead_outputs == sum(int(jnp.sum(leaf == 0)) for leaf in outputs.values())
+
+
+def test_kernels_that_are_changed_before_use_are_refused():
+    def apply(params, x):
+        return x @ (params["kernel"] - params["kernel"].mean())
+
+    network = networks.plain(lambda key: {"kernel": jnp.ones((3, 2))}, apply, (3,))
+    with pytest.raises(ValueError, match="reached by no input, so paths cannot be counted"):
+        connectivity.analyse(network, {"kernel": jnp.ones((3, 2), bool)})
+
+
 def test_a_mask_of_another_network():
     with pytest.raises(ValueError, match="mask: leaf"):
         connectivity.analyse(MLP, masks.create(oracles.conv_bn().init(jax.random.key(0))))

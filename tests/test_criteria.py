@@ -135,6 +135,29 @@ def test_criteria_of_a_loss_say_so_without_labels(name):
         score(KEY, PARAMS, MASK, (BATCH[0], BATCH[1][:3]))
 
 
+@pytest.mark.parametrize("name", NEED_LABELS)
+def test_labels_that_are_no_class_numbers(name):
+    score, inputs = CRITERIA[name](), BATCH[0]
+    with pytest.raises(ValueError, match="labels range from 1 to 3, expected 0 to 2"):
+        score(KEY, PARAMS, MASK, (inputs, jnp.array([1, 2, 3, 1])))
+    with pytest.raises(ValueError, match="labels are float32 of shape"):
+        score(KEY, PARAMS, MASK, (inputs, jnp.ones((4, 3))))
+    with pytest.raises(TypeError, match="batch: holds 0, expected arrays with an axis"):
+        score(KEY, PARAMS, MASK, (inputs, [0, 1, 2, 0]))
+    with pytest.raises(ValueError, match="batch: has no examples"):
+        score(KEY, PARAMS, MASK, (inputs[:0], BATCH[1][:0]))
+
+
+@pytest.mark.parametrize("make", [criteria.snip, criteria.grasp, criteria.px, criteria.synflow])
+def test_scores_of_half_precision_params_are_float32(make):
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    scores, _ = make(NETWORK)(KEY, half, MASK, BATCH)
+    whole, _ = make(NETWORK)(KEY, PARAMS, MASK, BATCH)
+    scores, whole = oracles.flat(scores).astype(np.float32), oracles.flat(whole)
+    scores, whole = (leaf / np.linalg.norm(leaf) for leaf in (scores, whole))
+    assert np.linalg.norm(scores - whole) < 0.2
+
+
 def test_px_needs_inputs_but_no_labels():
     score = criteria.px(NETWORK)
     with pytest.raises(ValueError, match="batch: got None"):

@@ -90,6 +90,14 @@ def test_densities_of_another_mask():
     assert oracles.flat(lots).tolist() != oracles.flat(found).tolist()
 
 
+def test_a_density_of_zero_empties_the_layer():
+    """As that of a layer which another criterion killed."""
+    score = criteria.layerwise_random({"a": 0.0, "b": 0.5, "c": 0.0})
+    scores, _ = score(jax.random.key(0), None, MASK, None)
+    mask = selection.select(scores, MASK, density=80 / TOTAL)
+    assert masks.layer_densities(mask) == {"a": 0.0, "b": 0.5, "c": 0.0}
+
+
 def test_errors():
     with pytest.raises(ValueError, match="densities: got -0.1 for leaf 'a'"):
         criteria.layerwise_random({"a": -0.1})

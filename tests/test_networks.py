@@ -200,3 +200,55 @@ def test_errors():
         networks.check_finite(
             single, jax.tree.map(lambda p: p * jnp.nan, params), jnp.ones((2, 1, 1, 2))
         )
+
+
+@pytest.mark.parametrize(
+    ("stats", "message"),
+    [
+        ({"batch_stats": {}}, r"batch_stats: leaf 'BatchNorm_0/mean' has shape None, the model's"),
+        (
+            {"BatchNorm_0": {"mean": jnp.zeros(()), "var": jnp.ones(4)}},
+            r"has shape \(\), the model's",
+        ),
+    ],
+)
+def test_statistics_of_another_model(stats, message):
+    with pytest.raises(ValueError, match=message):
+        networks.linen(oracles.ConvBN(), (6, 6, 2), batch_stats=stats, train=False)
+
+
+def test_running_statistics_are_those_given_or_those_before_training():
+    model = oracles.ConvBN()
+    inputs = jax.random.normal(jax.random.key(1), (5, 6, 6, 2))
+    variables = model.init(jax.random.key(0), inputs)
+    stats = {"BatchNorm_0": {"mean": jnp.arange(4.0), "var": jnp.arange(1.0, 5.0)}}
+    for given in (None, stats):
+        network = networks.linen(model, (6, 6, 2), batch_stats=given, train=False)
+        want = model.apply(
+            {"params": variables["params"], "batch_stats": given or variables["batch_stats"]},
+            inputs,
+        )
+        np.testing.assert_allclose(
+            network.apply_running(variables["params"], inputs), want, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_training_mode_has_the_same_values_and_the_gradient_of_training():
+    """Derivatives flow through the batch's statistics, as flax's own training mode has them."""
+    model = oracles.ConvBN()
+    network = networks.linen(model, (6, 6, 2), train=False)
+    params = network.init(jax.random.key(0))
+    inputs = jax.random.normal(jax.random.key(1), (5, 6, 6, 2))
+    stats = {"BatchNorm_0": {"mean": jnp.zeros(4), "var": jnp.ones(4)}}
+
+    def train(params):
+        variables = {"params": params, "batch_stats": stats}
+        return model.apply(variables, inputs, train=True, mutable=["batch_stats"])[0]
+
+    def gradient(fn):
+        return oracles.flat(jax.grad(lambda params: jnp.sum(fn(params) ** 3))(params))
+
+    ours = gradient(lambda params: network.apply_train(params, inputs))
+    np.testing.assert_allclose(ours, gradient(train), rtol=1e-3, atol=1e-5)
+    constant = gradient(lambda params: network.apply(params, inputs))
+    assert np.linalg.norm(ours - constant) > 0.1 * np.linalg.norm(ours)

@@ -89,6 +89,50 @@ def test_what_is_no_sum_over_paths(apply, match):
         paths.evaluate(apply, params, jnp.ones((1, 2)), factor=jnp.abs)
 
 
+def test_signs_are_factors():
+    """Unary minus, and the difference of two activations, go through `factor` like any constant."""
+    params = {"w": jnp.array([[2.0]]), "v": jnp.array([[5.0]])}
+    x = jnp.ones((1, 1))
+    networks_and_sums = [
+        (lambda p, x: -(x @ p["w"]), -2.0, 2.0),
+        (lambda p, x: x @ p["w"] - x @ p["v"], -3.0, 7.0),
+        (lambda p, x: 3.0 - x @ p["w"], -2.0, 2.0),
+    ]
+    for apply, signed, absolute in networks_and_sums:
+        for factor, want in ((lambda c: c, signed), (jnp.abs, absolute)):
+            assert value(paths.evaluate(apply, params, x, factor=factor)).item() == want
+
+
+def test_a_dead_branch_decides_no_scale():
+    """Beside a skip that is cut off, a deep branch of tiny weights keeps its value and gradient."""
+
+    def apply(params, x):
+        y = x
+        for w in params["deep"]:
+            y = y @ w
+        return y + x @ params["skip"]
+
+    params = {"deep": [jnp.full((4, 4), 1e-3)] * 30, "skip": jnp.zeros((4, 4))}
+
+    def total(params):
+        return paths.total(paths.evaluate(apply, params, jnp.ones((1, 4)), factor=jnp.abs))
+
+    gradient = jax.grad(total)(params)["deep"][0]
+    assert total(params) > 0 and np.all(np.asarray(gradient) > 0)
+
+
+def test_a_maximum_may_be_taken_as_a_sum():
+    """Every path through a maximum counts: of a window, over an axis, of two branches."""
+
+    def apply(params, x):
+        y = jnp.maximum(x @ params["w"], x @ params["v"])
+        return jnp.max(y, axis=1, keepdims=True)
+
+    params = {"w": jnp.array([[1.0, 2.0]]), "v": jnp.array([[4.0, 3.0]])}
+    options = {"factor": jnp.abs, "sum_pools": True}
+    assert value(paths.evaluate(apply, params, jnp.ones((1, 1)), **options)).item() == 10.0
+
+
 def test_far_beyond_float32():
     """A product of 50 weights of 1000 has its power of two beside it, and an exact derivative."""
     params = [jnp.array([[1000.0]])] * 50

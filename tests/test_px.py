@@ -2,10 +2,12 @@
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
+import pytest
 
 from ntksap_jax import criteria, masks, networks
 
@@ -56,3 +58,62 @@ def test_gates_come_from_the_data():
     scores, _ = criteria.px(network)(None, params, masks.create(params), (inputs, None))
     assert not np.any(scores["Dense_1"]["kernel"][:, 0])
     assert np.all(np.asarray(scores["Dense_1"]["kernel"][:, 1:]) > 0)
+
+
+class Residual(nn.Module):
+    """Convolutions, a shortcut and normalisation; `gates` replace the ReLUs."""
+
+    gates: tuple | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        def activate(y, i):
+            if self.gates is not None:
+                return y * self.gates[i]
+            if self.is_mutable_collection("intermediates"):
+                self.sow("intermediates", "gates", y > 0)
+            return nn.relu(y)
+
+        y = activate(nn.Conv(4, (3, 3), use_bias=False)(x), 0)
+        scale = self.param("scale", nn.initializers.uniform(), (4,))
+        z = activate(nn.Conv(4, (3, 3), use_bias=False)(y) * scale, 1) + y
+        return nn.Dense(3, use_bias=False)(z.mean((1, 2)))
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_three_copies_of_a_residual_network(micro_batch_size):
+    """The released code's way: copies of the network with weights 1 and θ², gates handed over."""
+    network = networks.linen(Residual(), (5, 5, 2))
+    params = network.init(jax.random.key(0))
+    mask = oracles.random_mask(jax.random.key(1), params)
+    inputs = jax.random.normal(jax.random.key(2), (7, 5, 5, 2))
+    masked = masks.apply(mask, params)
+
+    def apply(gates, params, x):
+        return Residual(gates).apply({"params": params}, x, mutable="intermediates")
+
+    gates = apply(None, masked, inputs)[1]["intermediates"]["gates"]
+    ones = jax.tree.map(lambda leaf: (leaf != 0).astype(float), masked)
+    activation = apply(gates, ones, inputs**2)[0].sum(axis=0)
+
+    def bound(squares):
+        return jnp.sum(apply((1.0, 1.0), squares, jnp.ones((1, 5, 5, 2)))[0] * activation)
+
+    squares = jax.tree.map(jnp.square, masked)
+    want = masks.map_prunable(lambda m, s, g: s * g, mask, squares, jax.grad(bound)(squares))
+    score = criteria.px(network, micro_batch_size=micro_batch_size)
+    got, _ = score(None, params, mask, (inputs, None))
+    got, want = oracles.flat(got), oracles.flat(want)
+    np.testing.assert_allclose(got / got.sum(), want / want.sum(), rtol=1e-4, atol=1e-9)
+
+
+def test_integer_images_are_squared_as_numbers():
+    network = networks.plain(lambda key: {}, lambda p, x: x @ p["w"], (2,))
+    params = {"w": jnp.ones((2, 1))}
+    mask = masks.create(params)
+    images = np.array([[10, 16]], np.uint8)  # 16² is 0 modulo 256
+    scores = [
+        criteria.px(network)(None, params, mask, (batch, None))[0]["w"]
+        for batch in (images, images.astype(np.float32))
+    ]
+    np.testing.assert_array_equal(*scores)

@@ -64,7 +64,7 @@ def test_redrawn_weights_are_other_weights_of_the_same_distribution():
     for before, after in zip(jax.tree.leaves(original), jax.tree.leaves(redrawn), strict=True):
         if before.ndim == 2:
             assert np.mean(np.asarray(before) == np.asarray(after)) < 0.01
-            assert float(np.std(before)) == pytest.approx(float(np.std(after)), rel=0.1)
+            assert float(np.std(before)) == pytest.approx(float(np.std(after)), rel=0.2)
 
 
 def test_inverting_prunes_what_was_kept(runs):

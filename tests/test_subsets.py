@@ -53,7 +53,7 @@ def test_the_subset_is_that_of_the_key():
     ("labels", "per_class", "error", "message"),
     [
         ([0, 0, 7], 2, ValueError, "per_class: 2 examples .* asked for, and class 7 has 1"),
-        ([0, 1], 0, ValueError, "per_class: expected at least 1, got 0"),
+        ([0, 1], 0, ValueError, "per_class: expected an integer of at least 1, got 0"),
         ([0.0, 1.0], 1, TypeError, "labels: expected integers, got float"),
         ([[0, 1]], 1, ValueError, r"labels: .* got shape \(1, 2\)"),
         (np.zeros(0, int), 1, ValueError, r"labels: .* got shape \(0,\)"),

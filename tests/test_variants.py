@@ -33,6 +33,12 @@ def test_inverted_goes_on_from_a_mask():
     assert not np.any(oracles.flat(smaller) & ~oracles.flat(mask))
 
 
+def test_inverted_force_still_brings_weights_back():
+    mask = oracles.random_mask(jax.random.key(1), PARAMS)
+    scores, _ = criteria.inverted(criteria.force(NETWORK))(KEY, PARAMS, mask, BATCH)
+    assert np.any(oracles.flat(scores)[~oracles.flat(mask)])
+
+
 def test_fresh_weights_ignore_the_given_ones_and_differ_by_key():
     score = criteria.fresh_weights(criteria.magnitude(), NETWORK)
     other = jax.tree.map(lambda p: p + 1, PARAMS)
@@ -56,5 +62,9 @@ def test_noise_takes_the_place_of_the_inputs():
     assert labels.tolist() == list(range(500))
     assert abs(float(first.mean())) < 0.1 and float(first.std()) == pytest.approx(1, abs=0.1)
     assert not np.any(np.asarray(first) == np.asarray(second))
+    noisy(KEY, None, None, (jnp.zeros((5, 4), jnp.uint8), None))
+    assert seen[-1][0].dtype == jnp.float32
     with pytest.raises(ValueError, match="batch: got None"):
         noisy(KEY, None, None, None)
+    with pytest.raises(TypeError, match="network: got ConvBN"):
+        criteria.fresh_weights(spy, oracles.ConvBN())

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from ntksap_jax import masks
-from ntksap_jax.types import ApplyFn, Batch, Inputs, Mask, Network, Params
+from ntksap_jax.types import ApplyFn, Batch, Inputs, Mask, Network, Params, is_traced
 
 LossFn = Callable[[Any, Any], jax.Array]
 """`loss_fn(outputs, labels) -> losses`, one for each example."""
@@ -77,18 +77,48 @@ def check_batch(network: Network, batch: Batch, *, labels: bool, why: str) -> No
             + ("." if labels else "; labels may be None.")
         )
     examples, answers = batch
-    for leaf in jax.tree.leaves(examples):
-        if isinstance(examples, (jax.Array, np.ndarray)) and leaf.shape[1:] != network.input_shape:
-            raise ValueError(f"batch: inputs have shape {leaf.shape}, expected {expected}.")
+    for leaf in jax.tree.leaves((examples, answers if labels else None)):
+        if np.ndim(leaf) == 0:
+            raise TypeError(f"batch: holds {leaf!r}, expected arrays with an axis of examples.")
+    if isinstance(examples, (jax.Array, np.ndarray)) and examples.shape[1:] != network.input_shape:
+        raise ValueError(f"batch: inputs have shape {examples.shape}, expected {expected}.")
+    if num_examples(examples) == 0:
+        raise ValueError(f"batch: has no examples, expected {expected}, N at least 1.")
     if not labels:
         return
     if answers is None:
         raise ValueError(f"batch: labels are None, but needed: {why}. Pass batch=(inputs, labels).")
-    numbers_of = {len(leaf) for leaf in jax.tree.leaves((examples, answers))}
-    if len(numbers_of) != 1 or 0 in numbers_of:
+    lengths = {len(leaf) for leaf in jax.tree.leaves((examples, answers))}
+    if len(lengths) != 1:
         raise ValueError(
-            f"batch: inputs and labels are of lengths {sorted(numbers_of)}, expected one label "
-            "for each input, and at least one."
+            f"batch: inputs and labels are of lengths {sorted(lengths)}, expected one label for "
+            "each input."
+        )
+
+
+def check_labels(network: Network, params: Params, batch: Batch, loss_fn: LossFn) -> None:
+    """Raises unless the labels are class numbers, where the loss is the cross-entropy of them.
+
+    Raises:
+        ValueError: labels that are no integers, one a example, or (concrete ones) out of range:
+            cross-entropy would take whatever it finds.
+    """
+    if loss_fn is not cross_entropy:
+        return
+    inputs, labels = batch
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim != 1:
+        raise ValueError(
+            f"batch: labels are {labels.dtype} of shape {labels.shape}, expected one class number "
+            "(integer) for each input. For others pass loss_fn."
+        )
+    num_classes = jax.eval_shape(network.apply, params, inputs).shape[-1]
+    if is_traced(labels):
+        return
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(
+            f"batch: labels range from {lowest} to {highest}, expected 0 to {num_classes - 1} for "
+            f"a network of {num_classes} outputs."
         )
 
 
@@ -121,6 +151,8 @@ def loss_gradient(
 ) -> Any:
     """Returns the gradient with respect to the prunable weights of (sum of losses) / total.
 
+    In float32 at least: half precision is for the network, not for sums of gradients.
+
     Args:
         apply: from `apply_with`.
         weights: prunable weights, from `kept_weights`.
@@ -141,7 +173,8 @@ def loss_gradient(
             )
         return jnp.sum(losses) / total
 
-    return jax.grad(loss)(weights)
+    gradient = jax.grad(loss)(weights)
+    return jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient)
 
 
 def add(left: Any, right: Any) -> Any:

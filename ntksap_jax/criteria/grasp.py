@@ -86,13 +86,14 @@ def grasp(
         del key
         masks.check(mask, params)
         _batches.check_batch(network, batch, labels=True, why="the score is of a loss")
+        _batches.check_labels(network, params, batch, loss_fn)
         total = _batches.num_examples(batch[0])
         g = hg = None
         with jax.default_matmul_precision("highest"):
             for part in _batches.micro_batches(tuple(batch), micro_batch_size):
                 g = _batches.add(g, part_of_gradient(params, mask, part, total))
             # Only directions within the pruned network count: a pruned weight does not move.
-            g = masks.map_prunable(lambda m, leaf: leaf * m, mask, g)
+            g = masks.map_prunable(lambda m, p, leaf: (leaf * m).astype(p.dtype), mask, params, g)
             for part in _batches.micro_batches(tuple(batch), micro_batch_size):
                 hg = _batches.add(hg, part_of_product(params, mask, g, part, total))
         return masks.map_prunable(lambda m, p, h: p * h * m, mask, params, hg), {}

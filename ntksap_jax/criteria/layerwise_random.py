@@ -103,7 +103,8 @@ def _by_lot(key: Key, mask: Mask, densities: dict[str, float]) -> Scores:
                 if path in leaves
                 else f"densities: {path!r} is no prunable leaf. They are: {', '.join(leaves)}."
             )
-    wanted = [densities[path] * leaf.size for path, leaf in leaves.items()]
+    # A density of 0 gets scores below all others, yet not 0, which would say that nothing is known.
+    wanted = [max(densities[path], 1e-30) * leaf.size for path, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(mask), _lots(key, list(leaves.values()), wanted))
 
 
@@ -119,8 +120,10 @@ def _lots(key: Key, leaves: list[jax.Array], wanted: list[float]) -> list[jax.Ar
     kept = jnp.concatenate([leaf.ravel() for leaf in leaves])
     # The kept ones come first in the random order, so that rounds nest.
     order = jnp.lexsort((jax.random.bits(key, kept.shape), ~kept, layer))
-    ranks = jnp.zeros(len(order)).at[order].set(jnp.arange(len(order), dtype=jnp.float32))
+    places = jnp.arange(len(order), dtype=jnp.int32)
+    ranks = jnp.zeros_like(places).at[order].set(places)
     return [
+        # Integers until here: float32 has gaps above 16 million weights.
         number / (ranks[start : start + leaf.size].reshape(leaf.shape) - start + 0.5) * leaf
-        for leaf, start, number in zip(leaves, starts, wanted, strict=True)
+        for leaf, start, number in zip(leaves, starts.tolist(), wanted, strict=True)
     ]

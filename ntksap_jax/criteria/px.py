@@ -63,7 +63,10 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
         """Σ_n z₁(x_n) with its power of two."""
         masked = masks.apply(mask, params)
         maps = iter(paths.gates(network.apply_running, masked, inputs))
-        squares = jax.tree.map(jnp.square, inputs)
+        # Integer images too: their squares would wrap around.
+        squares = jax.tree.map(
+            lambda x: jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))), inputs
+        )
         outputs = paths.evaluate(
             network.apply_running,
             masked,
@@ -110,5 +113,5 @@ def _times(kernel: paths.Path, activation: paths.Path) -> paths.Path:
 
 def _plus(left: paths.Path, right: paths.Path) -> paths.Path:
     largest = jnp.maximum(left.exponent, right.exponent)
-    array = left.array * jnp.exp2(left.exponent - largest)
-    return paths.Path(array + right.array * jnp.exp2(right.exponent - largest), largest)
+    parts = (paths.scale(path.array, path.exponent - largest) for path in (left, right))
+    return paths.Path(sum(parts, jnp.zeros(())), largest)

@@ -90,10 +90,10 @@ def connection_sensitivity(
     def sensitivity(params: Params, mask: Mask, batch: Batch) -> Scores:
         masks.check(mask, params)
         _batches.check_batch(network, batch, labels=True, why="the score is of a loss")
-        gradients = None
+        _batches.check_labels(network, params, batch, loss_fn)
+        gradients, total = None, _batches.num_examples(batch[0])
         with jax.default_matmul_precision("highest"):
             for part in _batches.micro_batches(tuple(batch), micro_batch_size):
-                total = _batches.num_examples(batch[0])
                 gradients = _batches.add(gradients, gradient(params, mask, part, total))
         return masks.map_prunable(lambda m, p, g: jnp.abs(p * g), mask, params, gradients)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import masks
+from ntksap_jax.criteria import _batches
 from ntksap_jax.draws import random_like, typed_key
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
 
@@ -20,7 +20,7 @@ def inverted(score: ScoreFn) -> ScoreFn:
         score: any criterion.
 
     Returns:
-        The criterion with scores -s, and 0 where pruned.
+        The criterion with scores -s.
 
     >>> import jax.numpy as jnp
     >>> from ntksap_jax import criteria
@@ -32,7 +32,7 @@ def inverted(score: ScoreFn) -> ScoreFn:
 
     def turned(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         scores, metrics = score(key, params, mask, batch)
-        return masks.map_prunable(lambda m, s: jnp.where(m, -s, 0), mask, scores), metrics
+        return jax.tree.map(jnp.negative, scores), metrics
 
     return turned
 
@@ -58,6 +58,7 @@ def fresh_weights(score: ScoreFn, network: Network) -> ScoreFn:
     >>> bool(jnp.all(scores["kernel"] > 0))
     True
     """
+    _batches.check_network(network)
 
     def fresh_score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         del params
@@ -88,6 +89,10 @@ def noise_inputs(score: ScoreFn) -> ScoreFn:
                 "batch: got None, expected (inputs, labels): noise is made like inputs."
             )
         noise_key, score_key = jax.random.split(typed_key(key))
-        return score(score_key, params, mask, (random_like(noise_key, batch[0]), batch[1]))
+        floats = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, jnp.promote_types(x.dtype, jnp.float32)),
+            batch[0],
+        )
+        return score(score_key, params, mask, (random_like(noise_key, floats), batch[1]))
 
     return noise_score
