@@ -49,7 +49,7 @@ def test_dense_hessian_of_the_masked_network(temperature):
         return jnp.mean(losses)
 
     theta = jnp.asarray(oracles.flat(weights))
-    want = theta * (jax.hessian(loss)(theta) @ (jax.grad(loss)(theta) * kept))
+    want = theta * (jax.jit(jax.hessian(loss))(theta) @ (jax.jit(jax.grad(loss))(theta) * kept))
     scores, _ = criteria.grasp(network, temperature=temperature)(None, params, mask, batch)
     want = np.asarray(want) * kept
     np.testing.assert_allclose(

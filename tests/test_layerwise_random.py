@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ntksap_jax import criteria, masks, models, networks, schedules, search, selection
+from ntksap_jax import criteria, masks, schedules, search, selection
 
 SHAPES = {"a": (3, 3, 4, 8), "b": (32, 5), "c": (1, 1, 8, 8)}
 MASK = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
@@ -76,7 +76,7 @@ def test_within_a_layer_each_weight_is_as_likely():
 
 def test_densities_of_another_mask():
     """The random baseline with the layer densities that a criterion found."""
-    network = networks.linen(models.ResNet((1, 1, 1), 4, 5), (8, 8, 3), train=False)
+    network = oracles.conv_bn(4, 8)
     params = network.init(jax.random.key(0))
     schedule = schedules.exponential(0.1, rounds=1)
     found, _ = search.prune(jax.random.key(1), params, criteria.magnitude(), schedule=schedule)

@@ -9,12 +9,22 @@ import pytest
 
 from ntksap_jax import models, networks, paths
 
+
+class Pooled(nn.Module):
+    """Both pools, with padding, and a flattened map of activations."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.max_pool(nn.relu(nn.Conv(4, (3, 3))(x)), (3, 3), (2, 2), "SAME")
+        x = nn.avg_pool(nn.Conv(3, (3, 3))(x), (2, 2), (1, 1))
+        return nn.Dense(2)(x.reshape(len(x), -1))
+
+
 ZOO = {
     "mlp": (oracles.ReluMLP((6, 5)), (4,), {}),
     "batch norm": (oracles.ConvBN((4, 6)), (6, 6, 2), {"train": False}),
     "pad shortcut": (models.ResNet((1, 1), 4, 5, shortcut="pad"), (8, 8, 3), {"train": False}),
-    "max pool": (models.resnet18(num_classes=3, width=4), (32, 32, 3), {"train": False}),
-    "vgg": (models.vgg16_bn(num_classes=3, width=2), (32, 32, 3), {"train": False}),
+    "max pool": (Pooled(), (9, 9, 2), {}),
 }
 
 

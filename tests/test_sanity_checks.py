@@ -1,19 +1,23 @@
 """The sanity checks and pretrained weights of the main program, as a user asks for them."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+import rich.console
 
-from experiments import choices, cifar, job, run_folder
+from experiments import choices, cifar, command_line, job, run_folder
 from experiments import config as config_lib
+from experiments.presets import PRESETS
 from ntksap_jax import masks
 
 OPTIONS = [
     *("demo", "--model", "mlp", "--density", "0.1", "--epochs", "1", "--warmup-epochs", "0"),
     *("--batch-size", "256", "--criterion", "magnitude", "--compare", "magnitude"),
 ]
+CHECKS = ("shuffle_mask", "redraw_weights", "invert_scores")
 CELL = "digits-mlp-magnitude{}-0.1-seed0"
 
 
@@ -21,10 +25,14 @@ CELL = "digits-mlp-magnitude{}-0.1-seed0"
 def runs(tmp_path_factory):
     """Runs that differ in one sanity check each, and a trained dense network."""
     folder = tmp_path_factory.mktemp("runs")
-    for flags in ([], ["--shuffle-mask"], ["--redraw-weights"], ["--invert-scores"]):
-        cifar.main([*OPTIONS, *flags, "--runs-dir", str(folder)])
-    dense = [*OPTIONS[: OPTIONS.index("--criterion")], "--criterion", "dense"]
-    cifar.main([*dense, "--compare", "dense", "--runs-dir", str(folder / "dense")])
+    plain = command_line.parse([*OPTIONS, "--runs-dir", str(folder)], PRESETS, prog="cifar")
+    shared = job.make_job(plain)
+    console = rich.console.Console(quiet=True)
+    for check in ({}, *({name: True} for name in CHECKS)):
+        search = dataclasses.replace(plain.search, **check)
+        cifar.run(dataclasses.replace(plain, search=search), console, job=shared)
+    dense = config_lib.with_criterion(plain, "dense")
+    cifar.run(dataclasses.replace(dense, runs_dir=folder / "dense"), console, job=shared)
     return folder
 
 
@@ -65,6 +73,14 @@ def test_redrawn_weights_are_other_weights_of_the_same_distribution():
         if before.ndim == 2:
             assert np.mean(np.asarray(before) == np.asarray(after)) < 0.01
             assert float(np.std(before)) == pytest.approx(float(np.std(after)), rel=0.2)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_flag_asks_for_each_check(name):
+    flag = "--" + name.replace("_", "-")
+    config = command_line.parse([*OPTIONS, flag], PRESETS, prog="cifar")
+    assert getattr(config.search, name)
+    assert not getattr(command_line.parse(OPTIONS, PRESETS, prog="cifar").search, name)
 
 
 def test_inverting_prunes_what_was_kept(runs):

@@ -115,6 +115,17 @@ def test_nan_ranks_lowest_and_infinity_highest():
     assert [np.flatnonzero(k).tolist() for k in kept] == [[3], [2, 3], [1, 2, 3]]
 
 
+@pytest.mark.parametrize("scope", ["layer", "filter"])
+def test_a_low_density_empties_no_layer_and_no_filter(scope):
+    mask = {"small": jnp.ones((1, 2, 3), bool), "large": jnp.ones((64, 10), bool)}
+    scores = {
+        name: jnp.arange(1.0, 1 + leaf.size).reshape(leaf.shape) for name, leaf in mask.items()
+    }
+    kept = selection.select(scores, mask, density=0.05, scope=scope)
+    small, large = {"layer": (1, 32), "filter": (3, 30)}[scope]
+    assert (int(kept["small"].sum()), int(kept["large"].sum())) == (small, large)
+
+
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.01, float("nan")])
 def test_density_outside_the_unit_interval_is_an_error(density):
     with pytest.raises(ValueError, match=r"density: .*\(0, 1\]"):
@@ -359,7 +370,6 @@ def test_impossible_scopes_cannot_be_made(make):
     [
         (0.4, NofM(2, 4), r"density: got 0.4, but NofM\(n=2, m=4\) keeps 0.5 of the weights"),
         (0.09, Block(None, 1), r"is 7, which is less than one block of leaf 'conv' \(8 weights\)"),
-        (0.05, "filter", r"rounds to none"),
     ],
 )
 def test_a_density_that_the_scope_cannot_keep_is_an_error(density, scope, match):

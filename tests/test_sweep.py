@@ -54,12 +54,7 @@ def lines(text, start):
 # -- For real ------------------------------------------------------------------------------------
 
 
-def test_a_grid_is_carried_out_and_what_is_done_is_skipped(
-    grid_file, tmp_path, capsys, monkeypatch
-):
-    # What one worker compiled, a later one reads: without it this test takes twice as long.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+def test_a_grid_is_carried_out_and_what_is_done_is_skipped(grid_file, tmp_path, capsys):
     runs = tmp_path / "runs"
 
     assert run(grid_file, "--seed", 0) == 0

@@ -66,7 +66,7 @@ def test_exact_at_any_depth(make, factor, depth):
 
 def test_layer_sums_are_conserved():
     """Every path passes each layer of a plain stack once: all layers' scores add up to R."""
-    network = oracles.conv_bn(4, 8, 8)
+    network = oracles.conv_bn(4, 8)
     params = network.init(jax.random.key(0))
     mask = oracles.random_mask(jax.random.key(1), params)
     for make in (criteria.synflow, criteria.synflow_l2):
@@ -94,9 +94,9 @@ def test_residual_networks_agree_with_the_plain_derivative():
 
 def test_no_layer_collapses_before_the_last_weights():
     """What the authors prove for many rounds: to density 0.02 each layer keeps a weight."""
-    network = oracles.conv_bn(8, 8, 8)
+    network = oracles.conv_bn(4, 8)
     params = network.init(jax.random.key(0))
-    schedule = schedules.exponential(0.02, rounds=50)
+    schedule = schedules.exponential(0.02, rounds=20)
     mask, _ = search.prune(jax.random.key(0), params, criteria.synflow(network), schedule=schedule)
     assert all(count > 0 for count in masks.layer_densities(mask).values())
 

@@ -48,7 +48,7 @@ def fresh_weights(score: ScoreFn, network: Network) -> ScoreFn:
         The criterion. (NTK-SAP has this built in, for every one of its samples.)
 
     >>> import jax, jax.numpy as jnp
-    >>> from ntksap_jax import criteria, networks
+    >>> from ntksap_jax import criteria, masks, networks
     >>> def init(key):
     ...     return {"kernel": jax.random.normal(key, (2, 2))}
     >>> network = networks.plain(init, lambda p, x: x @ p["kernel"], (2,))
