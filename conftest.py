@@ -8,7 +8,7 @@ import tempfile
 import experiments  # noqa: F401  (sets XLA_FLAGS; must come before jax)
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # The same small networks are compiled in many tests, and by two workers: half of all the time.
+    # The same small networks are compiled in many tests, and by two workers: a fifth of all time.
     # The workers, and the programs that tests start, inherit the variables.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ntksap_jax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

@@ -11,7 +11,7 @@ walking through the operations of the network and changing three of them:
  - nonlinearities become `gate`.
 
 Values are kept apart from their scale, a power of two for each array: sums over the paths of a deep
-network overflow float32 (ResNet-50 with |θ| reaches 10^60), and the scale of the result is of no
+network overflow float32 (ResNet-50 with |θ| reaches 10^73), and the scale of the result is of no
 interest to a ranking.
 """
 
@@ -46,7 +46,7 @@ _ACTIVATIONS = {
 # Operations on paths alone that commute with scaling by a positive number.
 _HOMOGENEOUS = {
     *("reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims", "slice", "rev", "copy"),
-    *("reduce_sum", "reduce_max", "reduce_window_sum", "reduce_window_max", "cumsum", "copy_p"),
+    *("reduce_sum", "reduce_max", "reduce_window_sum", "reduce_window_max", "cumsum"),
     *("convert_element_type", "reduce_precision", "stop_gradient", "optimization_barrier"),
     *("sharding_constraint", "concatenate", "pad", "add", "add_any", "max", "dynamic_slice"),
     *("select_n", "gather", "mesh_cast", "reshard", "split", "tile"),

@@ -100,7 +100,7 @@ def check_labels(network: Network, params: Params, batch: Batch, loss_fn: LossFn
     """Raises unless the labels are class numbers, where the loss is the cross-entropy of them.
 
     Raises:
-        ValueError: labels that are no integers, one a example, or (concrete ones) out of range:
+        ValueError: labels that are no integers, one an example, or (concrete ones) out of range:
             cross-entropy would take whatever it finds.
     """
     if loss_fn is not cross_entropy:
