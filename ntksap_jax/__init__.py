@@ -11,6 +11,7 @@ from ntksap_jax import masks as masks
 from ntksap_jax import models as models
 from ntksap_jax import networks as networks
 from ntksap_jax import ntk as ntk
+from ntksap_jax import ops as ops
 from ntksap_jax import optim as optim
 from ntksap_jax import paths as paths
 from ntksap_jax import schedules as schedules

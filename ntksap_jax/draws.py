@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ntksap_jax.types import Key
 
@@ -37,7 +38,40 @@ def typed_key(key: Key) -> Key:
     )
 
 
-def random_like(key: Key, tree: Any, sampler: Callable[..., jax.Array] = jax.random.normal) -> Any:
+def normal(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Draws standard normal numbers, as `jax.random.normal` does, in half the time.
+
+    A block of threefry is two random words, of which `jax.random.bits` makes one; `split` returns
+    both. On CPU drawing the weights and the probe of a VGG-16 is a tenth of a sample of its score.
+
+    Args:
+        key: PRNG key.
+        shape: shape of the result.
+        dtype: its type. Others than float32 are left to `jax.random.normal`, as are keys that are
+            not threefry's.
+
+    Returns:
+        Array of shape `shape`.
+
+    >>> import jax
+    >>> draws = normal(jax.random.key(0), (100_000,))
+    >>> round(float(draws.mean()), 2), round(float(draws.std()), 2)
+    (0.0, 1.0)
+    """
+    key = typed_key(key)
+    size = math.prod(shape)
+    if dtype != jnp.float32 or str(jax.random.key_impl(key)) != "threefry2x32" or size < 2:
+        return jax.random.normal(key, shape, dtype)
+    words = jax.random.key_data(jax.random.split(key, (size + 1) // 2))
+    bits = jnp.concatenate([words[:, 0], words[:, 1]])[:size]
+    # 23 random bits as the mantissa of a number in [1, 2), then uniform in (-1, 1).
+    unit = jax.lax.bitcast_convert_type((bits >> 9) | jnp.uint32(0x3F800000), jnp.float32) - 1
+    lowest = np.nextafter(np.float32(-1), np.float32(0))
+    uniform = jnp.maximum(unit * (1 - lowest) + lowest, lowest)
+    return (math.sqrt(2) * jax.lax.erf_inv(uniform)).reshape(shape)
+
+
+def random_like(key: Key, tree: Any, sampler: Callable[..., jax.Array] = normal) -> Any:
     """Draws independent random numbers in the shape of a pytree.
 
     All leaves are cut from one draw: a random generator takes XLA about a second to compile on CPU,
@@ -47,7 +81,7 @@ def random_like(key: Key, tree: Any, sampler: Callable[..., jax.Array] = jax.ran
     Args:
         key: PRNG key.
         tree: pytree of arrays, or of `jax.ShapeDtypeStruct`, of floating-point types.
-        sampler: `sampler(key, shape, dtype)`, such as `jax.random.normal` or `jax.random.uniform`.
+        sampler: `sampler(key, shape, dtype)`, such as `normal` or `jax.random.uniform`.
 
     Returns:
         A pytree of random arrays with the shapes and types of `tree`.

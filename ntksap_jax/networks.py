@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ntksap_jax import ops
 from ntksap_jax.types import ApplyFn, Inputs, Key, Network, Params
 
 Statistics = dict[str, Any]
@@ -70,6 +71,7 @@ def linen(
     *,
     dtype: Any = jnp.float32,
     batch_stats: Statistics | None = None,
+    conv_general_dilated: Callable[..., jax.Array] = ops.conv_general_dilated,
     **apply_kwargs: Any,
 ) -> Network:
     """Makes a `Network` of a `flax.linen` module.
@@ -84,6 +86,8 @@ def linen(
         dtype: type of the inputs.
         batch_stats: the module's `"batch_stats"` collection after training, for the criteria that
             score a pretrained network by its running averages; by default those before training.
+        conv_general_dilated: how every `nn.Conv` convolves that has no function of its own for it:
+            `ops.conv_general_dilated`, or that of `jax.lax`, which is slower on CPU.
         **apply_kwargs: arguments that put the module in *evaluation* mode, such as `train=False`:
             dropout off, batch normalisation set to use its running averages.
 
@@ -119,12 +123,14 @@ def linen(
     def init(key: Key) -> Params:
         return variables(key).get("params", {})
 
+    def call(variables: Any, inputs: Inputs, **how: Any) -> Any:
+        with nn.intercept_methods(_convolve_by(conv_general_dilated)):
+            return model.apply(variables, inputs, **apply_kwargs, **how)
+
     def measure(params: Params, inputs: Inputs, **how: bool) -> tuple[Any, Statistics]:
         """Applies the model with the batch's own statistics; returns them beside the outputs."""
         with nn.intercept_methods(_use_batch_statistics(**how)):
-            outputs, updated = model.apply(
-                {"params": params}, inputs, **apply_kwargs, mutable=["batch_stats"]
-            )
+            outputs, updated = call({"params": params}, inputs, mutable=["batch_stats"])
         return outputs, updated.get("batch_stats", {})
 
     def apply(params: Params, inputs: Inputs) -> Any:
@@ -142,15 +148,13 @@ def linen(
         )
 
     def apply_running(params: Params, inputs: Inputs) -> Any:
-        return model.apply({"params": params, "batch_stats": running()}, inputs, **apply_kwargs)
+        return call({"params": params, "batch_stats": running()}, inputs)
 
     def calibrate(params: Params, inputs: Inputs, *, unbiased: bool = False) -> ApplyFn:
         _, statistics = measure(params, inputs, unbiased=unbiased)
 
         def apply_calibrated(params: Params, inputs: Inputs) -> Any:
-            return model.apply(
-                {"params": params, "batch_stats": statistics}, inputs, **apply_kwargs
-            )
+            return call({"params": params, "batch_stats": statistics}, inputs)
 
         return apply_calibrated
 
@@ -168,6 +172,30 @@ def linen(
     )
     _check_outputs(network, example)
     return network
+
+
+def _convolve_by(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """Makes an interceptor that gives a function to every convolution that has none of its own."""
+
+    def interceptor(
+        next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        module: Any = context.module
+        if (
+            not isinstance(module, nn.Conv)
+            or context.method_name != "__call__"
+            or module.conv_general_dilated is not None
+            or module.conv_general_dilated_cls is not None
+        ):
+            return next_fun(*args, **kwargs)
+        # Modules are frozen; this one is the copy that `apply` works on.
+        object.__setattr__(module, "conv_general_dilated", function)
+        try:
+            return next_fun(*args, **kwargs)
+        finally:
+            object.__setattr__(module, "conv_general_dilated", None)
+
+    return interceptor
 
 
 def _use_batch_statistics(*, unbiased: bool = False, constant: bool = True) -> Callable[..., Any]:

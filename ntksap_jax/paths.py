@@ -250,7 +250,7 @@ class _Rules(NamedTuple):
             return [self.product(eqn, [operands[0], 1 / jnp.asarray(operands[1])], jnp.multiply)]
         if name == "mul" and len(paths) == 1:
             return [self.product(eqn, operands, jnp.multiply)]
-        if name in ("dot_general", "conv_general_dilated") and len(paths) == 1:
+        if name in ("dot_general", "conv_general_dilated", "conv2d") and len(paths) == 1:
             return [self.product(eqn, operands, lambda *arrays: _bind(eqn, arrays)[0])]
         if self.sum_pools and name == "reduce_window_max":
             summed = jax.lax.reduce_window_sum_p.bind(paths[0].array, **eqn.params)

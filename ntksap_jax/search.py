@@ -96,12 +96,12 @@ def find_mask(
     min_weights: int = 0,
     min_channels: int = 0,
     regrow: bool = False,
-    unroll: bool = False,
 ) -> tuple[Mask, Metrics]:
     """Searches for a mask, all rounds in one `lax.scan`, to be traced by the caller's `jit`.
 
-    On CPU, XLA runs *gradients of convolutions* inside loops 20 to 200 times slower than outside.
-    For convolutional networks there, use `prune`, or `unroll` if the rounds are few.
+    On CPU, XLA runs the gradients of `jax.lax`'s convolutions inside loops 20 to 200 times slower
+    than outside. Those of `ops.conv2d` are fast there too: `networks.linen` puts it into a model;
+    in functions of your own call it yourself, or search by `prune`.
 
     Args:
         key: PRNG key of the search.
@@ -114,8 +114,6 @@ def find_mask(
         min_weights: each leaf keeps at least so many weights.
         min_channels: each leaf keeps at least so many channels connected.
         regrow: rank all prunable weights again in every round.
-        unroll: write the rounds out one after the other instead of as a loop: quicker to run for
-            convolutions on CPU, slower to compile.
 
     Returns:
         The mask, and the metrics of every round, stacked: the criterion's own, and `"threshold"`.
@@ -148,7 +146,7 @@ def find_mask(
         )
 
     stacked = jax.tree.map(lambda *counts: jnp.array(counts, jnp.int32), *plan)
-    return jax.lax.scan(body, mask, (jnp.arange(rounds), stacked), unroll=unroll)
+    return jax.lax.scan(body, mask, (jnp.arange(rounds), stacked))
 
 
 def prune(
@@ -231,7 +229,7 @@ def prune(
                 _check_regrowth(scores, mask)
         except ValueError as error:
             raise ValueError(f"round {t + 1} of {len(plan)}: {error}") from error
-        mask, threshold = selection.keep_top_jitted(
+        mask, threshold = selection.keep_top_concrete(
             scores, _candidates(mask, regrow), plan[t], **options
         )
         info = RoundInfo(

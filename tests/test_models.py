@@ -11,8 +11,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from ntksap_jax import models
+from ntksap_jax.models import _layers
 from ntksap_jax.models._layers import kaiming_normal
 from ntksap_jax.models.resnet_cifar import BasicBlock, pad_shortcut
 
@@ -435,12 +437,9 @@ def test_kernels_start_kaiming_normal_and_the_rest_neutral(model, input_shape):
     assert largest > 3  # The truncated normal of he_normal ends at 2.28.
 
 
-def test_kaiming_normal_draws_the_numbers_of_variance_scaling():
-    key, shape = jax.random.key(0), (3, 5, 7)
-    expected = nn.initializers.variance_scaling(2.0, "fan_in", "normal")(key, shape)
-    actual = kaiming_normal(key, shape)
-    assert actual.dtype == jnp.float32
-    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+def test_kaiming_normal_is_normal_of_variance_two_by_fan_in():
+    kernel = kaiming_normal(jax.random.key(0), (3, 3, 20, 200))
+    assert stats.kstest(np.ravel(kernel) / math.sqrt(2 / 180), "norm").pvalue > 1e-3
 
 
 def test_initialisation_follows_the_key_and_differs_between_layers():
@@ -531,3 +530,19 @@ def test_modules_are_static_arguments():
     for make in (models.mlp, models.resnet20, models.vgg16_bn, models.resnet18):
         assert make() == make()
         assert hash(make()) == hash(make())
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (2, 1, 0)])
+def test_max_pool_is_that_of_flax_with_its_gradient(size, stride, padding):
+    x = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
+
+    def ours(x):
+        return _layers.max_pool(x, size, stride=stride, padding=padding)
+
+    def theirs(x):
+        sides = ((padding, padding),) * 2
+        return nn.max_pool(x, (size, size), strides=(stride, stride), padding=sides)
+
+    np.testing.assert_array_equal(ours(x), theirs(x))
+    gradients = [jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(x) for f in (ours, theirs)]
+    np.testing.assert_allclose(*gradients, rtol=1e-6)

@@ -69,21 +69,6 @@ def test_same_key_same_mask_under_the_callers_jit(problem):
     assert masks.digest(other) != masks.digest(driven)
 
 
-def test_unrolled_rounds_are_the_same_search():
-    params = {"kernel": jax.random.normal(KEY, (20, 20))}
-    digests = {
-        masks.digest(
-            jax.jit(
-                lambda key, u=unroll: search.find_mask(
-                    key, params, criteria.random(), schedule=[0.5, 0.2], unroll=u
-                )[0]
-            )(KEY)
-        )
-        for unroll in (False, True)
-    }
-    assert len(digests) == 1
-
-
 def test_the_traced_search_can_be_vmapped_over_keys():
     params = {"kernel": jnp.ones((20, 20))}
     found = jax.vmap(

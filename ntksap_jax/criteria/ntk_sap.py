@@ -78,9 +78,8 @@ def ntk_sap(
 
     Returns:
         The criterion. Called on concrete arrays it compiles one sample (or one `vmap` of them) and
-        loops over them in Python; traced by the caller's `jit`, it is a `lax.scan` (on CPU
-        unrolled). Its metrics hold `"trace"`, the mean estimate per sample: summed over inputs and
-        outputs.
+        loops over them in Python; traced by the caller's `jit`, it is a `lax.scan`. Its metrics
+        hold `"trace"`, the mean estimate per sample: summed over inputs and outputs.
 
     Raises:
         ValueError: an option out of range. When called: params or data that do not fit, a
@@ -177,9 +176,7 @@ def ntk_sap(
         keys = jax.random.split(typed_key(key), (num_samples // vmap_samples, *chunk, 3))
         with jax.default_matmul_precision("highest"):
             if is_traced((keys, params, mask, batch)):
-                # Gradients of convolutions inside a loop are 20-200 times slower on CPU.
-                unroll = jax.default_backend() == "cpu"
-                total, _ = jax.lax.scan(draw_and_add, total, keys, unroll=unroll)
+                total, _ = jax.lax.scan(draw_and_add, total, keys)
             else:
                 check_outputs(key, params, mask, batch)
                 for chunk_keys in keys:

@@ -5,6 +5,8 @@ Initialisation and normalisation follow the code of NTK-SAP: Kaiming-normal kern
 torch's momentum 0.1 (flax's 0.9) and epsilon 1e-5.
 """
 
+import functools
+import itertools
 import math
 import numbers
 from collections.abc import Sequence
@@ -14,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ntksap_jax import draws, ops
+
 
 def kaiming_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Normal numbers of variance 2 / fan-in; the last axis of `shape` is the output.
@@ -22,7 +26,7 @@ def kaiming_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float3
     tails at two σ. They are drawn as a vector because XLA's CPU compiler takes five to ten times
     as long over a draw of four axes: seconds for each kernel of a network.
     """
-    vector = jax.random.normal(key, (math.prod(shape),), dtype)
+    vector = draws.normal(key, (math.prod(shape),), dtype)
     return math.sqrt(2 / math.prod(shape[:-1])) * vector.reshape(shape)
 
 
@@ -38,6 +42,7 @@ def conv(features: int, size: int, *, stride: int = 1, name: str) -> nn.Conv:
         padding=[(size // 2, size // 2)] * 2,
         use_bias=False,
         kernel_init=kaiming_normal,
+        conv_general_dilated=ops.conv_general_dilated,
         name=name,
     )
 
@@ -50,6 +55,19 @@ def batch_norm(*, train: bool, name: str) -> nn.BatchNorm:
 def dense(features: int, *, name: str) -> nn.Dense:
     """A dense layer with bias."""
     return nn.Dense(features, kernel_init=kaiming_normal, name=name)
+
+
+def max_pool(x: jax.Array, size: int, *, stride: int, padding: int = 0) -> jax.Array:
+    """Maximum over `size`×`size` windows, one tap after the other.
+
+    The gradient of `nn.max_pool`, a scatter, takes XLA on CPU ten times as long and more.
+    """
+    sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    x = jnp.pad(x, sides, constant_values=-jnp.inf) if padding else x
+    rows, columns = (length - size + 1 for length in x.shape[1:3])
+    taps = itertools.product(range(size), repeat=2)
+    windows = (x[:, a : a + rows : stride, b : b + columns : stride] for a, b in taps)
+    return functools.reduce(jnp.maximum, windows)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:

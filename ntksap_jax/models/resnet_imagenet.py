@@ -86,7 +86,7 @@ class ImageNetResNet(nn.Module):
         x = _layers.conv(self.width, 7 if large else 3, stride=2 if large else 1, name="conv")(x)
         x = nn.relu(_layers.batch_norm(train=train, name="bn")(x))
         if large:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = _layers.max_pool(x, 3, stride=2, padding=1)
         block = Bottleneck if self.bottleneck else BasicBlock
         for stage, num_blocks in enumerate(self.blocks, start=1):
             for index in range(num_blocks):

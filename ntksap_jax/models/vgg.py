@@ -76,7 +76,7 @@ class VGG(nn.Module):
         index = 0
         for entry in self.plan:
             if entry == "M":
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = _layers.max_pool(x, 2, stride=2)
             else:
                 x = _layers.conv(entry, 3, name=f"conv_{index}")(x)
                 x = nn.relu(_layers.batch_norm(train=train, name=f"bn_{index}")(x))
