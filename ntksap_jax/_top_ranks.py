@@ -71,9 +71,7 @@ def keep_highest(
         return [jnp.where(c, size, 0) for c, size in zip(chosen, sizes, strict=True)]
 
     def total(chosen: Sequence[jax.Array]) -> jax.Array:
-        keepdims = axis is not None
-        sums = (jnp.sum(x, axis, dtype=jnp.int32, keepdims=keepdims) for x in sized(chosen))
-        return sum(sums, jnp.int32(0))
+        return sum((_sum(x, axis) for x in sized(chosen)), jnp.int32(0))
 
     count = jnp.minimum(count, total([r > 0 for r in ranks]))
 
@@ -83,18 +81,42 @@ def keep_highest(
 
     # The highest bound that at least `count` ranks reach, built from its highest bit down.
     bound = jax.lax.fori_loop(0, bits, set_bit, jnp.zeros(count.shape, unsigned))
-    places = count - total([r > bound for r in ranks])
+    above, tied = [r > bound for r in ranks], [r == bound for r in ranks]
+    places = count - total(above)
 
-    kept = []
-    tied = [r == bound for r in ranks]
-    for r, t, taken in zip(ranks, tied, sized(tied), strict=True):
-        if axis is None:
-            order = jnp.cumsum(taken.ravel(), dtype=jnp.int32).reshape(taken.shape)
-        else:
-            order = jnp.cumsum(taken, axis, dtype=jnp.int32)
-        kept.append((r > bound) | (t & (order <= places)))
-        places = places - jnp.sum(taken, axis, dtype=jnp.int32, keepdims=axis is not None)
-    return kept
+    def all_tied() -> list[jax.Array]:
+        return [a | t for a, t in zip(above, tied, strict=True)]
+
+    def first_tied() -> list[jax.Array]:
+        left, kept = places, []
+        for a, t, taken in zip(above, tied, sized(tied), strict=True):
+            if axis is None:
+                order = jnp.cumsum(taken.ravel(), dtype=jnp.int32).reshape(taken.shape)
+            else:
+                order = jnp.cumsum(taken, axis, dtype=jnp.int32)
+            kept.append(a | (t & (order <= left)))
+            left = left - _sum(taken, axis)
+        return kept
+
+    # Ties at the threshold are rare, and counting through all positions takes as long as the rest.
+    return jax.lax.cond(jnp.all(total(tied) <= places), all_tied, first_tied)
+
+
+def _sum(x: jax.Array, axis: int | None) -> jax.Array:
+    """Sums as int32, along one axis (kept with length 1) or over all.
+
+    The sum of everything is taken over a few slices first, number by number: XLA on CPU does not
+    use its vector units for a sum of integers to a scalar.
+    """
+    if axis is not None:
+        return jnp.sum(x, axis, dtype=jnp.int32, keepdims=True)
+    rows = x.astype(jnp.int32)
+    if x.ndim > 1 and x.size // x.shape[-1] >= 8:
+        rows = rows.reshape(-1, x.shape[-1])
+        whole = len(rows) // 8 * 8
+        slices = functools.reduce(jnp.add, rows[:whole].reshape(8, -1, x.shape[-1]))
+        return jnp.sum(slices) + jnp.sum(rows[whole:])
+    return jnp.sum(rows)
 
 
 def lowest(ranks: Sequence[jax.Array], kept: Sequence[jax.Array]) -> jax.Array:

@@ -46,10 +46,11 @@ def join(tree):
     return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)])
 
 
-@given(problems())
-def test_global_selection_is_a_stable_sort(problem):
+@pytest.mark.parametrize("keep", [keep_top, selection.keep_top_concrete])
+@given(problem=problems())
+def test_global_selection_is_a_stable_sort(keep, problem):
     scores, mask, count = problem
-    new, threshold = keep_top(split(scores), split(mask), count)
+    new, threshold = keep(split(scores), split(mask), count)
     want = oracle(scores, mask, count)
     np.testing.assert_array_equal(join(new), want)
     assert threshold == (scores[want].min() if want.any() else np.inf)
@@ -62,6 +63,27 @@ def test_layer_selection_is_a_stable_sort_in_each_layer(problem, count_a, count_
     new, _ = keep_top(split(scores), split(mask), counts)
     want = [oracle(scores[:5], mask[:5], count_a), oracle(scores[5:], mask[5:], count_c)]
     np.testing.assert_array_equal(join(new), np.concatenate(want))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_host_and_the_compiled_selection_agree_on_many_weights(ties):
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 3, 7, 50), "b": {"c": (999, 13), "d": (17,)}}
+    scores = jax.tree.map(
+        lambda shape: jnp.float32(rng.standard_normal(shape)), shapes, is_leaf=masks_shape
+    )
+    if ties:
+        scores = jax.tree.map(jnp.round, scores)
+    mask = jax.tree.map(lambda s: jnp.asarray(rng.random(s.shape) < 0.7), scores)
+    for count in (0, 1, 5000, 10_000_000):
+        compiled, threshold = keep_top(scores, mask, count)
+        on_host, same = selection.keep_top_concrete(scores, mask, count)
+        np.testing.assert_array_equal(join(compiled), join(on_host))
+        assert threshold == same and threshold.dtype == same.dtype
+
+
+def masks_shape(node):
+    return isinstance(node, tuple)
 
 
 @given(problems(), st.floats(0.05, 1.0))
