@@ -87,7 +87,7 @@ def draw_initial(spectra: Sequence[Measured], density: float) -> Figure:
     _label(panels[0], f"NTK before training, density {tables.density_text(density)}")
     drawing.legend_beside(panels[0])
     if dense is not None:
-        reference = _geometric_mean(_positive(dense.eigenvalues[:, 0]))
+        reference = _geometric_mean(_above_rounding(dense.eigenvalues[:, 0]))
         for each in spectra:
             _draw_eigenvalues(panels[1], each, epoch=0, band=True, relative_to=reference)
         _label(panels[1], "relative to the dense network")
@@ -127,7 +127,7 @@ def _draw_eigenvalues(
     faint: bool = False,
     relative_to: np.ndarray | float = 1.0,
 ) -> None:
-    values = _positive(each.eigenvalues[:, epoch]) / relative_to
+    values = _above_rounding(each.eigenvalues[:, epoch]) / relative_to
     index = np.arange(1, values.shape[1] + 1)
     look = {**drawing.style(each.line), "markersize": 4, "markevery": max(1, len(index) // 12)}
     if faint:
@@ -138,9 +138,9 @@ def _draw_eigenvalues(
         axes.fill_between(index, low, high, color=look["color"], alpha=0.12, lw=0)
 
 
-def _positive(values: np.ndarray) -> np.ndarray:
-    """Leaves out what rounding made negative: a logarithm has no place for it."""
-    return np.where(values > 0, values, np.nan)
+def _above_rounding(values: np.ndarray) -> np.ndarray:
+    """Leaves out what is zero to rounding: lines end at the rank of the kernel."""
+    return np.where(values > FLOOR * values[:, :1], values, np.nan)
 
 
 def _geometric_mean(values: np.ndarray) -> np.ndarray:
@@ -149,7 +149,7 @@ def _geometric_mean(values: np.ndarray) -> np.ndarray:
 
 def _label(axes: Axes, title: str) -> None:
     axes.set_yscale("log")
-    axes.set_xlabel("index of the eigenvalue, from the largest")
+    axes.set_xlabel(f"index of the eigenvalue, from the largest (below {FLOOR:g} of it: rounding, not drawn)")
     axes.set_ylabel("eigenvalue of the NTK")
     axes.set_title(title, fontsize=10.5, loc="left")
 

@@ -1,0 +1,453 @@
+"""The benchmark: what it says of given times, and tiny cases from end to end."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import benchmark, choices, costs
+from experiments.benchmarking import (
+    cases,
+    children,
+    memory,
+    nominal_flops,
+    ours,
+    picture,
+    results,
+    summaries,
+    types,
+)
+from ntksap_jax import masks, models, networks, ntk, selection
+from ntksap_jax.criteria.ntk_sap import trace_and_gradient
+
+TINY = {"model": "mlp", "input_shape": (4, 4, 3), "batch_size": 3}
+
+
+@pytest.fixture
+def tiny_cases(monkeypatch):
+    """Replaces the cases by small ones of the same kinds."""
+    tiny = [
+        dataclasses.replace(
+            cases.CASES["search-resnet20"], name="tiny-search", num_rounds=3, **TINY
+        ),
+        dataclasses.replace(cases.CASES["selection-1M"], name="tiny-selection", num_scores=1000),
+    ]
+    monkeypatch.setattr(cases, "CASES", {case.name: case for case in tiny})
+
+
+def without_torch(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name)
+    )
+
+
+# -- From end to end -------------------------------------------------------------------------------
+
+
+def test_our_side_alone(tiny_cases, tmp_path, monkeypatch, capsys):
+    without_torch(monkeypatch)
+    files = {name: tmp_path / f"times.{name}" for name in ("json", "markdown", "png")}
+    arguments = ["--without-torch", "--repeats", "2", "--batch-size", "2"]
+    arguments += ["--json", str(files["json"]), "--markdown", str(files["markdown"])]
+    assert benchmark.main([*arguments, "--picture", str(files["png"])]) == 0
+    written = json.loads(files["json"].read_text())
+    assert written["setting"]["cores"] >= 1
+    assert written["setting"]["repeats"] == 2
+    assert written["setting"]["versions"]["jax"] == jax.__version__
+    assert "torch" not in written["setting"]["versions"]
+
+    by_name = {case["case"]["name"]: case for case in written["cases"]}
+    assert list(by_name) == ["tiny-search", "tiny-selection"]
+    forward = sum(costs.flops(models.mlp(), (4, 4, 3)).values())
+    for name, steps, rounds, flops in (
+        ("tiny-search", ["step", "matmul"], 1, 6 * forward * 2 * 5 * 3),
+        ("tiny-selection", ["step", "under jit"], 2, None),
+    ):
+        case = by_name[name]
+        assert case["flops"] == flops
+        assert list(case["sides"]) == ["ours"]
+        side, summary = case["sides"]["ours"], case["summary"]
+        assert list(side["seconds"]) == steps
+        assert all(len(times) == rounds and min(times) > 0 for times in side["seconds"].values())
+        assert 0 < side["memory_before"] <= side["memory_peak"]
+        assert summary["ratio"] is summary["torch"] is None
+        assert summary["rounds"] == rounds
+        assert summary["ours"]["seconds"]["median"] > 0
+        assert summary["compile_seconds"] > 0
+    details = by_name["tiny-search"]["sides"]["ours"]["details"]
+    [total] = by_name["tiny-search"]["sides"]["ours"]["seconds"]["step"]
+    assert 0 < details["not_scoring_seconds"][0] + details["compile_seconds"][0] < total
+
+    assert "| tiny-search |" in files["markdown"].read_text()
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr()
+    assert "tiny-selection: under jit takes" in printed.out
+    assert printed.err == ""
+
+
+def test_both_sides_take_turns(tiny_cases, tmp_path):
+    pytest.importorskip("torch")
+    file = tmp_path / "times.json"
+    assert benchmark.main(["--case", "tiny-sel", "--repeats", "3", "--json", str(file)]) == 0
+    written = json.loads(file.read_text())
+    [case] = written["cases"]
+    assert list(case["sides"]) == ["ours", "nchw"]
+    assert written["setting"]["versions"]["torch"]
+    our_times, their_times = (side["seconds"]["step"] for side in case["sides"].values())
+    ratios = [a / b for a, b in zip(our_times, their_times, strict=True)]
+    assert case["summary"]["ratio"]["median"] == pytest.approx(np.median(ratios))
+    assert case["summary"]["torch"]["name"] == "nchw"
+
+
+def test_a_child_that_dies_costs_its_case_and_one_line(tiny_cases, tmp_path, monkeypatch, capsys):
+    """The other case is measured all the same."""
+    command = children.command
+    program = "import sys; sys.exit('one\\nlast words\\n')"
+
+    def dies(side, case, cores):
+        dying = [sys.executable, "-c", program]
+        return dying if case.name == "tiny-search" else command(side, case, cores)
+
+    monkeypatch.setattr(children, "command", dies)
+    file = tmp_path / "times.json"
+    arguments = ["--case", "tiny-search", "tiny-selection", "--without-torch", "--repeats", "1"]
+    assert benchmark.main([*arguments, "--json", str(file)]) == 1
+    message = "the process of ours ended with exit code 1: last words"
+    assert capsys.readouterr().err == f"error: tiny-search: {message}\n"
+    names = [case["case"]["name"] for case in json.loads(file.read_text())["cases"]]
+    assert names == ["tiny-selection"]
+
+
+def test_a_child_that_is_killed(monkeypatch):
+    program = "import os, signal; input(); os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(children, "command", lambda *_: [sys.executable, "-c", program])
+    with (
+        children.start("channels_last", cases.CASES["round-resnet20"], cores=1) as child,
+        pytest.raises(children.ChildLost) as lost,
+    ):
+        children.ask(child, "time")
+    how = "was ended by SIGKILL, for want of memory?"
+    assert str(lost.value) == f"the process of PyTorch (channels last) {how}"
+
+
+def test_a_child_that_raises_says_why():
+    case = dataclasses.replace(cases.CASES["sample-jvp-resnet20"], model="resnet21")
+    with (
+        children.start(types.OURS, case, cores=1) as child,
+        pytest.raises(children.ChildLost, match=r"ours ended with exit code 1: KeyError: 'resnet2"),
+    ):
+        children.ask(child)
+
+
+# -- Mistakes on the command line ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--case", "slection-11M"], "unknown case 'slection-11M'. Did you mean selection-11M?"),
+        (["--repeats", "0"], "--repeats: got 0, expected at least 1"),
+        (["--batch-size", "1"], "--batch-size: got 1, expected at least 2"),
+        (["--repeat", "2"], "unknown flag --repeat. Did you mean --repeats?"),
+        (["--json", "no/such/folder/a.json"], "--json: there is no folder no/such/folder"),
+        (["--case", "criterion-erk", "--picture", "a.png"], "--picture: these cases have no ratio"),
+        (["--case", "train"], "pip install -e '.[bench]', or time our side alone"),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, capsys, arguments, message):
+    without_torch(monkeypatch)
+    assert benchmark.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_list_prints_the_names(capsys):
+    assert benchmark.main(["--list", "--case", "search", "criterion-synflow"]) == 0
+    assert capsys.readouterr().out.split() == ["search-resnet20", "criterion-synflow"]
+
+
+def test_every_criterion_has_a_case():
+    named = {case.criterion for case in cases.choose(["criterion"])}
+    assert named == {name for name, criterion in choices.CRITERIA.items() if criterion}
+
+
+# -- What is said of given times -------------------------------------------------------------------
+
+
+def test_nominal_flops():
+    forward = sum(costs.flops(models.resnet20(), (32, 32, 3)).values()) * 100
+    counts = {
+        name: nominal_flops.count(case)
+        for name, case in cases.CASES.items()
+        if case.model == "resnet20"
+    }
+    assert counts["sample-finite_difference-resnet20"] == 6 * forward
+    assert counts["sample-jvp-resnet20"] == counts["sample-vjp-resnet20"] == 9 * forward
+    assert counts["round-resnet20"] == 5 * 6 * forward
+    assert counts["search-resnet20"] == 20 * 5 * 6 * forward
+    assert counts["train-resnet20-masked"] == pytest.approx(3 * 1.28 * forward)
+    assert counts["selection-11M"] is None
+
+
+def measurement(name="train-resnet20-masked", **sides):
+    peak = [2 * types.MATMUL_SIZE**3 / 100e9] * 3  # 100 GFLOP/s
+    for times in sides.values():
+        times.seconds["matmul"] = peak
+    return types.Measurement(case=cases.CASES[name], flops=60e9, sides=sides)
+
+
+def made_up(name="train-resnet20-masked"):
+    return measurement(
+        name,
+        ours=types.SideTimes(
+            seconds={"step": [1.0, 3.0, 0.8], "dense": [1.0, 2.0, 0.8]},
+            first_seconds={"step": 6.0, "dense": 9.0},
+            compile_seconds=0.5,
+            memory_before=100.0,
+            memory_peak=350.0,
+            memory_peak_warm=250.0,
+        ),
+        nchw=types.SideTimes(seconds={"step": [4.0, 4.0, 4.0]}, memory_peak=1.0),
+        channels_last=types.SideTimes(
+            seconds={"step": [2.0, 4.0, 2.0]}, memory_before=80.0, memory_peak=400.0
+        ),
+    )
+
+
+def test_a_summary_of_made_up_times():
+    summary = summaries.summarise(made_up())
+    assert summary.torch.name == "channels_last"
+    # Round by round, 0.5, 0.75 and 0.4: not the ratio of the medians.
+    assert summary.ratio == pytest.approx((0.5, 0.45, 0.625))
+    assert summary.ours.seconds == pytest.approx((1.0, 0.9, 2.0))
+    assert summary.ours.gflops == pytest.approx(60)
+    assert summary.peak == pytest.approx(100)
+    assert summary.ours.of_peak == pytest.approx(0.6)
+    assert summary.torch.of_peak == pytest.approx(0.3)
+    assert summary.compile_seconds == pytest.approx(0.5 + 5.0)
+    assert summary.ours.memory == pytest.approx((100, 250, 150))
+    assert summary.torch.memory == (80, 320, None)
+    [dense] = summary.extras
+    assert dense.name == "dense"
+    assert dense.step_ratio == pytest.approx((1.0, 1.0, 1.25))
+    assert dense.torch_ratio == pytest.approx((0.5, 0.45, 0.5))
+
+
+def test_the_peak_is_that_of_the_better_side():
+    measured = made_up()
+    measured.sides["nchw"].seconds["matmul"] = [2 * types.MATMUL_SIZE**3 / 120e9] * 3
+    assert summaries.summarise(measured).peak == pytest.approx(120)
+
+
+def test_where_the_time_of_a_search_goes():
+    """Drawing weights takes 1 s, compiling the score 7 s, the rest of the first round 0.5 s."""
+    assert ours.split_search(
+        20.0, drawing=1.0, rounds=[10.0, 2.5, 2.5, 2.5], scoring=[9.0, 2.0, 2.0, 2.0]
+    ) == pytest.approx(
+        # After compilation and four times 2 s of scoring.
+        {"compile_seconds": 1.0 + 7.0 + 0.5, "not_scoring_seconds": 20.0 - 8.5 - 8.0}
+    )
+
+
+def test_tables_and_markdown():
+    times, resources = results.tables([summaries.summarise(made_up())])
+    row = ("train-resnet20-masked", "1,000", "2,000 C", "0.50 (0.45 to 0.62)", "60.0", "60%", "30%")
+    assert times.rows == [row]
+    assert resources.rows == [(row[0], "5.5", "100 + 250", "+ 150", "80 + 320")]
+    text = results.markdown([summaries.summarise(made_up())], [("machine", "2 cores")])
+    assert f"| {' | '.join(row)} |\n" in text
+    assert "the case takes 1.00 (1.00 to 1.25) times as long as that." in text
+    assert "\n - machine: 2 cores\n" in text
+
+
+def test_the_picture_shows_the_numbers():
+    alone = measurement(
+        "round-resnet20",
+        ours=types.SideTimes(seconds={"step": [1.2] * 3}, first_seconds={"step": 6.0}),
+    )
+    figure = picture.draw([summaries.summarise(made_up()), summaries.summarise(alone)], "a title")
+    figure.canvas.draw()
+    ratios, rates = figure.axes
+    labels = [text.get_text() for text in ratios.get_yticklabels()]
+    assert labels == ["train-resnet20-masked", "round-resnet20"]
+    [torch, quartiles, median] = ratios.get_lines()
+    assert list(torch.get_xdata()) == [1.0, 1.0]
+    np.testing.assert_allclose(quartiles.get_xdata(), [0.45, 0.625])
+    np.testing.assert_allclose(median.get_xdata(), [0.5])
+    widths = [bar.get_width() for bar in rates.patches if bar.get_width()]
+    np.testing.assert_allclose(widths, [0.6, 0.3, 0.5])
+    assert ratios.get_xlabel() and rates.get_xlabel()
+
+
+def test_the_peak_of_memory_starts_again():
+    held = np.ones(2**23)  # 64 MiB
+    peak = memory.peak()
+    assert peak >= memory.resident() >= 64
+    del held
+    if memory.restart_peak():
+        assert memory.peak() <= peak - 60
+
+
+# -- PyTorch's side --------------------------------------------------------------------------------
+
+
+def to_torch(leaf):
+    """A kernel of ours in PyTorch's order of axes, and other leaves."""
+    import torch
+
+    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[jnp.ndim(leaf)]
+    return torch.tensor(np.ascontiguousarray(np.transpose(leaf, axes)))
+
+
+def draw(tree, seed):
+    """Gaussian numbers, small enough for weights, without compiling anything."""
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: 0.3 * random.standard_normal(leaf.shape, np.float32), tree)
+
+
+def torch_name(path):
+    *modules, leaf = path.split("/")
+    return ".".join([*modules, "bias" if leaf == "bias" else "weight"])
+
+
+def weights_to_torch(params):
+    return {torch_name(path): to_torch(leaf) for path, leaf in masks.leaf_paths(params).items()}
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16_bn", "resnet50"])
+def test_the_networks_have_the_same_parameters(name):
+    pytest.importorskip("torch")
+    from experiments.benchmarking import torch_models
+
+    init = choices.MODELS[name]().init
+    params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)
+    parameters = dict(torch_models.MODELS[name]().named_parameters())
+    assert {k: v.shape for k, v in parameters.items()} == {
+        k: v.shape for k, v in weights_to_torch(zeros).items()
+    }
+    prunable = masks.num_prunable(masks.create(zeros))
+    layers = torch_models.masked_layers(torch_models.MODELS[name]())
+    assert sum(layer.mask.numel() for _, layer in layers) == prunable
+
+
+def test_resnet20_computes_the_same():
+    torch = pytest.importorskip("torch")
+    from experiments.benchmarking import torch_models
+
+    model, images = models.resnet20(), draw(jax.ShapeDtypeStruct((2, 32, 32, 3), float), 0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    statistics = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.full(leaf.shape, path[-1].key == "var", np.float32),
+        shapes["batch_stats"],
+    )
+    variables = {"params": draw(shapes["params"], 1), "batch_stats": statistics}
+    expected = jax.jit(model.apply)(variables, images)
+    reference = torch_models.MODELS["resnet20"]().eval()
+    keys = reference.load_state_dict(weights_to_torch(variables["params"]), strict=False)
+    assert not keys.unexpected_keys
+    for layout in (torch.contiguous_format, torch.channels_last):
+        inputs = torch.tensor(np.moveaxis(np.asarray(images), -1, 1).copy())
+        with torch.no_grad():
+            outputs = reference.to(memory_format=layout)(inputs.contiguous(memory_format=layout))
+        np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+# Forward-mode differentiation imports parts of torch that warn about others.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.parametrize("estimator", ["finite_difference", "jvp", "vjp"])
+def test_the_scores_are_the_same_for_the_same_draws(estimator):
+    """Trace and its gradient in the masks of a small network, by either side's functions."""
+    torch = pytest.importorskip("torch")
+    from experiments.benchmarking import torch_models, torch_steps
+
+    network = networks.linen(models.ResNet(blocks=(1, 1), width=4), (8, 8, 3), train=False)
+    params = draw(jax.eval_shape(network.init, jax.random.key(0)), 0)
+    mask = masks.map_prunable(lambda m, noise: noise > -0.15, masks.create(params), params)
+    inputs, cotangent = np.random.default_rng(1).standard_normal((2, 5, 8 * 8 * 3), np.float32)
+    inputs, cotangent = inputs.reshape(5, 8, 8, 3), cotangent[:, :10]
+    tangent = masks.map_prunable(lambda m, v: v, mask, draw(params, 2))
+    sigma = torch_steps.SIGMA
+    estimates = {
+        "finite_difference": lambda fn, w: (
+            sigma**2 * ntk.difference_norm(fn, w, tangent, sigma=sigma)
+        ),
+        "jvp": lambda fn, w: ntk.tangent_norm(fn, w, tangent),
+        "vjp": lambda fn, w: ntk.cotangent_norm(fn, w, cotangent),
+    }
+
+    @jax.jit
+    def score(params, mask, inputs):
+        return trace_and_gradient(
+            network, params, mask, inputs, estimate=estimates[estimator], unbiased=True
+        )
+
+    trace, gradient = score(params, mask, inputs)
+
+    model = torch_models.cifar_resnet((1, 1), width=4)
+    model.load_state_dict(weights_to_torch(params), strict=False)
+    with torch.no_grad():
+        for name, keep in weights_to_torch(mask).items():
+            model.get_submodule(name.removesuffix(".weight")).mask.copy_(keep)
+    torch_steps.require_mask_gradients(model)
+    images = torch.tensor(np.moveaxis(np.asarray(inputs), -1, 1).copy())
+    torch_steps.calibrate(model, images)
+    direction = weights_to_torch(tangent)
+    theirs = {
+        "finite_difference": lambda: torch_steps.finite_difference(
+            model, torch_steps.copy_with_masks(model), images, direction
+        ),
+        "jvp": lambda: torch_steps.jvp(model, images, direction),
+        "vjp": lambda: torch_steps.vjp(model, images, to_torch(cotangent.T)),
+    }[estimator]()
+    np.testing.assert_allclose(theirs.item(), trace, rtol=1e-4)
+    theirs.backward(inputs=[layer.mask for _, layer in torch_models.masked_layers(model)])
+    scores = {
+        f"{path}.weight": layer.mask.grad for path, layer in torch_models.masked_layers(model)
+    }
+    expected = weights_to_torch(gradient)
+    assert scores.keys() == expected.keys()
+    for name, values in expected.items():
+        tolerance = 1e-3 * float(values.abs().max())
+        np.testing.assert_allclose(scores[name], values, atol=tolerance, err_msg=name)
+
+
+# Forward-mode differentiation imports parts of torch that warn about others.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["sample", "round", "train"])
+def test_their_steps_run(kind):
+    """Every step of PyTorch's side does its work twice, in both layouts."""
+    pytest.importorskip("torch")
+    from experiments.benchmarking import torch_side
+
+    for name, case in cases.CASES.items():
+        if case.kind != kind or not name.endswith(("resnet20", "masked", "dense")):
+            continue
+        case = dataclasses.replace(case, batch_size=2, input_shape=(8, 8, 3))
+        for layout in case.layouts:
+            [step] = torch_side.prepare(case, layout=layout, cores=1).steps.values()
+            step()
+            step()
+
+
+def test_their_selection_keeps_what_ours_keeps():
+    torch = pytest.importorskip("torch")
+    from experiments.benchmarking import torch_steps
+
+    random = np.random.default_rng(0)
+    scores = {"a": random.random((7, 5), np.float32), "b": random.random(40, np.float32)}
+    mask = jax.tree.map(lambda s: jnp.ones(s.shape, bool), scores)
+    for density in (0.2, 1.0):
+        kept = selection.select(scores, mask, density=density)
+        theirs = torch_steps.select([torch.tensor(s) for s in scores.values()], round(density * 75))
+        for ours_kept, their_kept in zip(kept.values(), theirs, strict=True):
+            np.testing.assert_array_equal(ours_kept, their_kept)
