@@ -149,7 +149,7 @@ def _geometric_mean(values: np.ndarray) -> np.ndarray:
 
 def _label(axes: Axes, title: str) -> None:
     axes.set_yscale("log")
-    axes.set_xlabel(f"index of the eigenvalue, from the largest (below {FLOOR:g} of it: rounding, not drawn)")
+    axes.set_xlabel(f"index of the eigenvalue, from the largest ({FLOOR:g} of which is rounding)")
     axes.set_ylabel("eigenvalue of the NTK")
     axes.set_title(title, fontsize=10.5, loc="left")
 
