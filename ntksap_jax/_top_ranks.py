@@ -111,12 +111,12 @@ def _sum(x: jax.Array, axis: int | None) -> jax.Array:
     if axis is not None:
         return jnp.sum(x, axis, dtype=jnp.int32, keepdims=True)
     rows = x.astype(jnp.int32)
-    if x.ndim > 1 and x.size // x.shape[-1] >= 8:
-        rows = rows.reshape(-1, x.shape[-1])
-        whole = len(rows) // 8 * 8
-        slices = functools.reduce(jnp.add, rows[:whole].reshape(8, -1, x.shape[-1]))
-        return jnp.sum(slices) + jnp.sum(rows[whole:])
-    return jnp.sum(rows)
+    rows = rows.reshape(-1, *x.shape[-1:]) if x.ndim > 1 else rows.reshape(-1)
+    whole = len(rows) // 8 * 8
+    if not whole:
+        return jnp.sum(rows)
+    slices = rows[:whole].reshape(8, whole // 8, *rows.shape[1:])
+    return jnp.sum(functools.reduce(jnp.add, slices)) + jnp.sum(rows[whole:])
 
 
 def lowest(ranks: Sequence[jax.Array], kept: Sequence[jax.Array]) -> jax.Array:

@@ -289,7 +289,7 @@ def density(mask: Mask) -> float:
 
 def layer_densities(mask: Mask) -> dict[str, float]:
     """Returns the fraction kept in each prunable leaf, by path."""
-    return {path: float(np.mean(np.asarray(leaf))) for path, leaf in leaf_paths(mask).items()}
+    return {path: num_kept(leaf) / leaf.size for path, leaf in leaf_paths(mask).items()}
 
 
 # -- Files ---------------------------------------------------------------------------------------

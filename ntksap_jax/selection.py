@@ -372,15 +372,17 @@ def check_scores(scores: Scores, mask: Mask) -> None:
             f"{wanted.get(odd[0])}. "
             "A criterion returns one array of scores for every prunable leaf, of its shape."
         )
-    facts = jax.device_get(_score_facts(jax.tree.leaves(scores), jax.tree.leaves(mask)))
-    for path, (num_bad, _, _) in zip(wanted, facts, strict=True):
-        if num_bad:
+    scored = masks.leaf_paths(scores)
+    facts = jax.device_get(_score_facts(list(scored.values()), jax.tree.leaves(mask)))
+    for (path, score), (largest, _) in zip(scored.items(), facts, strict=True):
+        if not np.isfinite(largest):
+            num_bad = int(jnp.sum(~jnp.isfinite(score)))
             raise ValueError(
                 f"scores: {num_bad} of {math.prod(wanted[path])} entries of leaf {path!r} are not "
                 "finite. Check that the network's outputs are finite, and score in float32."
             )
-    zero = [path for path, (_, is_zero, _) in zip(wanted, facts, strict=True) if is_zero]
-    dense = [path for path, (*_, is_dense) in zip(wanted, facts, strict=True) if is_dense]
+    zero = [path for path, (largest, _) in zip(wanted, facts, strict=True) if largest == 0]
+    dense = [path for path, (_, is_dense) in zip(wanted, facts, strict=True) if is_dense]
     useless = zero if len(zero) == len(wanted) else [path for path in zero if path in dense]
     if useless:
         raise ValueError(
@@ -392,9 +394,6 @@ def check_scores(scores: Scores, mask: Mask) -> None:
 
 
 @jax.jit
-def _score_facts(scores: list[Any], mask: list[Any]) -> list[tuple[Any, Any, Any]]:
-    """Per leaf: the number of non-finite scores, whether all are zero, whether none was pruned."""
-    return [
-        (jnp.sum(~jnp.isfinite(s)), jnp.all(s == 0), jnp.all(m))
-        for s, m in zip(scores, mask, strict=True)
-    ]
+def _score_facts(scores: list[Any], mask: list[Any]) -> list[tuple[Any, Any]]:
+    """Per leaf: the largest size of a score (NaN if there is one), whether none was pruned."""
+    return [(jnp.max(jnp.abs(s)), jnp.min(m)) for s, m in zip(scores, mask, strict=True)]

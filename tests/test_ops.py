@@ -337,6 +337,24 @@ def test_half_precision_and_integers():
     np.testing.assert_allclose(np.float32(half), expected, rtol=1e-2)
 
 
+@pytest.mark.parametrize("argument", [None, "highest", lax.Precision.HIGHEST])
+def test_precision_is_that_of_where_it_was_called(argument):
+    """As `criteria.ntk_sap` asks for it, traced by a caller's `jit` that is lowered later."""
+
+    def loss(w, x):
+        if argument is not None:
+            return jnp.sum(ops.conv2d(x, w, precision=argument) ** 2)
+        with jax.default_matmul_precision("highest"):
+            return jnp.sum(ops.conv2d(x, w) ** 2)
+
+    traced = jax.jit(jax.grad(loss, (0, 1))).trace(jnp.ones((3, 3, 2, 2)), jnp.ones((1, 4, 4, 2)))
+    for platform in ("cpu", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        convolutions = re.findall(r"stablehlo.convolution.*?\n", text)
+        assert len(convolutions) == 3
+        assert all("precision HIGHEST" in line for line in convolutions)
+
+
 def test_bad_shapes_are_refused_by_name():
     with pytest.raises((TypeError, ValueError), match=r"rhs|feature"):
         ops.conv2d(jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 2, 1)))

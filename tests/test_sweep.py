@@ -130,6 +130,10 @@ def stand_in(config):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(cells, "carry_out", stand_in)
+    # A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_killed_worker_costs_its_cell_and_the_grid_goes_on(quick, tmp_path, capsys):

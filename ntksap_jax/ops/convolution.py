@@ -162,9 +162,14 @@ def conv_general_dilated(
         groups=feature_group_count,
         input_size=size,
         kernel_size=window,
-        precision=lax.Precision(precision) if isinstance(precision, str) else precision,
+        precision=_default_precision() if precision is None else precision,
     )
     return outputs_p.bind(lhs, rhs, geometry=geometry)
+
+
+def _default_precision() -> Any:
+    """Read when the operation is called, as `lax` does: once it is lowered, a context may be over."""
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
 
 def _axes_are_auto(*arrays: Any) -> bool:
