@@ -168,7 +168,7 @@ def conv_general_dilated(
 
 
 def _default_precision() -> Any:
-    """Read when the operation is called, as `lax` does: once it is lowered, a context may be over."""
+    """Read at the call, as `lax` does: once the operation is lowered, a context may be over."""
     return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
 
