@@ -7,6 +7,11 @@ import tempfile
 
 import experiments  # noqa: F401  (sets XLA_FLAGS; must come before jax)
 
+if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+    # Tests compile far more than they compute: unoptimised machine code of the same operations, in
+    # little more than half the time. CI also runs those against recorded values with optimisation.
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # The same small networks are compiled in many tests, and by two workers: a fifth of all time.
     # The workers, and the programs that tests start, inherit the variables.
