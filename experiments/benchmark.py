@@ -6,8 +6,8 @@
 For each case, ours and PyTorch's (plain torch.nn, eager, in both of its image layouts) run in
 processes of their own that take turns, so that a noisy machine disturbs all of them alike. PyTorch
 takes the authors' steps, two passes for the batch statistics included; ours are what the library's
-public functions do by default, in float32 on the CPU. All cases take about an hour; those of
-VGG-16-BN, ResNet-50 and the whole search most of it.
+public functions do by default, in float32 on the CPU. The cases of VGG-16-BN, ResNet-50 and the
+whole search take most of the time.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def test_the_host_and_the_compiled_selection_agree_on_many_weights(ties):
     rng = np.random.default_rng(0)
     shapes = {"a": (3, 3, 7, 50), "b": {"c": (999, 13), "d": (17,)}}
     scores = jax.tree.map(
-        lambda shape: jnp.float32(rng.standard_normal(shape)), shapes, is_leaf=masks_shape
+        lambda shape: jnp.float32(rng.standard_normal(shape)), shapes, is_leaf=is_shape
     )
     if ties:
         scores = jax.tree.map(jnp.round, scores)
@@ -82,7 +82,7 @@ def test_the_host_and_the_compiled_selection_agree_on_many_weights(ties):
         assert threshold == same and threshold.dtype == same.dtype
 
 
-def masks_shape(node):
+def is_shape(node):
     return isinstance(node, tuple)
 
 

@@ -63,7 +63,7 @@ def ntk_sap(
             authors') or any function `(key, fn, params) -> trace`.
         num_samples: draws of (weights, inputs, probe) that are summed in one score.
         vmap_samples: how many of them one `jax.vmap` evaluates together; divides `num_samples`.
-            Vectorised kernels become grouped convolutions, which are slow on CPU: 1 is best there.
+            On CPU vectorised kernels are convolved one after the other: 1 is best there.
         batch_size: number of Gaussian inputs in a sample.
         reinit: draw fresh weights from `network.init` for every sample (the paper). `False` scores
             the given params, such as pretrained ones.
