@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.benchmarking.summaries import Spread, Summary
+from experiments.benchmarking.summaries import Quartiles, Summary
 from experiments.benchmarking.types import Measurement
 
 NONE = "–"
@@ -36,11 +36,11 @@ def number(value: float) -> str:
     return f"{value:,.{max(0, digits)}f}"
 
 
-def interval(values: Spread) -> str:
+def interval(values: Quartiles) -> str:
     """Returns a ratio with its quartiles.
 
     Example:
-        >>> interval(Spread(0.853, 0.84, 0.9))
+        >>> interval(Quartiles(0.853, 0.84, 0.9))
         '0.85 (0.84 to 0.90)'
     """
     return f"{values.median:.2f} ({values.low:.2f} to {values.high:.2f})"

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.benchmarking.types import MATMUL, MATMUL_SIZE, OURS, STEP, Measurement, SideTimes
 
 
-class Spread(NamedTuple):
+class Quartiles(NamedTuple):
     """A median and the quartiles around it."""
 
     median: float
@@ -45,7 +45,7 @@ class Side(NamedTuple):
     """
 
     name: str
-    seconds: Spread
+    seconds: Quartiles
     gflops: float | None
     of_peak: float | None
     memory: Memory
@@ -62,9 +62,9 @@ class Extra(NamedTuple):
     """
 
     name: str
-    seconds: Spread
-    step_ratio: Spread
-    torch_ratio: Spread | None
+    seconds: Quartiles
+    step_ratio: Quartiles
+    torch_ratio: Quartiles | None
 
 
 class Summary(NamedTuple):
@@ -86,32 +86,32 @@ class Summary(NamedTuple):
     rounds: int
     ours: Side
     torch: Side | None
-    ratio: Spread | None
+    ratio: Quartiles | None
     peak: float | None
     compile_seconds: float
     not_scoring_seconds: float | None
     extras: list[Extra]
 
 
-def spread(values: Sequence[float]) -> Spread:
+def quartiles(values: Sequence[float]) -> Quartiles:
     """Returns median and quartiles.
 
     Example:
-        >>> spread([5.0, 1.0, 2.0, 3.0, 4.0])
-        Spread(median=3.0, low=2.0, high=4.0)
+        >>> quartiles([5.0, 1.0, 2.0, 3.0, 4.0])
+        Quartiles(median=3.0, low=2.0, high=4.0)
     """
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
-    return Spread(median, low, high)
+    return Quartiles(median, low, high)
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """Returns the spread of the ratio within each round, in which a disturbance cancels.
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Quartiles:
+    """Returns the quartiles of the ratio within each round, in which a disturbance cancels.
 
     Example:
         >>> ratio([1.0, 20.0, 1.0], [2.0, 40.0, 2.0])
-        Spread(median=0.5, low=0.5, high=0.5)
+        Quartiles(median=0.5, low=0.5, high=0.5)
     """
-    return spread([a / b for a, b in zip(ours, theirs, strict=True)])
+    return quartiles([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
 def summarise(measurement: Measurement) -> Summary:
@@ -122,7 +122,7 @@ def summarise(measurement: Measurement) -> Summary:
 
     def describe(name: str) -> Side:
         times = sides[name]
-        seconds = spread(times.seconds[STEP])
+        seconds = quartiles(times.seconds[STEP])
         rate = None if measurement.flops is None else measurement.flops / seconds.median / 1e9
         return Side(
             name=name,
@@ -150,7 +150,7 @@ def summarise(measurement: Measurement) -> Summary:
         extras=[
             Extra(
                 name=name,
-                seconds=spread(seconds),
+                seconds=quartiles(seconds),
                 step_ratio=ratio(ours.seconds[STEP], seconds),
                 torch_ratio=None if torch_seconds is None else ratio(seconds, torch_seconds),
             )
@@ -161,7 +161,7 @@ def summarise(measurement: Measurement) -> Summary:
 
 
 def _peak(sides: Sequence[SideTimes]) -> float | None:
-    medians = [spread(side.seconds[MATMUL]).median for side in sides if MATMUL in side.seconds]
+    medians = [quartiles(side.seconds[MATMUL]).median for side in sides if MATMUL in side.seconds]
     return 2 * MATMUL_SIZE**3 / min(medians) / 1e9 if medians else None
 
 
@@ -176,5 +176,5 @@ def _compile_seconds(ours: SideTimes) -> float:
     """What the first call took longer than a later one; a search says it itself."""
     if "compile_seconds" in ours.details:
         return ours.details["compile_seconds"][0]
-    extra = ours.first_seconds[STEP] - spread(ours.seconds[STEP]).median
+    extra = ours.first_seconds[STEP] - quartiles(ours.seconds[STEP]).median
     return ours.compile_seconds + max(0.0, extra)
