@@ -1,12 +1,15 @@
 """Placement on several (simulated) devices does not change results beyond rounding."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ntksap_jax import criteria, masks, sharding
+from ntksap_jax import criteria, masks, ntk, search, sharding
 
 NUM_DEVICES = 4
 
@@ -15,6 +18,14 @@ NUM_DEVICES = 4
 def mesh():
     assert jax.device_count() == NUM_DEVICES  # set in conftest.py
     return sharding.data_mesh()
+
+
+def over(shards):
+    return NamedSharding(sharding.data_mesh(jax.devices()[:shards]), PartitionSpec("data"))
+
+
+def grid():
+    return jax.make_mesh((2, 2), ("sample", "input"), axis_types=(AxisType.Auto,) * 2)
 
 
 def test_batches_are_split_and_trees_are_copied(mesh):
@@ -51,3 +62,93 @@ def test_scores_do_not_depend_on_where_the_batch_lies(mesh):
     )
     single, several = oracles.flat(single), oracles.flat(several)
     assert np.linalg.norm(single - several) <= 1e-4 * np.linalg.norm(single)
+
+
+# -- The samples of a score ------------------------------------------------------------------------
+
+
+def scores_on(placement, *, estimator=ntk.jvp, num_samples=5, **options):
+    """Scores of one key, by placement: the flat scores and the trace."""
+    network = oracles.conv_bn()
+    params = network.init(jax.random.key(0))
+    score = criteria.ntk_sap(
+        network, estimator=estimator, num_samples=num_samples, batch_size=8, **placement, **options
+    )
+    scores, metrics = score(jax.random.key(1), params, masks.create(params), None)
+    return oracles.flat(scores), float(metrics["trace"])
+
+
+@pytest.mark.parametrize("estimator", [ntk.finite_difference, ntk.jvp, ntk.vjp])
+@pytest.mark.parametrize(
+    "placement",
+    [
+        pytest.param(lambda: {"shard_samples": over(2)}, id="two shards"),
+        pytest.param(lambda: {"shard_samples": over(4)}, id="more shards than some need"),
+        pytest.param(lambda: {"shard_inputs": over(4)}, id="inputs"),
+        pytest.param(
+            lambda: {
+                "shard_samples": NamedSharding(grid(), PartitionSpec("sample")),
+                "shard_inputs": NamedSharding(grid(), PartitionSpec("input")),
+            },
+            id="samples and inputs",
+        ),
+    ],
+)
+def test_scores_do_not_depend_on_the_devices(estimator, placement):
+    """The same draws, so the same scores to rounding; a finite difference divides it by σ."""
+    expected, expected_trace = scores_on({}, estimator=estimator)
+    scores, trace = scores_on(placement(), estimator=estimator)
+    tolerance = 1e-4 if estimator is ntk.finite_difference else 1e-5
+    assert np.linalg.norm(scores - expected) <= tolerance * np.linalg.norm(expected)
+    assert trace == pytest.approx(expected_trace, rel=tolerance)
+
+
+def test_each_shard_may_vectorise_its_samples():
+    expected, _ = scores_on({}, num_samples=6)
+    scores, _ = scores_on({"shard_samples": over(2)}, num_samples=6, vmap_samples=3)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5 * expected.max())
+
+
+@pytest.mark.parametrize("num_samples", [1, 4, 11])
+def test_one_all_reduce_however_many_samples(num_samples):
+    network = oracles.conv_bn()
+    params = network.init(jax.random.key(0))
+    score = criteria.ntk_sap(network, num_samples=num_samples, batch_size=8, shard_samples=over(4))
+    compiled = (
+        jax.jit(lambda key, params, mask: score(key, params, mask, None))
+        .lower(jax.random.key(1), params, masks.create(params))
+        .compile()
+    )
+    text = compiled.as_text()
+    assert len(re.findall(r" all-reduce(?:-start)?\(", text)) == 1
+    assert not re.findall(r" (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", text)
+
+
+def test_a_search_over_sharded_samples_finds_the_same_mask():
+    network = oracles.conv_bn()
+    params = network.init(jax.random.key(0))
+    found = []
+    for placement in ({}, {"shard_samples": over(4)}):
+        score = criteria.ntk_sap(network, num_samples=3, batch_size=8, **placement)
+        mask, _ = search.prune(jax.random.key(1), params, score, schedule=[0.5, 0.25])
+        found.append(mask)
+    assert masks.num_kept(found[0]) == masks.num_kept(found[1])
+    np.testing.assert_array_equal(*map(oracles.flat, found))
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 9])
+def test_sums_over_shards(count):
+    total = sharding.sum_over(
+        lambda item: {"square": item["x"] ** 2, "one": jnp.ones(())},
+        {"x": jnp.arange(2.0 * count).reshape(count, 2)},
+        over(4),
+    )
+    x = np.arange(2.0 * count).reshape(count, 2)
+    np.testing.assert_array_equal(total["square"], (x**2).sum(axis=0))
+    assert float(total["one"]) == count
+
+
+@pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec(None, "data")])
+def test_a_sharding_that_does_not_split_the_items_is_an_error(mesh, spec):
+    with pytest.raises(ValueError, match=r"sharding: got .* expected a PartitionSpec that splits"):
+        sharding.sum_over(jnp.square, jnp.arange(4.0), NamedSharding(mesh, spec))

@@ -23,8 +23,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
-from ntksap_jax import _platform, masks, networks, ntk
+from ntksap_jax import _platform, masks, networks, ntk, sharding
 from ntksap_jax.draws import random_like, typed_key
 from ntksap_jax.types import (
     Batch,
@@ -51,6 +52,8 @@ def ntk_sap(
     inputs: Literal["noise", "data"] | Callable[[Key, int], Inputs] = "noise",
     output_fn: Callable[[Any], Any] | None = None,
     calibrate: Literal["one_pass", "two_pass"] = "one_pass",
+    shard_samples: NamedSharding | None = None,
+    shard_inputs: NamedSharding | None = None,
 ) -> ScoreFn:
     """Makes the NTK-SAP criterion for a network.
 
@@ -75,10 +78,15 @@ def ntk_sap(
         calibrate: `"one_pass"`: batch statistics with the biased variance, shared with the pass
             that is differentiated; `"two_pass"`: the authors' sequence, which normalises with the
             unbiased variance that an earlier pass stored. For parity; one more pass.
+        shard_samples: spreads the samples over devices: `NamedSharding(mesh, P("data"))`. Every
+            device draws the weights and inputs of its own; one all-reduce of the scores in all.
+        shard_inputs: splits the inputs of a sample over devices, for those too large for one.
+            Batch statistics remain those of all inputs. Both may be given, over different axes.
 
     Returns:
         The criterion. Called on concrete arrays it compiles one sample (or one `vmap` of them) and
-        loops over them in Python; traced by the caller's `jit`, it is a `lax.scan`. Its metrics
+        loops over them in Python; traced by the caller's `jit`, it is a `lax.scan`. With
+        `shard_samples` it is one program. Random draws do not depend on the devices. Its metrics
         hold `"trace"`, the mean estimate per sample: summed over inputs and outputs.
 
     Raises:
@@ -127,6 +135,11 @@ def ntk_sap(
             key, jax.ShapeDtypeStruct((batch_size, *network.input_shape), network.input_dtype)
         )
 
+    def place(drawn: Inputs) -> Inputs:
+        if shard_inputs is None:
+            return drawn
+        return jax.lax.with_sharding_constraint(drawn, shard_inputs)
+
     def check_outputs(key: Key, params: Params, mask: Mask, batch: Batch) -> None:
         few = jax.tree.map(lambda x: x[:2], draw_inputs(key, batch, min(batch_size, 2)))
         networks.check_finite(network, masks.apply(mask, params), few)
@@ -137,20 +150,36 @@ def ntk_sap(
             network,
             weights,
             mask,
-            draw_inputs(inputs_key, batch),
+            place(draw_inputs(inputs_key, batch)),
             estimate=functools.partial(estimator, probe_key),
             output_fn=output_fn,
             unbiased=calibrate == "two_pass",
         )
 
-    @jax.jit
-    def add_chunk(total: Any, weights: Params, keys: Key, mask: Mask, batch: Batch) -> Any:
-        """Adds one sample, or `vmap_samples` of them with their weights and keys stacked."""
+    def chunk(weights: Params, keys: Key, mask: Mask, batch: Batch) -> tuple[jax.Array, Scores]:
+        """One sample, or the sum of `vmap_samples` with their weights and keys stacked."""
         if vmap_samples == 1:
-            return jax.tree.map(jnp.add, total, sample(weights, keys, mask, batch))
+            return sample(weights, keys, mask, batch)
         in_axes = (0 if reinit else None, 0, None, None)
         samples = jax.vmap(sample, in_axes)(weights, keys, mask, batch)
-        return jax.tree.map(lambda t, s: t + jnp.sum(s, axis=0), total, samples)
+        return jax.tree.map(lambda s: jnp.sum(s, axis=0), samples)
+
+    draw_weights = network.init if vmap_samples == 1 else jax.vmap(network.init)
+
+    @jax.jit
+    def add_chunk(total: Any, weights: Params, keys: Key, mask: Mask, batch: Batch) -> Any:
+        return jax.tree.map(jnp.add, total, chunk(weights, keys, mask, batch))
+
+    @jax.jit
+    def add_all(total: Any, params: Params, keys: Key, mask: Mask, batch: Batch) -> Any:
+        """All samples, each on the device that `shard_samples` gives it to."""
+        assert shard_samples is not None
+
+        def drawn_chunk(keys: Key) -> Any:
+            weights = draw_weights(keys[..., 0]) if reinit else params
+            return chunk(weights, keys[..., 1:], mask, batch)
+
+        return jax.tree.map(jnp.add, total, sharding.sum_over(drawn_chunk, keys, shard_samples))
 
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         _platform.warn_if_miscompiling()
@@ -159,7 +188,6 @@ def ntk_sap(
             _check_batch(network, batch)
         if reinit:
             _check_fresh(network, params)
-        draw_weights = network.init if vmap_samples == 1 else jax.vmap(network.init)
 
         def draw_and_add(total: Any, keys: Key) -> tuple[Any, None]:
             # Weights are drawn outside of the compiled sample: random generators take long to
@@ -172,13 +200,17 @@ def ntk_sap(
             lambda m, p: jnp.zeros(m.shape, jnp.promote_types(p.dtype, jnp.float32)), mask, params
         )
         total = (jnp.zeros((), jnp.result_type(*jax.tree.leaves(zeros))), zeros)
-        chunk = (vmap_samples,) if vmap_samples > 1 else ()
-        keys = jax.random.split(typed_key(key), (num_samples // vmap_samples, *chunk, 3))
+        stack = (vmap_samples,) if vmap_samples > 1 else ()
+        keys = jax.random.split(typed_key(key), (num_samples // vmap_samples, *stack, 3))
+        traced = is_traced((keys, params, mask, batch))
         with jax.default_matmul_precision("highest"):
-            if is_traced((keys, params, mask, batch)):
+            if not traced:
+                check_outputs(key, params, mask, batch)
+            if shard_samples is not None:
+                total = add_all(total, params, keys, mask, batch)
+            elif traced:
                 total, _ = jax.lax.scan(draw_and_add, total, keys)
             else:
-                check_outputs(key, params, mask, batch)
                 for chunk_keys in keys:
                     total, _ = draw_and_add(total, chunk_keys)
         trace, gradient = total

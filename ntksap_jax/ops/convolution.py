@@ -96,8 +96,8 @@ def conv_general_dilated(
     """`lax.conv_general_dilated` by `conv2d` where that applies: `nn.Conv(conv_general_dilated=)`.
 
     It applies to floating-point images in NHWC order with an HWIO kernel, without dilated inputs,
-    groups of batches or negative padding, on meshes with Auto axes. All else is left to `lax`: also
-    inside of `shard_map`, and where the mesh has Explicit axes.
+    groups of batches or negative padding. All else is left to `lax`: also where the mesh has
+    Explicit axes, and for what varies between devices inside of a `shard_map` that checks that.
 
     Args:
         lhs: the inputs.
@@ -143,7 +143,7 @@ def conv_general_dilated(
         and preferred_element_type in (None, result.dtype)
         and jnp.issubdtype(result.dtype, jnp.floating)
         and 0 not in (*lhs.shape, *rhs.shape, *result.shape)
-        and _axes_are_auto(lhs, rhs)
+        and _needs_no_sharding_rule(lhs, rhs)
     )
     if not applies:
         return general(lhs, rhs)
@@ -172,10 +172,16 @@ def _default_precision() -> Any:
     return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
 
-def _axes_are_auto(*arrays: Any) -> bool:
-    """Whether XLA alone decides on the layout over devices: our primitives have no rules for it."""
-    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in arrays)]
-    return all(kind == AxisType.Auto for mesh in meshes for kind in mesh.axis_types)
+def _needs_no_sharding_rule(*arrays: Any) -> bool:
+    """Whether types say nothing about the layout over devices: our primitives have no rules for it.
+
+    XLA alone decides on it along Auto axes. Along Manual ones, inside of `shard_map`, only the
+    check of what varies between devices (`check_vma`) is part of the types.
+    """
+    types = [jax.typeof(x) for x in arrays]
+    meshes = [jax.sharding.get_abstract_mesh(), *(t.sharding.mesh for t in types)]
+    kinds = {kind for mesh in meshes for kind in mesh.axis_types}
+    return AxisType.Explicit not in kinds and not any(t.manual_axis_type.varying for t in types)
 
 
 def _pair(values: Any) -> tuple[int, int]:
