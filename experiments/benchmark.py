@@ -8,6 +8,11 @@ processes of their own that take turns, so that a noisy machine disturbs all of 
 takes the authors' steps, two passes for the batch statistics included; ours are what the library's
 public functions do by default, in float32 on the CPU. The cases of VGG-16-BN, ResNet-50 and the
 whole search take most of the time.
+
+    python -m experiments.benchmark --aot v5e:2x4
+
+asks the TPU compiler instead, on any machine, what our programs would do there: work, bytes,
+memory and communication. It takes minutes a program.
 """
 
 from __future__ import annotations
@@ -26,7 +31,16 @@ import tyro
 from rich.console import Console
 
 from experiments import workers
-from experiments.benchmarking import cases, children, measure, picture, results, summaries
+from experiments.benchmarking import (
+    aot,
+    cases,
+    children,
+    measure,
+    picture,
+    results,
+    summaries,
+    tpu_programs,
+)
 from experiments.benchmarking.types import OURS, Case, Measurement
 from experiments.command_line import UserError, one_line_errors, raise_unknown_flag
 from experiments.console import open_console, show_plan, show_table, track
@@ -54,6 +68,8 @@ class Options:
     """Write the table to this file."""
     picture: Path | None = None
     """Draw the ratios and rates to this file, such as times.png."""
+    aot: Annotated[str | None, tyro.conf.arg(metavar="TOPOLOGY")] = None
+    """Time nothing: ask the TPU compiler what programs cost on this slice, such as v5e:2x4."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if unknown:
             raise_unknown_flag(unknown[0], options, f"{PROG} --help")
-        chosen = cases.choose(options.case)
+        if options.aot is not None:
+            return compile_for_tpu(options, options.aot, open_console())
+        chosen = cases.choose(cases.CASES, options.case)
         if options.list:
             print("\n".join(case.name for case in chosen))
             return 0
@@ -96,10 +114,7 @@ def check(options: Options, chosen: Sequence[Case]) -> None:
         raise UserError(f"--repeats: got {options.repeats}, expected at least 1")
     if options.batch_size is not None and options.batch_size < 2:
         raise UserError(f"--batch-size: got {options.batch_size}, expected at least 2")
-    for flag in ("json", "markdown", "picture"):
-        path = getattr(options, flag)
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"--{flag}: there is no folder {path.parent}")
+    check_folders(options)
     compared = not options.without_torch and any(case.layouts for case in chosen)
     if compared and importlib.util.find_spec("torch") is None:
         raise UserError(
@@ -108,6 +123,49 @@ def check(options: Options, chosen: Sequence[Case]) -> None:
         )
     if options.picture and not (compared or any(case.has_flops for case in chosen)):
         raise UserError("--picture: these cases have no ratio and no rate that could be drawn")
+
+
+def check_folders(options: Options) -> None:
+    """Raises a `UserError` if a file would be written where no folder is."""
+    for flag in ("json", "markdown", "picture"):
+        path = getattr(options, flag)
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"--{flag}: there is no folder {path.parent}")
+
+
+def compile_for_tpu(options: Options, topology: str, console: Console) -> int:
+    """Compiles for a TPU, shows and writes; returns 0, or 1 if a program failed."""
+    tpu_programs.check_topology(topology)
+    chosen = cases.choose(tpu_programs.PROGRAMS, options.case)
+    if options.list:
+        print("\n".join(program.name for program in chosen))
+        return 0
+    check_folders(options)
+    if options.picture:
+        raise UserError("--picture: nothing is timed with --aot, so there is nothing to draw")
+    if not aot.compiler_is_installed():
+        raise UserError(
+            "--aot: the TPU compiler is not installed: pip install -e '.[tpu-aot]' (Python 3.12)"
+        )
+    costs: dict[str, tpu_programs.Cost] = {}
+    with track(console, "Compiling", total=len(chosen), unit="program") as tracker:
+        for program in chosen:
+            try:
+                costs[program.name] = aot.ask(topology, program)
+            except aot.CompilerFailed as failure:
+                print(f"error: {program.name}: {failure}", file=sys.stderr)
+            else:
+                if options.json:
+                    options.json.write_text(aot.to_json(topology, costs))
+                if options.markdown:
+                    text = results.table_as_markdown(aot.table(topology, costs))
+                    options.markdown.write_text(text, encoding="utf-8")
+            tracker.advance()
+    if costs:
+        table = aot.table(topology, costs)
+        show_table(console, table.title, table.header, table.rows)
+        console.print(table.legend)
+    return 0 if len(costs) == len(chosen) else 1
 
 
 def run(options: Options, chosen: Sequence[Case], console: Console) -> int:

@@ -9,8 +9,8 @@ Each estimate contracts the Jacobian with one random *probe*: a tangent v in par
 cotangent u in output space. Both are unbiased with variance 2 ‖Θ‖²_F. Nothing here knows of masks,
 models or data: for the trace under a mask, tr Θ(m) = ‖J(θ⊙m) diag(m)‖²_F, pass f(θ) = g(θ⊙m).
 
-On accelerators, differentiate under `jax.default_matmul_precision("highest")`, as
-`criteria.ntk_sap` and `exact` do: by default they multiply in bfloat16 or TF32.
+On accelerators, differentiate under `jax.default_matmul_precision("highest")`, as `exact` does and
+`criteria.ntk_sap` unless told otherwise: by default they multiply in bfloat16 or TF32.
 
 Sums over the axes of the outputs are plain sums: `neural_tangents` divides by the number of logits.
 """

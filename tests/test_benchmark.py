@@ -12,6 +12,7 @@ import pytest
 
 from experiments import benchmark, choices, costs
 from experiments.benchmarking import (
+    aot,
     cases,
     children,
     memory,
@@ -20,6 +21,8 @@ from experiments.benchmarking import (
     picture,
     results,
     summaries,
+    tpu_compiler,
+    tpu_programs,
     types,
 )
 from ntksap_jax import masks, models, networks, ntk, selection
@@ -176,7 +179,7 @@ def test_list_prints_the_names(capsys):
 
 
 def test_every_criterion_has_a_case():
-    named = {case.criterion for case in cases.choose(["criterion"])}
+    named = {case.criterion for case in cases.choose(cases.CASES, ["criterion"])}
     assert named == {name for name, criterion in choices.CRITERIA.items() if criterion}
 
 
@@ -451,3 +454,83 @@ def test_their_selection_keeps_what_ours_keeps():
         theirs = torch_steps.select([torch.tensor(s) for s in scores.values()], round(density * 75))
         for ours_kept, their_kept in zip(kept.values(), theirs, strict=True):
             np.testing.assert_array_equal(ours_kept, their_kept)
+
+
+# -- Ahead of time, for a TPU ----------------------------------------------------------------------
+
+
+def tpu_cost(**changes):
+    values = {
+        "flops": 12e9, "forward_flops": 2e9, "bytes_accessed": 3e9, "temporary_bytes": 4_000_000,
+        "largest_array_bytes": 500_000, "num_params": 100, "num_outputs": 20, "num_collectives": 1,
+        "collective_bytes": 6_000, "num_loops": 0, "compile_seconds": 7.0,
+    }  # fmt: skip
+    return tpu_programs.Cost(**{**values, **changes})
+
+
+def test_the_costs_on_a_tpu_are_shown_and_written(tmp_path, monkeypatch, capsys):
+    def ask(topology, program):
+        assert topology == "v5e:2x4"
+        if program.name == "resnet20-vjp":
+            raise aot.CompilerFailed("the TPU compiler ended with exit code 1: no memory")
+        return tpu_cost(flops=6e9 if program.estimator is None else 12e9)
+
+    monkeypatch.setattr(aot, "compiler_is_installed", lambda: True)
+    monkeypatch.setattr(aot, "ask", ask)
+    files = {name: tmp_path / f"costs.{name}" for name in ("json", "markdown")}
+    arguments = ["--aot", "v5e:2x4", "--case", "resnet20", "--json", str(files["json"])]
+    assert benchmark.main([*arguments, "--markdown", str(files["markdown"])]) == 1
+    assert "error: resnet20-vjp: the TPU compiler ended" in capsys.readouterr().err
+    written = json.loads(files["json"].read_text())
+    assert list(written["programs"]) == [
+        f"resnet20-{name}" for name in ("forward", "finite_difference", "jvp")
+    ]
+    row = "| resnet20-jvp | 12.0 | 6.00 | 3.00 | 4.00 | 0.500 | 0.00800 | 0.00600 (1) | 7 |"
+    assert row in files["markdown"].read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--aot", "v5e"], "got 'v5e', expected a kind of TPU and the shape"),
+        (["--aot", "v5e:2x4", "--case", "resnet9"], "unknown case 'resnet9'"),
+        (["--aot", "v5e:2x4", "--picture", "x.png"], "--picture: nothing is timed"),
+        (["--aot", "v5e:2x4"], "the TPU compiler is not installed"),
+    ],
+)
+def test_what_cannot_be_compiled_for_a_tpu_is_one_line(arguments, expected, monkeypatch, capsys):
+    monkeypatch.setattr(aot, "compiler_is_installed", lambda: False)
+    assert benchmark.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert expected in error
+
+
+def test_a_tpu_compiler_that_fails_says_why(monkeypatch):
+    """Topologies are checked by libtpu alone; without it, the import says so."""
+    program = tpu_programs.PROGRAMS["resnet20-forward"]
+    with pytest.raises(aot.CompilerFailed, match="exit code 1: .+"):
+        aot.ask("v99:1x1", program)
+
+
+@pytest.mark.parametrize("program", tpu_programs.PROGRAMS.values(), ids=lambda p: p.name)
+def test_the_programs_for_a_tpu_can_be_traced(program):
+    """With the devices of this machine in the place of a TPU's."""
+    devices = np.resize(jax.devices(), min(program.devices, jax.device_count()))
+    mesh = jax.sharding.Mesh(devices, ("data",))
+    network = networks.linen(models.cifar_resnet(8, width=4), tpu_compiler.INPUT_SHAPE)
+    function, arguments = tpu_compiler.traced(program, network, mesh)
+    result = jax.eval_shape(function, *arguments)
+    if program.estimator is None:
+        assert result.shape == (program.batch_size, 10)
+    else:
+        assert result[1]["trace"].shape == ()
+
+
+def test_collectives_and_arrays_are_read_from_the_compiled_program():
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    x = jax.device_put(jnp.ones((4, 3)), sharding)
+    text = jax.jit(lambda x: x.sum(axis=0)).lower(x).compile().as_text()
+    assert tpu_compiler.collectives(text) == [12]
+    assert tpu_compiler.collectives(jax.jit(jnp.sin).lower(x).compile().as_text()) == []

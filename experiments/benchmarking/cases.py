@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from experiments.benchmarking.types import Case
 from experiments.choices import CRITERIA
@@ -54,35 +55,34 @@ def _all() -> Iterator[Case]:
             yield Case(name=f"criterion-{name}", kind="criterion", criterion=name, layouts=())
 
 
+NamedT = TypeVar("NamedT")
+
 CASES = {case.name: case for case in _all()}
 """Name to case, in the order in which they are run."""
 
 
-def choose(names: Sequence[str]) -> list[Case]:
-    """Returns the cases of these names, or whose names begin so; all of them without any name.
+def choose(known: Mapping[str, NamedT], names: Sequence[str]) -> list[NamedT]:
+    """Returns those of these names, or whose names begin so; all of them without any name.
 
     Raises:
         UserError: a word that no name begins with.
 
     Example:
-        >>> [case.name for case in choose(["selection-1", "train"])]
+        >>> [case.name for case in choose(CASES, ["selection-1", "train"])]
         ['selection-1M', 'selection-11M', 'train-resnet20-masked', 'train-resnet20-dense']
     """
     for name in names:
-        if not any(known.startswith(name) for known in CASES):
+        if not any(other.startswith(name) for other in known):
             raise UserError(
-                f"--case: unknown case {name!r}.{suggest(name, list(CASES))} See: --list"
+                f"--case: unknown case {name!r}.{suggest(name, list(known))} See: --list"
             )
+    # A full name means that one alone: `criterion-synflow` is not also `criterion-synflow_l2`.
     return [
-        case
-        for known, case in CASES.items()
-        if not names or any(_matches(name, known) for name in names)
+        item
+        for other, item in known.items()
+        if not names
+        or any(other == name if name in known else other.startswith(name) for name in names)
     ]
-
-
-def _matches(name: str, known: str) -> bool:
-    """A full name means that case alone: `criterion-synflow` is not also `criterion-synflow_l2`."""
-    return known == name if name in CASES else known.startswith(name)
 
 
 def with_batch_size(case: Case, batch_size: int | None) -> Case:

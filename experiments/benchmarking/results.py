@@ -129,13 +129,16 @@ def notes(summaries: Sequence[Summary]) -> list[str]:
 
 def markdown(summaries: Sequence[Summary], setting: Sequence[tuple[str, str]]) -> str:
     """Returns the tables, their legends, the notes and the setting, as Markdown."""
-    lines = []
-    for table in tables(summaries):
-        lines += [f"| {' | '.join(table.header)} |", f"|---|{'---:|' * (len(table.header) - 1)}"]
-        lines += [f"| {' | '.join(row)} |" for row in table.rows]
-        lines += ["", table.legend, ""]
     items = [*notes(summaries), *(f"{name}: {value}" for name, value in setting)]
-    return "\n".join([*lines, *(f" - {item}" for item in items), ""])
+    shown = [table_as_markdown(table) for table in tables(summaries)]
+    return "\n".join([*shown, *(f" - {item}" for item in items), ""])
+
+
+def table_as_markdown(table: Table) -> str:
+    """Returns a table and its legend as Markdown."""
+    lines = [f"| {' | '.join(table.header)} |", f"|---|{'---:|' * (len(table.header) - 1)}"]
+    lines += [f"| {' | '.join(row)} |" for row in table.rows]
+    return "\n".join([*lines, "", table.legend, ""])
 
 
 def to_json(

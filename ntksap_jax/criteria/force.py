@@ -10,6 +10,9 @@ FORCE is iterative SNIP.
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
+
 from ntksap_jax.criteria import _batches
 from ntksap_jax.criteria.snip import connection_sensitivity
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
@@ -51,6 +54,6 @@ def force(
 
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         del key
-        return sensitivity(params, mask, batch), {}
+        return jax.tree.map(jnp.abs, sensitivity(params, mask, batch)), {}
 
     return score

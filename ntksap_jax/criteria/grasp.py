@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from ntksap_jax import masks
+from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
 
@@ -89,7 +90,7 @@ def grasp(
         _batches.check_labels(network, params, batch, loss_fn)
         total = _batches.num_examples(batch[0])
         g = hg = None
-        with jax.default_matmul_precision("highest"):
+        with scoring_precision():
             for part in _batches.micro_batches(tuple(batch), micro_batch_size):
                 g = _batches.add(g, part_of_gradient(params, mask, part, total))
             # Only directions within the pruned network count: a pruned weight does not move.

@@ -21,6 +21,7 @@ def iterative_snip(
     loss_fn: _batches.LossFn = _batches.cross_entropy,
     statistics: _batches.Statistics = "train",
     micro_batch_size: int | None = None,
+    signed: bool = False,
 ) -> ScoreFn:
     """Makes the iterative SNIP criterion: `snip`, under its name for searches of many rounds.
 
@@ -32,6 +33,7 @@ def iterative_snip(
         loss_fn: one loss for each example.
         statistics: treatment of batch statistics.
         micro_batch_size: examples at once.
+        signed: leave out the absolute value, for the scores of whole filters.
 
     Returns:
         The criterion.
@@ -50,4 +52,5 @@ def iterative_snip(
         loss_fn=loss_fn,
         statistics=statistics,
         micro_batch_size=micro_batch_size,
+        signed=signed,
     )

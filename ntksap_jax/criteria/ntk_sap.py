@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from ntksap_jax import _platform, masks, networks, ntk, sharding
+from ntksap_jax._precision import scoring_precision
 from ntksap_jax.draws import random_like, typed_key
 from ntksap_jax.types import (
     Batch,
@@ -54,6 +55,7 @@ def ntk_sap(
     calibrate: Literal["one_pass", "two_pass"] = "one_pass",
     shard_samples: NamedSharding | None = None,
     shard_inputs: NamedSharding | None = None,
+    signed: bool = False,
 ) -> ScoreFn:
     """Makes the NTK-SAP criterion for a network.
 
@@ -82,6 +84,8 @@ def ntk_sap(
             device draws the weights and inputs of its own; one all-reduce of the scores in all.
         shard_inputs: splits the inputs of a sample over devices, for those too large for one.
             Batch statistics remain those of all inputs. Both may be given, over different axes.
+        signed: leave out the absolute value: the derivatives themselves, to be summed over whole
+            filters (`structured.filters.by_gate`). They rank no single weights.
 
     Returns:
         The criterion. Called on concrete arrays it compiles one sample (or one `vmap` of them) and
@@ -203,7 +207,7 @@ def ntk_sap(
         stack = (vmap_samples,) if vmap_samples > 1 else ()
         keys = jax.random.split(typed_key(key), (num_samples // vmap_samples, *stack, 3))
         traced = is_traced((keys, params, mask, batch))
-        with jax.default_matmul_precision("highest"):
+        with scoring_precision():
             if not traced:
                 check_outputs(key, params, mask, batch)
             if shard_samples is not None:
@@ -214,7 +218,8 @@ def ntk_sap(
                 for chunk_keys in keys:
                     total, _ = draw_and_add(total, chunk_keys)
         trace, gradient = total
-        scores = masks.map_prunable(lambda m, g: jnp.abs(g) * m, mask, gradient)
+        size = (lambda g: g) if signed else jnp.abs
+        scores = masks.map_prunable(lambda m, g: size(g) * m, mask, gradient)
         return scores, {"trace": trace / num_samples}
 
     return score

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from ntksap_jax import masks, paths
+from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Inputs, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
 
@@ -94,7 +95,7 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
         masks.check(mask, params)
         _batches.check_batch(network, batch, labels=False, why="PX looks at real inputs")
         total = None
-        with jax.default_matmul_precision("highest"):
+        with scoring_precision():
             for part in _batches.micro_batches(batch[0], micro_batch_size):
                 part_total = activation(params, mask, part)
                 total = part_total if total is None else _each(_plus, total, part_total)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ntksap_jax import masks
+from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
 
@@ -25,6 +26,7 @@ def snip(
     loss_fn: _batches.LossFn = _batches.cross_entropy,
     statistics: _batches.Statistics = "train",
     micro_batch_size: int | None = None,
+    signed: bool = False,
 ) -> ScoreFn:
     """Makes the SNIP criterion: |θ ∂L/∂θ| on the given weights and batch.
 
@@ -36,6 +38,8 @@ def snip(
             `"train"` (the source), or held `"constant"`, or by `"running"` averages.
         micro_batch_size: examples at once, to save memory. The score is that of the whole batch
             (save that batch statistics are those of the micro-batch).
+        signed: leave out the absolute value: the derivatives themselves, to be summed over whole
+            filters (`structured.filters.by_gate`). They rank no single weights.
 
     Returns:
         The criterion; it ignores the key. Its metrics hold nothing.
@@ -61,8 +65,9 @@ def snip(
 
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         del key
-        scores = sensitivity(params, mask, batch)
-        return masks.map_prunable(lambda m, s: s * m, mask, scores), {}
+        derivatives = sensitivity(params, mask, batch)
+        size = (lambda d: d) if signed else jnp.abs
+        return masks.map_prunable(lambda m, d: size(d) * m, mask, derivatives), {}
 
     return score
 
@@ -74,9 +79,10 @@ def connection_sensitivity(
     statistics: _batches.Statistics,
     micro_batch_size: int | None,
 ) -> Any:
-    """Makes a function of (params, mask, batch) that returns |θ ∂L/∂(θ⊙m)| at *all* weights.
+    """Makes a function of (params, mask, batch) that returns θ ∂L/∂(θ⊙m) at *all* weights.
 
-    At a pruned weight that is what the loss would change by if it came back (FORCE); SNIP drops it.
+    At a pruned weight its size is what the loss would change by if the weight came back (FORCE);
+    SNIP drops it.
     """
     _batches.check_network(network)
     _batches.check_micro_batch_size(micro_batch_size)
@@ -92,9 +98,9 @@ def connection_sensitivity(
         _batches.check_batch(network, batch, labels=True, why="the score is of a loss")
         _batches.check_labels(network, params, batch, loss_fn)
         gradients, total = None, _batches.num_examples(batch[0])
-        with jax.default_matmul_precision("highest"):
+        with scoring_precision():
             for part in _batches.micro_batches(tuple(batch), micro_batch_size):
                 gradients = _batches.add(gradients, gradient(params, mask, part, total))
-        return masks.map_prunable(lambda m, p, g: jnp.abs(p * g), mask, params, gradients)
+        return masks.map_prunable(lambda m, p, g: p * g, mask, params, gradients)
 
     return sensitivity

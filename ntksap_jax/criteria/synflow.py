@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from ntksap_jax import masks, paths
+from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
 
@@ -92,7 +93,7 @@ def _path_strength(network: Network, factor: Callable[[jax.Array], jax.Array]) -
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         del key, batch
         masks.check(mask, params)
-        with jax.default_matmul_precision("highest"):
+        with scoring_precision():
             return scores_of(params, mask), {}
 
     return score
