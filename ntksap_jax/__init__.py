@@ -2,7 +2,7 @@
 
 Read it as a table of contents: `networks` makes a model into pure functions, `criteria` score its
 weights, `search` prunes round by round down to a density that `schedules` sets, `masks` holds what
-is left, `optim` keeps it so in training.
+is left, `optim` keeps it so in training. `structured` removes whole filters.
 """
 
 from ntksap_jax import connectivity as connectivity
@@ -19,5 +19,6 @@ from ntksap_jax import scopes as scopes
 from ntksap_jax import search as search
 from ntksap_jax import selection as selection
 from ntksap_jax import sharding as sharding
+from ntksap_jax import structured as structured
 from ntksap_jax import subsets as subsets
 from ntksap_jax import types as types

@@ -322,10 +322,18 @@ def check_finite(network: Network, params: Params, inputs: Inputs) -> None:
     Raises:
         ValueError: an output that is NaN or infinite.
     """
-    outputs = jax.jit(network.apply)(params, inputs)
-    for leaf in jax.tree.leaves(outputs):
-        if not bool(jnp.all(jnp.isfinite(leaf))):
-            raise ValueError(
-                "network: its outputs are not finite, so no score can be computed from them. Check "
-                "the params (initial scale, a damaged checkpoint), the inputs' range and the dtype."
-            )
+    check_are_finite(jax.jit(lambda p, x: are_finite(network.apply(p, x)))(params, inputs))
+
+
+def are_finite(outputs: Any) -> jax.Array:
+    """Whether no entry of the outputs is NaN or infinite. Traceable."""
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(outputs)]))
+
+
+def check_are_finite(finite: Any) -> None:
+    """Raises the ValueError of `check_finite` unless told True."""
+    if not finite:
+        raise ValueError(
+            "network: its outputs are not finite, so no score can be computed from them. Check "
+            "the params (initial scale, a damaged checkpoint), the inputs' range and the dtype."
+        )

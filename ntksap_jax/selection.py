@@ -373,7 +373,11 @@ def check_scores(scores: Scores, mask: Mask) -> None:
             "A criterion returns one array of scores for every prunable leaf, of its shape."
         )
     scored = masks.leaf_paths(scores)
-    facts = jax.device_get(_score_facts(list(scored.values()), jax.tree.leaves(mask)))
+    arrays, left = list(scored.values()), jax.tree.leaves(mask)
+    if all(map(_is_on_host, [*arrays, *left])):  # Nothing to compile, and nothing to copy.
+        facts = _score_facts(list(map(np.asarray, arrays)), list(map(np.asarray, left)), np)
+    else:
+        facts = jax.device_get(jax.jit(_score_facts, static_argnums=2)(arrays, left, jnp))
     for (path, score), (largest, _) in zip(scored.items(), facts, strict=True):
         if not np.isfinite(largest):
             num_bad = int(jnp.sum(~jnp.isfinite(score)))
@@ -393,7 +397,12 @@ def check_scores(scores: Scores, mask: Mask) -> None:
         )
 
 
-@jax.jit
-def _score_facts(scores: list[Any], mask: list[Any]) -> list[tuple[Any, Any]]:
-    """Per leaf: the largest size of a score (NaN if there is one), whether none was pruned."""
-    return [(jnp.max(jnp.abs(s)), jnp.min(m)) for s, m in zip(scores, mask, strict=True)]
+def _score_facts(scores: list[Any], mask: list[Any], xp: Any) -> list[tuple[Any, Any]]:
+    """Per leaf: the largest size of a score (NaN if there is one), whether none was pruned.
+
+    `xp` is NumPy, or `jax.numpy`.
+    """
+    return [
+        (xp.maximum(abs(xp.max(s)), abs(xp.min(s))), xp.min(m))
+        for s, m in zip(scores, mask, strict=True)
+    ]

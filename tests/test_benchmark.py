@@ -513,7 +513,10 @@ def test_a_tpu_compiler_that_fails_says_why(monkeypatch):
         aot.ask("v99:1x1", program)
 
 
-@pytest.mark.parametrize("program", tpu_programs.PROGRAMS.values(), ids=lambda p: p.name)
+TRACED = ("resnet20-forward", "resnet8-jvp-vmap-2", "resnet8-jvp-devices-8-inputs")
+
+
+@pytest.mark.parametrize("program", [tpu_programs.PROGRAMS[name] for name in TRACED], ids=TRACED)
 def test_the_programs_for_a_tpu_can_be_traced(program):
     """With the devices of this machine in the place of a TPU's."""
     devices = np.resize(jax.devices(), min(program.devices, jax.device_count()))

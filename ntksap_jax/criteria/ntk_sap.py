@@ -144,21 +144,24 @@ def ntk_sap(
             return drawn
         return jax.lax.with_sharding_constraint(drawn, shard_inputs)
 
-    def check_outputs(key: Key, params: Params, mask: Mask, batch: Batch) -> None:
+    @jax.jit
+    def outputs_are_finite(key: Key, params: Params, mask: Mask, batch: Batch) -> jax.Array:
         few = jax.tree.map(lambda x: x[:2], draw_inputs(key, batch, min(batch_size, 2)))
-        networks.check_finite(network, masks.apply(mask, params), few)
+        with scoring_precision():
+            return networks.are_finite(network.apply(masks.apply(mask, params), few))
 
     def sample(weights: Params, keys: Key, mask: Mask, batch: Batch) -> tuple[jax.Array, Scores]:
         inputs_key, probe_key = keys
-        return trace_and_gradient(
-            network,
-            weights,
-            mask,
-            place(draw_inputs(inputs_key, batch)),
-            estimate=functools.partial(estimator, probe_key),
-            output_fn=output_fn,
-            unbiased=calibrate == "two_pass",
-        )
+        with scoring_precision():
+            return trace_and_gradient(
+                network,
+                weights,
+                mask,
+                place(draw_inputs(inputs_key, batch)),
+                estimate=functools.partial(estimator, probe_key),
+                output_fn=output_fn,
+                unbiased=calibrate == "two_pass",
+            )
 
     def chunk(weights: Params, keys: Key, mask: Mask, batch: Batch) -> tuple[jax.Array, Scores]:
         """One sample, or the sum of `vmap_samples` with their weights and keys stacked."""
@@ -174,16 +177,29 @@ def ntk_sap(
     def add_chunk(total: Any, weights: Params, keys: Key, mask: Mask, batch: Batch) -> Any:
         return jax.tree.map(jnp.add, total, chunk(weights, keys, mask, batch))
 
-    @jax.jit
-    def add_all(total: Any, params: Params, keys: Key, mask: Mask, batch: Batch) -> Any:
-        """All samples, each on the device that `shard_samples` gives it to."""
-        assert shard_samples is not None
+    def sum_one_by_one(total: Any, params: Params, keys: Key, mask: Mask, batch: Batch) -> Any:
+        for chunk_keys in keys:
+            # Weights are drawn outside of the compiled sample: random generators take long to
+            # compile, and the caller has most likely compiled `network.init` already.
+            weights = draw_weights(chunk_keys[..., 0]) if reinit else params
+            total = add_chunk(total, weights, chunk_keys[..., 1:], mask, batch)
+        return total
+
+    def sum_all(total: Any, params: Params, keys: Key, mask: Mask, batch: Batch) -> Any:
+        """In one program: on the devices of `shard_samples`, or by a `lax.scan`."""
 
         def drawn_chunk(keys: Key) -> Any:
             weights = draw_weights(keys[..., 0]) if reinit else params
             return chunk(weights, keys[..., 1:], mask, batch)
 
+        def add(total: Any, keys: Key) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, drawn_chunk(keys)), None
+
+        if shard_samples is None:
+            return jax.lax.scan(add, total, keys)[0]
         return jax.tree.map(jnp.add, total, sharding.sum_over(drawn_chunk, keys, shard_samples))
+
+    jitted_sum_all = jax.jit(sum_all)
 
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         _platform.warn_if_miscompiling()
@@ -193,33 +209,16 @@ def ntk_sap(
         if reinit:
             _check_fresh(network, params)
 
-        def draw_and_add(total: Any, keys: Key) -> tuple[Any, None]:
-            # Weights are drawn outside of the compiled sample: random generators take long to
-            # compile, and the caller has most likely compiled `network.init` already.
-            weights = draw_weights(keys[..., 0]) if reinit else params
-            return add_chunk(total, weights, keys[..., 1:], mask, batch), None
-
-        # Half precision is for the network, not for sums over samples.
-        zeros = masks.map_prunable(
-            lambda m, p: jnp.zeros(m.shape, jnp.promote_types(p.dtype, jnp.float32)), mask, params
-        )
-        total = (jnp.zeros((), jnp.result_type(*jax.tree.leaves(zeros))), zeros)
         stack = (vmap_samples,) if vmap_samples > 1 else ()
         keys = jax.random.split(typed_key(key), (num_samples // vmap_samples, *stack, 3))
-        traced = is_traced((keys, params, mask, batch))
-        with scoring_precision():
-            if not traced:
-                check_outputs(key, params, mask, batch)
-            if shard_samples is not None:
-                total = add_all(total, params, keys, mask, batch)
-            elif traced:
-                total, _ = jax.lax.scan(draw_and_add, total, keys)
-            else:
-                for chunk_keys in keys:
-                    total, _ = draw_and_add(total, chunk_keys)
-        trace, gradient = total
-        size = (lambda g: g) if signed else jnp.abs
-        scores = masks.map_prunable(lambda m, g: size(g) * m, mask, gradient)
+        total = _zeros(mask, params)
+        if is_traced((keys, params, mask, batch)):
+            total = sum_all(total, params, keys, mask, batch)
+        else:
+            networks.check_are_finite(outputs_are_finite(key, params, mask, batch))
+            sum_samples = sum_one_by_one if shard_samples is None else jitted_sum_all
+            total = sum_samples(total, params, keys, mask, batch)
+        trace, scores = _finish(total, mask, signed=signed)
         return scores, {"trace": trace / num_samples}
 
     return score
@@ -278,6 +277,25 @@ def trace_and_gradient(
 
     relaxed = masks.map_prunable(lambda m, p: m.astype(p.dtype), mask, params)
     return jax.value_and_grad(trace)(relaxed)
+
+
+@jax.jit
+def _zeros(mask: Mask, params: Params) -> tuple[jax.Array, Scores]:
+    """A sum of no samples. Half precision is for the network, not for sums over samples."""
+    zeros = masks.map_prunable(
+        lambda m, p: jnp.zeros(m.shape, jnp.promote_types(p.dtype, jnp.float32)), mask, params
+    )
+    return jnp.zeros((), jnp.result_type(*jax.tree.leaves(zeros))), zeros
+
+
+@functools.partial(jax.jit, static_argnames="signed")
+def _finish(
+    total: tuple[jax.Array, Scores], mask: Mask, *, signed: bool
+) -> tuple[jax.Array, Scores]:
+    """The summed trace, and the scores from the summed gradient."""
+    trace, gradient = total
+    size = (lambda g: g) if signed else jnp.abs
+    return trace, masks.map_prunable(lambda m, g: size(g) * m, mask, gradient)
 
 
 def _check_batch(network: Network, batch: Batch) -> None:

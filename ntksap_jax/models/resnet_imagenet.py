@@ -1,7 +1,8 @@
 """Residual networks for ImageNet and Tiny-ImageNet: ResNet-18, -34, -50."""
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import jax
 from flax import linen as nn
@@ -18,10 +19,13 @@ class Bottleneck(nn.Module):
     Attributes:
         features: number of channels inside; the result has `expansion` = 4 times as many.
         stride: stride of the 3×3 convolution and of the shortcut.
+        project: 1×1 convolution and BatchNorm in the shortcut, needed where the block changes the
+            shape. (A field, so that the block stays what it is when `structured` takes channels.)
     """
 
     features: int
     stride: int = 1
+    project: bool = False
 
     expansion = 4
 
@@ -35,7 +39,7 @@ class Bottleneck(nn.Module):
         y = nn.relu(_layers.batch_norm(train=train, name="bn2")(y))
         y = _layers.conv(out_features, 1, name="conv3")(y)
         y = _layers.batch_norm(train=train, name="bn3")(y)
-        if self.stride != 1 or x.shape[-1] != out_features:
+        if self.project:
             x = _layers.conv(out_features, 1, stride=self.stride, name="shortcut_conv")(x)
             x = _layers.batch_norm(train=train, name="shortcut_bn")(x)
         return nn.relu(y + x)
@@ -87,9 +91,11 @@ class ImageNetResNet(nn.Module):
         x = nn.relu(_layers.batch_norm(train=train, name="bn")(x))
         if large:
             x = _layers.max_pool(x, 3, stride=2, padding=1)
-        block = Bottleneck if self.bottleneck else BasicBlock
         for stage, num_blocks in enumerate(self.blocks, start=1):
             for index in range(num_blocks):
+                block: Callable[..., Any] = BasicBlock
+                if self.bottleneck:
+                    block = functools.partial(Bottleneck, project=index == 0)
                 x = block(
                     features=self.width * 2 ** (stage - 1),
                     stride=2 if stage > 1 and index == 0 else 1,

@@ -1,0 +1,147 @@
+"""A linen module run with other numbers of features, and the proof that it does the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from ntksap_jax.structured import _program
+from ntksap_jax.structured._program import Call, Operation
+
+ANY = -1
+"""A size that may be any: that of an axis along which an array is constant."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """A module that Flax is not to take for a submodule of what holds it."""
+
+    module: nn.Module
+
+
+class Resized(nn.Module):
+    """A module some of whose layers have other numbers of features than its code says.
+
+    While it runs, each submodule in `features` has that number in place of its own `features`: its
+    layers, and blocks that have such a field. The parameters have the same paths as the module's
+    own. It is called, initialised and trained like the module itself. Made by `resize`.
+
+    Attributes:
+        original: the module.
+        features: pairs of a submodule's path, such as "block_0/conv1", and its number of features.
+    """
+
+    original: Original
+    features: tuple[tuple[str, int], ...] = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the module, in this one's scope: without a level of its own in the paths."""
+        module: Any = self.original.module.clone(parent=self.scope)
+        with nn.intercept_methods(_give_features(dict(self.features), len(self.path))):
+            return module(*args, **kwargs)
+
+
+def _give_features(features: Mapping[str, int], depth: int) -> Callable[..., Any]:
+    """Makes an interceptor that sets the submodules' numbers of features while they run."""
+
+    def interceptor(
+        next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        module: Any = context.module
+        number = features.get("/".join(module.path[depth:]))
+        if number is None or not has_features(module):
+            return next_fun(*args, **kwargs)
+        new = {"features": number}
+        groups = getattr(module, "feature_group_count", 1)
+        if groups > 1 and groups == module.features:  # depthwise: a group for each filter
+            new["feature_group_count"] = number
+        old = {name: getattr(module, name) for name in new}
+        # Modules are frozen; this one is the copy that `apply` works on.
+        for name, value in new.items():
+            object.__setattr__(module, name, value)
+        try:
+            return next_fun(*args, **kwargs)
+        finally:
+            for name, value in old.items():
+                object.__setattr__(module, name, value)
+
+    return interceptor
+
+
+def has_features(module: nn.Module) -> bool:
+    """Whether a module says in a field `features` how many filters it has, as `nn.Conv` does."""
+    return isinstance(getattr(module, "features", None), int)
+
+
+def resize(model: nn.Module, features: Mapping[str, int]) -> Resized:
+    """Gives submodules of a model, perhaps a `Resized` one, other numbers of features.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> small = resize(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), {"layers_0": 5})
+    >>> variables = small.init(jax.random.key(0), jnp.ones((1, 4)))
+    >>> variables["params"]["layers_2"]["kernel"].shape
+    (5, 3)
+    """
+    original, before = taken_apart(model)
+    return Resized(Original(original), tuple(sorted({**before, **features}.items())))
+
+
+def taken_apart(model: nn.Module) -> tuple[nn.Module, dict[str, int]]:
+    """Returns a model as its author wrote it, and the numbers of features that are others now."""
+    if isinstance(model, Resized):
+        return model.original.module, dict(model.features)
+    return model, {}
+
+
+def mismatch(small: nn.Module, variables: Any, call: Call, expected: list[Operation]) -> str | None:
+    """Says where a resized model does something else than the original on fewer channels.
+
+    A model's own code may depend on the number of channels: it may count them (a mean over them),
+    slice them, or take another way if two numbers differ (`if x.shape[-1] != self.features`).
+
+    Args:
+        small: the resized model.
+        variables: its variables, as shapes.
+        call: how it is called.
+        expected: the operations of the original, with the shapes that the results should have;
+            `ANY` for a size that does not matter.
+
+    Returns:
+        What is different, None if nothing is.
+    """
+    try:
+        found = _program.operations(_program.record(small, variables, call))
+    except Exception as error:  # whatever the model's own code raises at these sizes
+        cause = error.__cause__ or error
+        first = str(cause).strip().splitlines() or [""]
+        return f"{type(cause).__name__}: {first[0].partition(' (https:')[0]}"
+    for want, have in zip(expected, found, strict=False):
+        place = want.where or "the top level"
+        same = want.name == have.name and want.constants == have.constants
+        if not same or not _fits(want.shapes, have.shapes):
+            return f"at {place} it does {_describe(have)} instead of {_describe(want)}"
+        if want.places != have.places:
+            return f"at {place} its {_describe(have)} is at other places of the axis"
+    if len(expected) != len(found):
+        return f"it does {len(found)} operations instead of {len(expected)}"
+    return None
+
+
+def _fits(wanted: tuple[tuple[int, ...], ...], found: tuple[tuple[int, ...], ...]) -> bool:
+    return len(wanted) == len(found) and all(
+        len(want) == len(have) and all(w in (ANY, h) for w, h in zip(want, have, strict=True))
+        for want, have in zip(wanted, found, strict=True)
+    )
+
+
+def _describe(operation: Operation) -> str:
+    """An operation in words, such as "`div` by 8.0 to shape (2, 7)"."""
+    shapes = " and ".join(
+        "(" + ", ".join("any" if size == ANY else str(size) for size in shape) + ")"
+        for shape in operation.shapes
+    )
+    numbers = f" with {', '.join(operation.constants)}" if operation.constants else ""
+    return f"`{operation.name}`{numbers} of shape {shapes}"

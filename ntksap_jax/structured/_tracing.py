@@ -1,0 +1,260 @@
+"""Follows channels through a model's operations, and takes note of its layers on the way."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from ntksap_jax import masks
+from ntksap_jax.structured import _program, _resized, _rules
+from ntksap_jax.structured._labels import Labels, Value, constant, opaque
+from ntksap_jax.structured._program import Call, Operation
+from ntksap_jax.structured.types import FilterLayer
+
+FIXED = -1
+"""Number of what belongs to no channel that could be removed."""
+
+_NAME = "ntksap_jax/features/"
+_PRODUCTS = {"dot_general", "conv_general_dilated", "conv2d"}
+_NO_FIELD = "its module has no integer field `features` that says how many filters it has"
+_SINGLE = "it has only one filter"
+
+
+class LabelledOperation(NamedTuple):
+    """An operation of the original model.
+
+    Attributes:
+        operation: name, place, shapes and constants.
+        axes: for each axis of each result the channels of its indices, as for leaves; "free" where
+            the result is constant along the axis.
+        whole: the same for the array that `operation.places` are places in.
+    """
+
+    operation: Operation
+    axes: tuple[tuple[Any, ...], ...]
+    whole: tuple[Any, ...]
+
+
+class Numbered(NamedTuple):
+    """What was found, with the channels that can go numbered from 0: see `channels.Channels`."""
+
+    layers: dict[str, FilterLayer]
+    labels: dict[str, tuple[np.ndarray | None, ...]]
+    features: dict[str, np.ndarray]
+    num_channels: int
+    reasons: dict[str, str]
+    program: tuple[LabelledOperation, ...]
+
+
+class Tracing:
+    """One run through a model.
+
+    Attributes:
+        shapes: shape of each leaf, by path.
+        positions: number of places at which each kernel is applied in one example.
+    """
+
+    def __init__(self, model: nn.Module, variables: Any, call: Call) -> None:
+        """Traces a model, whose variables are given as shapes."""
+        leaves = masks.leaf_paths(variables)
+        self.shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+        self.positions: dict[str, int] = {}
+        self._labels = Labels()
+        self._leaves = {path: self._leaf(path) for path in leaves}
+        self._biases: dict[str, str] = {}
+        self._norms: dict[str, str] = {}
+        self._program: list[LabelledOperation] = []
+        self._features: dict[str, np.ndarray] = {}
+        with nn.intercept_methods(_name_features(model)):
+            jaxpr = _program.record(model, variables, call)
+        arguments = [*self._leaves.values(), opaque(call.inputs.shape)]
+        for output in _program.walk(jaxpr.jaxpr, jaxpr.consts, arguments, self._step):
+            for axis in output.axes if isinstance(output, Value) else ():
+                self._labels.fix(axis, "they are the model's outputs")
+        for kernel in self.positions:
+            if self.shapes[f"params/{kernel}"][-1] == 1:
+                self.fix(kernel, _SINGLE)
+            own = self._features.get(kernel.rpartition("/")[0])
+            if own is None or not self._labels.are_same(own, self._filters(kernel)):
+                self.fix(kernel, _NO_FIELD)
+
+    def fix(self, kernel: str, reason: str) -> None:
+        """Makes all filters of a layer stay, for a reason."""
+        self._labels.fix(self._filters(kernel), reason)
+
+    def number(self) -> Numbered:
+        """Numbers the channels that can be removed, in the order in which layers are called."""
+        self._settle()
+        numbers = np.full(self._labels.count, FIXED)
+        reasons, num_channels = {}, 0
+        for kernel in self.positions:
+            roots = self._labels.find(self._filters(kernel))
+            reason = self._labels.reasons(roots[:1])[0]
+            if reason is not None:
+                reasons[kernel] = reason
+                continue
+            _, first = np.unique(roots, return_index=True)
+            fresh = [root for root in roots[np.sort(first)] if numbers[root] == FIXED]
+            numbers[fresh] = np.arange(num_channels, num_channels + len(fresh))
+            num_channels += len(fresh)
+        known: dict[int, Any] = {}
+
+        def numbered(axis: Any) -> Any:
+            if not isinstance(axis, np.ndarray):
+                return axis
+            if id(axis) not in known:
+                found = numbers[self._labels.find(axis)]
+                known[id(axis)] = None if np.all(found == FIXED) else found
+            return known[id(axis)]
+
+        return Numbered(
+            layers={
+                kernel: self._layer(kernel, index, kernel not in reasons)
+                for index, kernel in enumerate(self.positions)
+            },
+            labels={path: tuple(map(numbered, leaf.axes)) for path, leaf in self._leaves.items()},
+            features={
+                module: found
+                for module, axis in self._features.items()
+                if (found := numbered(axis)) is not None
+            },
+            num_channels=num_channels,
+            reasons=reasons,
+            program=tuple(
+                LabelledOperation(
+                    entry.operation,
+                    tuple(tuple(map(numbered, axes)) for axes in entry.axes),
+                    tuple(map(numbered, entry.whole)),
+                )
+                for entry in self._program
+            ),
+        )
+
+    def _settle(self) -> None:
+        """Where some filters of a layer must stay, all must: they have one number together."""
+        changed = True
+        while changed:
+            changed = False
+            for kernel in self.positions:
+                reasons = self._labels.reasons(self._filters(kernel))
+                reason = next((one for one in reasons if one is not None), None)
+                if reason is not None and None in reasons:
+                    self.fix(kernel, f"some of its filters must stay: {reason}")
+                    changed = True
+
+    def _filters(self, kernel: str) -> Any:
+        return self._leaves[f"params/{kernel}"].axes[-1]
+
+    def _leaf(self, path: str) -> Value:
+        """A leaf, each index of each axis a channel until it is found to be another's or none.
+
+        When a channel is removed, `shrinking.zero_out` sets to 0 what the leaf's last axis has of
+        it: filters, biases, scales and shifts, but no inputs of other layers.
+        """
+        shape = self.shapes[path]
+        axes = tuple(self._labels.new(size) for size in shape)
+        zero = 0.0 if is_zeroed(path, self.shapes) else None
+        removed = (None,) * (len(shape) - 1) + (zero,) if shape else ()
+        return Value(axes, removed, leaf=path)
+
+    def _step(self, eqn: Any, operands: list[Any], where: str) -> list[Value]:
+        values = [
+            operand if isinstance(operand, Value) else constant(operand, _shape(var))
+            for operand, var in zip(operands, eqn.invars, strict=True)
+        ]
+        results = _rules.apply(self._labels, eqn, values, where)
+        if str(eqn.params.get("name", "")).startswith(_NAME):
+            axis = results[0].axes[-1]
+            if isinstance(axis, np.ndarray):
+                self._features.setdefault(eqn.params["name"].removeprefix(_NAME), axis)
+        if eqn.primitive.name in _PRODUCTS:
+            results = [self._note_layer(eqn, results[0])]
+        elif len(values) == 2:
+            self._note_company(values, results[0])
+        if not _program.is_layout(eqn):
+            shapes = tuple(map(_shape, eqn.outvars))
+            constants, places = _program.constants_of(operands), _program.places_of(eqn)
+            operation = Operation(eqn.primitive.name, where, shapes, constants, places)
+            axes = tuple(result.axes for result in results)
+            whole = values[0].axes if eqn.primitive.name == "slice" else axes[0] if places else ()
+            self._program.append(LabelledOperation(operation, axes, whole))
+        return results
+
+    def _note_layer(self, eqn: Any, result: Value) -> Value:
+        """Takes note of a product with a kernel as it stands in the parameters."""
+        kernel, shape = result.layer, _shape(eqn.invars[1])
+        if kernel is None or self.shapes[f"params/{kernel}"] != shape:
+            return result._replace(layer=None)
+        entries = math.prod(_shape(eqn.outvars[0]))
+        positions = entries // (_program.BATCH * shape[-1])
+        self.positions[kernel] = self.positions.get(kernel, 0) + positions
+        return result
+
+    def _note_company(self, values: list[Value], result: Value) -> None:
+        """Takes note of a layer's bias, and of the statistics that normalise its outputs."""
+        for one, other in (values, values[::-1]):
+            if one.layer is None or other.leaf is None:
+                continue
+            if result.layer is not None:
+                self._biases.setdefault(one.layer, other.leaf.removeprefix("params/"))
+            elif other.leaf.startswith("batch_stats/"):
+                norm = other.leaf.removeprefix("batch_stats/").rpartition("/")[0]
+                self._norms.setdefault(one.layer, norm)
+
+    def _layer(self, kernel: str, index: int, removable: bool) -> FilterLayer:
+        norm = self._norms.get(kernel)
+
+        def path(collection: str, name: str) -> str | None:
+            found = f"{norm}/{name}" if norm else name
+            exists = norm is not None and f"{collection}/{found}" in self.shapes
+            return found if exists else None
+
+        return FilterLayer(
+            kernel=kernel,
+            index=index,
+            num_filters=self.shapes[f"params/{kernel}"][-1],
+            bias=self._biases.get(kernel),
+            scale=path("params", "scale"),
+            shift=path("params", "bias"),
+            mean=path("batch_stats", "mean"),
+            var=path("batch_stats", "var"),
+            removable=removable,
+        )
+
+
+def _name_features(model: nn.Module) -> Any:
+    """Makes an interceptor that marks the outputs that have as many features as a module says."""
+    changed = _resized.taken_apart(model)[1]
+
+    def name_features(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        outputs = next_fun(*args, **kwargs)
+        path = "/".join(context.module.path)
+        if context.method_name == "__call__" and _resized.has_features(context.module):
+            number = changed.get(path, context.module.features)
+            if getattr(outputs, "ndim", 0) > 0 and outputs.shape[-1] == number:
+                return checkpoint_name(outputs, _NAME + path)
+        return outputs
+
+    return name_features
+
+
+def is_zeroed(path: str, leaves: Any) -> bool:
+    """Whether zeroing a channel zeroes what a leaf's last axis has of it.
+
+    All parameters; and the running mean of a normalisation without scale, which would leave
+    0 - mean. (With a scale the statistics do not matter and are left as they are.)
+    """
+    collection, _, rest = path.partition("/")
+    if collection == "params":
+        return True
+    module, _, name = path.rpartition("/")
+    scale = f"params/{module.removeprefix('batch_stats').lstrip('/')}/scale".replace("//", "/")
+    return name == "mean" and bool(rest) and scale not in leaves
+
+
+def _shape(var: Any) -> tuple[int, ...]:
+    return tuple(getattr(var.aval, "shape", ()))

@@ -1,0 +1,477 @@
+"""Which filters of a model can be removed, and what else goes with each.
+
+Removing a filter takes with it its bias, its normalisation, the matching inputs of all layers that
+read it and, where a residual sum joins several layers, the matching filters of all of these. All of
+that is one *channel*. Channels are found by going through the operations that the model carries
+out, so that nothing depends on names or on what its modules are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntksap_jax.structured import _program, _resized
+from ntksap_jax.structured._program import Call, Operation
+from ntksap_jax.structured._tracing import FIXED, LabelledOperation, Tracing
+from ntksap_jax.structured.types import FilterLayer, Keep
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Channels:
+    """The channels of a model.
+
+    Attributes:
+        layers: every convolution and dense layer by the path of its kernel, in the order of calls.
+            (One layer has one kernel whose last axis counts its filters: the heads of
+            `nn.MultiHeadDotProductAttention` are none.)
+        labels: for each leaf, by its path from "params/..." or "batch_stats/..." on, and for each
+            of its axes: the number of the channel of every index, -1 for an index that must stay;
+            None for an axis of which all must stay, such as a kernel's pixels.
+        features: the same for the features of each submodule that has a field `features`, by the
+            submodule's path: the numbers that change when channels go.
+        num_channels: how many channels there are.
+        reasons: why the filters of a layer must stay, by kernel, for those that are not removable.
+        positions: number of places at which each kernel is applied in one example, by its path: the
+            pixels of a convolution's outputs, 1 for a dense layer.
+        shapes: shape of every leaf, by path.
+        call: how the model was called.
+        program: the operations that it carried out, their results' axes labelled as the leaves are.
+    """
+
+    layers: dict[str, FilterLayer]
+    labels: dict[str, tuple[np.ndarray | None, ...]]
+    features: dict[str, np.ndarray]
+    num_channels: int
+    reasons: dict[str, str]
+    positions: dict[str, int]
+    shapes: dict[str, tuple[int, ...]]
+    call: Call = dataclasses.field(repr=False)
+    program: tuple[LabelledOperation, ...] = dataclasses.field(repr=False)
+
+
+class Cost(NamedTuple):
+    """What a network costs.
+
+    Attributes:
+        flops: floating-point operations for one example: 2 for each multiply-add of convolutions
+            and dense layers (TPP's count).
+        layer_params: entries of the kernels and biases of convolutions and dense layers (TPP's
+            count of parameters, without normalisation).
+        params: entries of all parameters.
+    """
+
+    flops: int
+    layer_params: int
+    params: int
+
+
+def trace(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    dtype: Any = jnp.float32,
+    **apply_kwargs: Any,
+) -> Channels:
+    """Finds the channels of a model by tracing it; nothing is computed.
+
+    A filter is removable if the model without its channel computes what the whole model does after
+    `shrinking.zero_out`. That asks three things of the model: that every operation on the way is
+    understood (convolutions, dense layers, batch normalisation, sums, products, activations, pools,
+    flattening, concatenation, padding, slices); that activations f have f(0) = 0; and that its own
+    code goes on working when the number of channels changes, which is tried out on a few channels
+    of each group of layers. A layer for which something of that fails is not removable; `reasons`
+    says what.
+
+    Args:
+        model: the (unbound) linen module, called as `model(inputs, **apply_kwargs)`.
+        input_shape: shape of one example, without the batch axis.
+        dtype: type of the inputs.
+        **apply_kwargs: arguments that put the module in *evaluation* mode, such as `train=False`.
+
+    Returns:
+        The channels.
+
+    Raises:
+        TypeError: `model` is not an unbound linen module, or `input_shape` no shape.
+        ValueError: a model that cannot be called so, or of which no layer is removable: the
+            operations that are in the way are named.
+
+    >>> import flax.linen as nn
+    >>> model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)])
+    >>> channels = trace(model, (4,))
+    >>> [(layer.kernel, layer.num_filters, layer.removable) for layer in channels.layers.values()]
+    [('layers_0/kernel', 8, True), ('layers_2/kernel', 3, False)]
+    >>> channels.labels["params/layers_2/kernel"][0]  # reads what layer 0 writes
+    array([0, 1, 2, 3, 4, 5, 6, 7])
+    >>> channels.reasons["layers_2/kernel"]
+    "they are the model's outputs"
+    """
+    call = Call(_check_shape(input_shape), jnp.dtype(dtype), apply_kwargs)
+    _check_model(model)
+    variables = _program.shapes_of(model, call)
+    tracing = Tracing(model, variables, call)
+    channels = _finish(tracing, call)
+    together = groups(channels)
+    # Layers that are tied to others, on residual streams, are where a model's code counts channels.
+    for tied in (False, True):
+        some = [group for group in together if (len(group) > 1) is tied]
+        for group, reason in _unfit(model, variables, channels, some):
+            tracing.fix(group[0], reason)
+    channels = _finish(tracing, call)
+    if not any(layer.removable for layer in channels.layers.values()):
+        listed = "; ".join(f"{path}: {reason}" for path, reason in channels.reasons.items())
+        raise ValueError(
+            "model: no filter of any layer can be removed "
+            + (f"({listed})." if listed else "(it has no convolution or dense layer).")
+        )
+    return channels
+
+
+def groups(channels: Channels) -> list[tuple[str, ...]]:
+    """Returns the layers whose filters are tied, such as all that write to one residual stream.
+
+    Args:
+        channels: the model's channels.
+
+    Returns:
+        Kernel paths in the order of calls, a tuple for each group of removable layers; a layer that
+        is tied to no other is a group by itself. Layers that have only some filters in common count
+        as tied.
+
+    >>> import flax.linen as nn
+    >>> groups(trace(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), (4,)))
+    [('layers_0/kernel',)]
+    """
+    found: list[tuple[list[str], set[int]]] = []
+    for path, layer in channels.layers.items():
+        if layer.removable:
+            own = set(filter_channels(channels, path).tolist())
+            tied = [group for group in found if group[1] & own]
+            found = [group for group in found if not group[1] & own]
+            paths = [one for group in tied for one in group[0]]
+            found.append(([*paths, path], own.union(*(group[1] for group in tied))))
+    order = {path: index for index, path in enumerate(channels.layers)}
+    together: list[tuple[str, ...]] = [
+        tuple(sorted(paths, key=order.__getitem__)) for paths, _ in found
+    ]
+    return sorted(together, key=lambda paths: order[paths[0]])
+
+
+def filter_channels(channels: Channels, kernel: str) -> np.ndarray:
+    """Returns the channel of each filter of a layer, (num_filters,), -1 for those that must stay.
+
+    Two layers are tied where they have numbers in common.
+    """
+    labels = channels.labels[f"params/{kernel}"][-1]
+    layer = channels.layers[kernel]
+    return np.full(layer.num_filters, FIXED) if labels is None else labels
+
+
+def expand(channels: Channels, keep: Keep) -> dict[str, np.ndarray]:
+    """Checks which filters are to be kept, and completes it with all layers that are tied to those.
+
+    Args:
+        channels: the model's channels.
+        keep: by kernel path, a boolean array (num_filters,), True keeps. Layers that are absent
+            follow those that they are tied to, and stay whole otherwise.
+
+    Returns:
+        The same for all layers, in the order of calls, as NumPy arrays.
+
+    Raises:
+        TypeError: an entry that is not a boolean array, or not known yet (a tracer).
+        ValueError: a layer that does not exist or is not removable, another number of filters,
+            tied layers that disagree, or a layer without a filter left.
+
+    >>> import flax.linen as nn, numpy as np
+    >>> channels = trace(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), (4,))
+    >>> expand(channels, {"layers_0/kernel": np.array([True, False, True])})
+    {'layers_0/kernel': array([ True, False,  True]), 'layers_2/kernel': array([ True,  True])}
+    """
+    removed = removed_channels(channels, keep)
+    full = {
+        path: ~_is_removed(filter_channels(channels, path), removed) for path in channels.layers
+    }
+    for path, kept in full.items():
+        if not kept.any():
+            tied = next(set(group) - {path} for group in groups(channels) if path in group)
+            because = f" (it is tied to {', '.join(sorted(tied))})" if tied else ""
+            raise ValueError(
+                f"keep: layer {path!r} has no filter left{because}. Keep at least one."
+            )
+    return full
+
+
+def removed_channels(channels: Channels, keep: Keep) -> np.ndarray:
+    """Returns which channels a `Keep` removes, a boolean array (num_channels,); checks it.
+
+    Raises:
+        TypeError, ValueError: as `expand` does.
+    """
+    removed = np.zeros(channels.num_channels, bool)
+    said_by: dict[int, str] = {}
+    kept: dict[str, np.ndarray] = {}
+    for path, given in keep.items():
+        kept[path] = _check_entry(channels, path, given)
+        numbers = filter_channels(channels, path)
+        gone = np.unique(numbers[~kept[path]])
+        if FIXED in gone:
+            raise ValueError(
+                f"keep: filters of layer {path!r} cannot be removed: {channels.reasons[path]}. "
+                "Leave the layer out; channels.layers[path].removable says which can go."
+            )
+        removed[gone] = True
+        said_by.update((int(number), path) for number in gone)
+    for path, entry in kept.items():
+        numbers = filter_channels(channels, path)
+        wrong = np.flatnonzero(entry & _is_removed(numbers, removed))
+        if len(wrong):
+            other = said_by[int(numbers[wrong[0]])]
+            raise ValueError(
+                f"keep: layer {path!r} keeps filter {wrong[0]}, but "
+                + (
+                    f"{other!r}, which is tied to it, removes it. Give the same channels to both, "
+                    "or leave one of the two out: channels.groups lists which layers are tied."
+                    if other != path
+                    else "removes another filter that is tied to it."
+                )
+            )
+    return removed
+
+
+def cost(channels: Channels, keep: Keep | None = None) -> Cost:
+    """Counts what the network costs with the filters that are kept, by arithmetic alone.
+
+    Args:
+        channels: the model's channels.
+        keep: the filters that are kept; by default all.
+
+    Returns:
+        The FLOPs of one example, and the numbers of parameters.
+
+    Raises:
+        TypeError, ValueError: as `expand` does.
+
+    >>> import flax.linen as nn, numpy as np
+    >>> channels = trace(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), (4,))
+    >>> cost(channels)
+    Cost(flops=36, layer_params=23, params=23)
+    >>> cost(channels, {"layers_0/kernel": np.array([True, False, False])})
+    Cost(flops=12, layer_params=9, params=9)
+    """
+    removed = removed_channels(channels, keep or {})
+    entries = {
+        path: math.prod(_num_kept(channels, path, axis, removed) for axis in range(len(shape)))
+        for path, shape in channels.shapes.items()
+        if path.startswith("params/")
+    }
+    layers = channels.layers.values()
+    kernels = [f"params/{layer.kernel}" for layer in layers]
+    biases = [f"params/{layer.bias}" for layer in layers if layer.bias]
+    return Cost(
+        flops=sum(
+            2 * channels.positions[layer.kernel] * entries[path]
+            for layer, path in zip(layers, kernels, strict=True)
+        ),
+        layer_params=sum(entries[path] for path in {*kernels, *biases}),
+        params=sum(entries.values()),
+    )
+
+
+def kept_indices(channels: Channels, path: str, removed: np.ndarray) -> list[np.ndarray | None]:
+    """Returns for each axis of a leaf the indices that stay, None where all of them do.
+
+    Args:
+        channels: the model's channels.
+        path: the leaf's path, from "params/" or "batch_stats/" on.
+        removed: result of `removed_channels`.
+    """
+    kept: list[np.ndarray | None] = []
+    for labels in channels.labels[path]:
+        gone = None if labels is None else _is_removed(labels, removed)
+        kept.append(None if gone is None or not gone.any() else np.flatnonzero(~gone))
+    return kept
+
+
+def expected_program(channels: Channels, removed: np.ndarray) -> list[Operation]:
+    """Returns the operations of the model without some channels, as they should be."""
+
+    def size_of(size: int, axis: Any) -> int:
+        if isinstance(axis, np.ndarray):
+            return int(np.sum(~_is_removed(axis, removed)))
+        return _resized.ANY if isinstance(axis, str) and size > 1 else size
+
+    def places_of(places: tuple[int, ...], axis: Any) -> tuple[int, ...]:
+        if not isinstance(axis, np.ndarray):
+            return places
+        stays = ~_is_removed(axis, removed)
+        place = np.cumsum(stays) - 1  # where an index is once others before it are gone
+        return tuple(int(place[index]) for index in places if stays[index])
+
+    return [
+        operation._replace(
+            shapes=tuple(
+                tuple(map(size_of, shape, one))
+                for shape, one in zip(operation.shapes, axes, strict=True)
+            ),
+            places=tuple(map(places_of, operation.places, whole)),
+        )
+        for operation, axes, whole in channels.program
+    ]
+
+
+def _num_kept(channels: Channels, path: str, axis: int, removed: np.ndarray) -> int:
+    labels = channels.labels[path][axis]
+    size = channels.shapes[path][axis]
+    return size if labels is None else size - int(np.sum(_is_removed(labels, removed)))
+
+
+def _is_removed(labels: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    """Which indices belong to a channel that is removed."""
+    return np.append(removed, False)[labels]  # -1 is the last entry: never removed
+
+
+def _finish(tracing: Tracing, call: Call) -> Channels:
+    found = tracing.number()
+    return Channels(
+        **found._asdict(), positions=tracing.positions, shapes=tracing.shapes, call=call
+    )
+
+
+def _unfit(
+    model: nn.Module, variables: Any, channels: Channels, some: list[tuple[str, ...]]
+) -> list[tuple[tuple[str, ...], str]]:
+    """Finds the groups of layers whose number of filters the model's own code does not let change.
+
+    Some channels of each are taken away from all together; if that fails, from each half.
+    """
+    if not some:
+        return []
+    removed = np.zeros(channels.num_channels, bool)
+    for group in some:
+        _remove_some(channels, group, removed)
+    wrong = misfit(model, variables, channels, removed)
+    if wrong is None:
+        return []
+    if len(some) == 1:
+        reason = f"the model's own code depends on how many there are: {wrong}"
+        return [(some[0], reason)]
+    half = len(some) // 2
+    return [
+        found
+        for part in (some[:half], some[half:])
+        for found in _unfit(model, variables, channels, part)
+    ]
+
+
+def _remove_some(channels: Channels, group: tuple[str, ...], removed: np.ndarray) -> None:
+    """Removes a lopsided few of each layer's filters, so that code that centres or halves shows."""
+    numbers = {path: filter_channels(channels, path) for path in group}
+    for path in group:
+        for index in (0, -1, -2, -3):
+            before = removed.copy()
+            removed[numbers[path][index % len(numbers[path])]] = True
+            left = [len(one) - int(np.sum(removed[one])) for one in numbers.values()]
+            if min(left) < 1 or (min(left) == 1 and index):
+                removed[:] = before
+
+
+def misfit(model: nn.Module, variables: Any, channels: Channels, removed: np.ndarray) -> str | None:
+    """Says what the model does otherwise without some channels than it should, None if nothing.
+
+    Args:
+        model: the model that was traced.
+        variables: its variables, or their shapes.
+        channels: its channels.
+        removed: result of `removed_channels`.
+    """
+    small = resize(model, channels, removed)
+    kept = {path: kept_indices(channels, path, removed) for path in channels.labels}
+
+    def shape(key: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        indices = kept[jax.tree_util.keystr(key, simple=True, separator="/")]
+        sizes = [
+            size if index is None else len(index)
+            for size, index in zip(leaf.shape, indices, strict=True)
+        ]
+        return jax.ShapeDtypeStruct(tuple(sizes), leaf.dtype)
+
+    shapes = jax.tree_util.tree_map_with_path(shape, variables)
+    expected = expected_program(channels, removed)
+    return _resized.mismatch(small, shapes, channels.call, expected)
+
+
+def resize(model: nn.Module, channels: Channels, removed: np.ndarray) -> _resized.Resized:
+    """Returns the model without some channels.
+
+    Args:
+        model: the model that was traced.
+        channels: its channels.
+        removed: result of `removed_channels`.
+    """
+    # Also those that stay: a block may hand its own number, which changes, to a layer's.
+    features = {
+        module: int(np.sum(~_is_removed(labels, removed)))
+        for module, labels in channels.features.items()
+    }
+    return _resized.resize(model, features)
+
+
+# -- Checks --------------------------------------------------------------------------------------
+
+
+def _check_shape(input_shape: Any) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(size) for size in input_shape)
+    except TypeError:
+        raise TypeError(
+            f"input_shape: got {input_shape!r}, expected the shape of one example as a tuple, such "
+            "as (32, 32, 3)."
+        ) from None
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: got {type(model).__name__}, expected a flax.linen module such as MyModel(...)."
+        )
+    if model.scope is not None:
+        raise TypeError(
+            "model: got a bound module; pass the module itself, before bind() or init()."
+        )
+
+
+def _check_entry(channels: Channels, path: str, given: Any) -> np.ndarray:
+    if path not in channels.layers:
+        raise ValueError(
+            f"keep: {path!r} is no kernel of a convolution or dense layer. Expected some of: "
+            f"{', '.join(channels.layers)}."
+        )
+    if isinstance(given, jax.core.Tracer):
+        raise TypeError(
+            f"keep: the entry of layer {path!r} is traced by jit or the like. Which filters go "
+            "decides shapes: call this outside, with concrete arrays."
+        )
+    entry = np.asarray(given)
+    if entry.dtype != bool:
+        raise TypeError(
+            f"keep: the entry of layer {path!r} is {entry.dtype}, expected a boolean array, True "
+            "where the filter is kept."
+        )
+    wanted = (channels.layers[path].num_filters,)
+    if entry.shape != wanted:
+        raise ValueError(
+            f"keep: the entry of layer {path!r} has shape {entry.shape}, expected {wanted}: one "
+            "boolean for each of its filters."
+        )
+    if not entry.any():
+        raise ValueError(f"keep: layer {path!r} has no filter left. Keep at least one.")
+    return entry

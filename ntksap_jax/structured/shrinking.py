@@ -1,0 +1,282 @@
+"""Making a network physically smaller: the filters that are pruned go, the function stays.
+
+First `zero_out` sets what belongs to the pruned filters to 0; from then on the network computes the
+same without them, which is what `shrink` makes: the same module with fewer features, and its
+variables. What it returns is a linen module and variables like any other: they can be trained,
+pruned, traced and shrunk again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import flax.core
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntksap_jax import masks
+from ntksap_jax.structured import _program, _resized, _tracing
+from ntksap_jax.structured import channels as channels_
+from ntksap_jax.structured.channels import Channels
+from ntksap_jax.structured.types import Keep
+
+_FORMAT = "ntksap_jax shrunk network"
+_VERSION = 1
+_ABOUT = "about"
+
+
+def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
+    """Sets to 0 what belongs to the filters that are not kept, so that they contribute nothing.
+
+    That is their kernels' entries, biases, scales and shifts, in all layers that are tied (and the
+    running mean of a normalisation without scale). Other layers' inputs and the other statistics
+    stay as they are. The filters' activations are then 0, in training mode too.
+
+    Args:
+        variables: `{"params": ..., "batch_stats": ...}` of the model that was traced; may be
+            traced by `jit`.
+        channels: the model's channels.
+        keep: by kernel path, which filters are kept; see `channels.expand`.
+
+    Returns:
+        New variables of the same shapes.
+
+    Raises:
+        TypeError, ValueError: variables that are not the traced model's; or a wrong `keep`, as in
+            `channels.expand`.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
+    >>> from ntksap_jax.structured.channels import trace
+    >>> model = nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)])
+    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
+    >>> keep = {"layers_0/kernel": np.array([True, False, True])}
+    >>> zeroed = zero_out(variables, trace(model, (4,)), keep)
+    >>> (zeroed["params"]["layers_0"]["kernel"] == 0).all(axis=0).tolist()
+    [False, True, False]
+    """
+    variables = _check_variables(variables, channels)
+    channels_.expand(channels, keep)
+    removed = channels_.removed_channels(channels, keep)
+
+    def zero(key: Any, leaf: Any) -> Any:
+        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        if not leaf.ndim or not _tracing.is_zeroed(path, channels.shapes):
+            return leaf
+        kept = channels_.kept_indices(channels, path, removed)[-1]
+        if kept is None:
+            return leaf
+        stays = np.isin(np.arange(leaf.shape[-1]), kept)
+        return jnp.where(stays, leaf, jnp.zeros_like(leaf))
+
+    return jax.tree_util.tree_map_with_path(zero, variables)
+
+
+def shrink(
+    model: nn.Module, variables: Any, channels: Channels, keep: Keep
+) -> tuple[nn.Module, Any]:
+    """Removes the filters that are not kept, and all that belongs to them.
+
+    Nothing is rescaled or compensated for. After `zero_out` with the same `keep` the function stays
+    the same to rounding; without it, what the removed filters did is lost.
+
+    Args:
+        model: the module that was traced; perhaps the result of another `shrink`.
+        variables: its `{"params": ..., "batch_stats": ...}`.
+        channels: result of `channels.trace` for this model.
+        keep: by kernel path, which filters are kept; see `channels.expand`.
+
+    Returns:
+        The smaller module, and its variables, on the default device. The module is `model` run with
+        other numbers of features: it takes the same arguments, has parameters of the same paths,
+        and can be initialised afresh (a network of the pruned architecture, from scratch).
+
+    Raises:
+        TypeError, ValueError: variables that are not the traced model's; a wrong `keep`, as in
+            `channels.expand`; or a model whose own code would do something else with these numbers
+            of features: the place is named.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
+    >>> from ntksap_jax.structured.channels import trace
+    >>> model = nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)])
+    >>> variables, channels = model.init(jax.random.key(0), jnp.ones((1, 4))), trace(model, (4,))
+    >>> keep = {"layers_0/kernel": np.array([True, False, True])}
+    >>> zeroed = zero_out(variables, channels, keep)
+    >>> small, fewer = shrink(model, zeroed, channels, keep)
+    >>> fewer["params"]["layers_2"]["kernel"].shape
+    (2, 2)
+    >>> x = jnp.arange(8.0).reshape(2, 4)
+    >>> bool(jnp.allclose(small.apply(fewer, x), model.apply(zeroed, x), atol=1e-6))
+    True
+    """
+    variables = _check_variables(variables, channels)
+    channels_.expand(channels, keep)
+    removed = channels_.removed_channels(channels, keep)
+    small = channels_.resize(model, channels, removed)
+    wrong = channels_.misfit(model, variables, channels, removed)
+    if wrong is not None:
+        raise ValueError(
+            "keep: the model's own code does not follow when these filters go: "
+            f"{wrong}. Keep other numbers of filters in the layers there, or change the code so "
+            "that it does not depend on numbers of channels."
+        )
+
+    def take(key: Any, leaf: Any) -> jax.Array:
+        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        array = np.asarray(leaf)  # on the host: every shape is another, and would be compiled for
+        for axis, kept in enumerate(channels_.kept_indices(channels, path, removed)):
+            if kept is not None:
+                array = np.take(array, kept, axis=axis)
+        return jnp.asarray(array)
+
+    fewer = jax.tree_util.tree_map_with_path(take, variables)
+    _check_init(small, fewer, channels)
+    return small, fewer
+
+
+def _check_variables(variables: Any, channels: Channels) -> Any:
+    variables = flax.core.unfreeze(variables)
+    found = {path: np.shape(leaf) for path, leaf in masks.leaf_paths(variables).items()}
+    for path in channels.shapes | found:
+        if channels.shapes.get(path) != found.get(path):
+            raise ValueError(
+                f"variables: leaf {path!r} has shape {found.get(path)}, the traced model's has "
+                f'{channels.shapes.get(path)}. Pass {{"params": ..., "batch_stats": ...}} of the '
+                "model that channels.trace was called with."
+            )
+    return variables
+
+
+def _check_init(small: nn.Module, variables: Any, channels: Channels) -> None:
+    """The smaller model must initialise to what it was given, so that it can start from scratch."""
+    fresh = masks.leaf_paths(_program.shapes_of(small, channels.call))
+    for path, leaf in masks.leaf_paths(variables).items():
+        if path not in fresh or fresh[path].shape != leaf.shape:
+            raise ValueError(
+                f"keep: the model's own code initialises leaf {path!r} to shape "
+                f"{fresh[path].shape if path in fresh else None} when these filters go, expected "
+                f"{leaf.shape}. Keep all filters of the layers that it belongs to."
+            )
+
+
+# -- Files ---------------------------------------------------------------------------------------
+
+
+def save(path: str | os.PathLike[str], model: nn.Module, variables: Any) -> None:
+    """Writes a network, shrunk or not, as one `.npz` file: its numbers of features, its variables.
+
+    The file holds no code and nothing pickled: an array for each leaf by its path, and a text
+    "about" (JSON) with the format's version, the numbers of features by submodule, and the types of
+    the arrays. It is written aside and renamed, so that a crash leaves the old one or none.
+
+    Args:
+        path: where to write; used as it is (give it the ending `.npz`).
+        model: the module, as `shrink` returned it.
+        variables: its variables; for example after more training.
+
+    Raises:
+        TypeError: `model` is no linen module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, expected the module of the variables.")
+    path = Path(path)
+    leaves = masks.leaf_paths(flax.core.unfreeze(variables))
+    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    about = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "features": _resized.taken_apart(model)[1],
+        "dtypes": {name: array.dtype.name for name, array in arrays.items()},
+    }
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with zipfile.ZipFile(aside, "w") as archive:
+            for name, array in {_ABOUT: np.array(json.dumps(about)), **arrays}.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, _plain(array), allow_pickle=False)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[nn.Module, Any]:
+    """Reads a network that `save` wrote.
+
+    Args:
+        path: the `.npz` file.
+        model: the original model, before anything was removed (or the shrunk one itself).
+
+    Returns:
+        The module with the file's numbers of features, and the file's variables.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError: `model` is no linen module.
+        ValueError: a damaged file, one that `save` did not write, or one of another version.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp, os, tempfile
+    >>> model = nn.Dense(2)
+    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(os.path.join(folder, "small.npz"), model, variables)
+    ...     small, read = load(os.path.join(folder, "small.npz"), model)
+    >>> bool((read["params"]["kernel"] == variables["params"]["kernel"]).all())
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, expected the original flax module.")
+    path = Path(path)
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            stored = {name: archive[name] for name in archive.files}
+        about = json.loads(str(stored.pop(_ABOUT)))
+        if about["format"] != _FORMAT:
+            raise ValueError(f"its format is {about['format']!r}")
+        if about["version"] == _VERSION:
+            features = {str(name): int(number) for name, number in about["features"].items()}
+            names = {name: jnp.dtype(dtype) for name, dtype in about["dtypes"].items()}
+            if stored.keys() != names.keys():
+                raise ValueError(f"it lacks {sorted(names.keys() ^ stored.keys())[0]!r}")
+            arrays = {name: stored[name].view(dtype) for name, dtype in names.items()}
+    except FileNotFoundError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        TypeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(
+            f"path: {path} is not a readable file of a shrunk network ({error}): damaged, or "
+            "written by something else. Restore it, or shrink the network again."
+        ) from error
+    if about["version"] != _VERSION:
+        raise ValueError(
+            f"path: {path} has version {about['version']!r} of the format, expected {_VERSION}. "
+            "Read it with the version of ntksap_jax that wrote it."
+        )
+    original, _ = _resized.taken_apart(model)
+    variables: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, leaf = name.split("/")
+        node = variables
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = jnp.asarray(array)
+    return _resized.resize(original, features), variables
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """Bits of a type that NumPy's files do not know, such as bfloat16."""
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array

@@ -1,0 +1,311 @@
+r"""TPP: training that makes chosen filters removable without loss, and keeps the rest trainable.
+
+The filters to go (`keep` is False) are chosen once, from the trained weights. The whole network is
+then trained on, with an objective that decorrelates them from the others and pulls them to zero:
+
+$$ \text{loss} + λ(t) \Big[ w \sum_l \tfrac{1}{N_l^2} \| W_l W_l^T \odot (1 - k k^T) \|_F^2
+   + \tfrac12 \sum_{j \text{ pruned}} \|w_j\|^2 + b_j^2 + γ_j^2 + β_j^2 \Big], $$
+
+λ growing from 0 by steps, then held while the pruned filters are set to zero layer by layer, after
+which they can be cut out (`shrinking`). Pruned against kept and pruned against pruned filters are
+penalised, a pruned filter's own norm too; products of two kept filters are not.
+
+Source: Wang and Fu, "Trainability preserving neural pruning", ICLR 2023; arithmetic and order of
+operations as in the released code, which differs from the paper's formulas in scale: the mean over
+the N² entries of the Gram matrix (weight 1000) where the paper sums, ½ of the paper's
+normalisation term, and weights and biases pulled to zero as well. The paper's Gram term is
+`Settings(gram=functools.partial(gram.gram_penalty, normalise="sum"))`. Layers without normalisation
+have weights and bias set to zero, where the released code stops with an error.
+
+All functions are pure and traceable; `regularise` is all of it as an optax transformation.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ntksap_jax import masks
+from ntksap_jax.structured import _leaves, filters
+from ntksap_jax.structured.filters import Layers
+from ntksap_jax.structured.gram import GramPenalty, gram_penalty
+from ntksap_jax.structured.types import Keep
+from ntksap_jax.types import Params
+
+
+class Settings(NamedTuple):
+    """What TPP adds to training. The defaults are those of the released code for CIFAR.
+
+    Attributes:
+        gram_weight: w, the factor of the Gram penalties (`lw_opp`).
+        gram: the penalty of one layer.
+        l2: which of a pruned filter's own values are pulled to zero: names among `"kernel"`,
+            `"bias"`, `"scale"` and `"shift"` (the latter two of the normalisation behind it).
+        update_interval: steps between two increments of λ (K_u).
+        increment: how much λ grows at each (Δ).
+        ceiling: λ grows until it is at least this. It is not clamped: Δ = 0.3 ends at 1.2.
+        stabilise_steps: further steps at the final λ (K_s).
+        zero_out_interval: steps from one layer's being set to zero to the next layer's, counted
+            from the end of the growth and over all convolution and dense layers, pruned or not;
+            None sets nothing to zero (the code of the paper's time).
+    """
+
+    gram_weight: float = 1000.0
+    gram: GramPenalty = gram_penalty
+    l2: tuple[str, ...] = ("kernel", "bias", "scale", "shift")
+    update_interval: int = 10
+    increment: float = 1e-4
+    ceiling: float = 1.0
+    stabilise_steps: int = 10_000
+    zero_out_interval: int | None = 100
+
+
+# -- Schedule ------------------------------------------------------------------------------------
+
+
+def growth_steps(settings: Settings) -> int:
+    """Returns the step at which λ first is at its final value: K_u ⌈ceiling / Δ⌉.
+
+    >>> growth_steps(Settings()), growth_steps(Settings(increment=0.3, update_interval=3))
+    (100000, 12)
+    """
+    # A tolerance, since 1 / 1e-4 need not come out as 10,000 exactly.
+    return settings.update_interval * math.ceil(settings.ceiling / settings.increment - 1e-6)
+
+
+def num_steps(settings: Settings) -> int:
+    """Returns the number of optimiser steps of the whole stage, from step 0: growth + K_s + 1.
+
+    >>> num_steps(Settings())
+    110001
+    """
+    return growth_steps(settings) + settings.stabilise_steps + 1
+
+
+def strength(step: Any, settings: Settings) -> jax.Array:
+    """Returns λ(t) = Δ ⌊min(t, end of growth) / K_u⌋, which holds for step t (from 0) itself.
+
+    >>> [float(strength(t, Settings())) for t in (0, 9, 10, 50_000, 200_000)]
+    [0.0, 0.0, 0.0001, 0.5, 1.0]
+    """
+    step = jnp.minimum(jnp.asarray(step), growth_steps(settings))
+    return settings.increment * (step // settings.update_interval)
+
+
+# -- Objective -----------------------------------------------------------------------------------
+
+
+def penalty(
+    params: Params, layers: Layers, keep: Keep, *, strength: Any, settings: Settings
+) -> jax.Array:
+    """Returns what TPP adds to the loss at strength λ: all but the loss in the formula above.
+
+    Args:
+        params: the weights.
+        layers: the layers of the model.
+        keep: which filters stay; layers that it leaves out add nothing.
+        strength: λ.
+        settings: weights and kinds of the terms.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError, TypeError: params or a keep that do not fit the layers, settings out of range.
+
+    >>> from ntksap_jax.structured.types import FilterLayer
+    >>> layers = {"kernel": FilterLayer("kernel", 0, 3, "bias", None, None, None, None, True)}
+    >>> params = {"kernel": jnp.array([[1.0, 3, 0.5], [2, -1, 0.25]]), "bias": jnp.ones(3)}
+    >>> keep = {"kernel": jnp.array([False, True, True])}
+    >>> settings = Settings(gram_weight=9.0)
+    >>> float(penalty(params, layers, keep, strength=1.0, settings=settings))  # 29 + (1 + 4 + 1)/2
+    32.0
+    """
+    check_settings(settings)
+    filters.check(keep, layers)
+    kernels = _leaves.kernels(params, {path: layers[path] for path in keep})
+    grams = sum((settings.gram(kernels[path], keep[path]) for path in keep), jnp.zeros(()))
+    squares = jnp.zeros(())
+    for path, leaf in _filter_leaves(params, layers, keep, settings.l2):
+        pruned = jnp.where(keep[path], 0, leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)))
+        squares += jnp.sum(pruned**2)
+    return strength * (settings.gram_weight * grams + 0.5 * squares)
+
+
+def _filter_leaves(params: Params, layers: Layers, keep: Keep, names: Any) -> Any:
+    """Yields (path of the kernel, leaf) for the named leaves of the layers in `keep`."""
+    leaves = masks.leaf_paths(params)
+    for path in keep:
+        for name in names:
+            leaf_path = getattr(layers[path], name)
+            if leaf_path is not None:
+                yield path, leaves[leaf_path]
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises a ValueError unless the settings can be followed; see `Settings`."""
+    if not settings.gram_weight >= 0:
+        raise ValueError(f"gram_weight: got {settings.gram_weight!r}, expected at least 0.")
+    unknown = set(settings.l2) - set(Settings().l2)
+    if unknown or isinstance(settings.l2, str):
+        raise ValueError(f"l2: got {settings.l2!r}, expected a tuple of names in {Settings().l2}.")
+    for name in ("increment", "ceiling"):
+        if not 0 < getattr(settings, name) < math.inf:
+            raise ValueError(f"{name}: got {getattr(settings, name)!r}, expected more than 0.")
+    least = {"update_interval": 1, "stabilise_steps": 0, "zero_out_interval": 1}
+    for name, lowest in least.items():
+        value = getattr(settings, name)
+        if name == "zero_out_interval" and value is None:
+            continue
+        if not isinstance(value, numbers.Integral) or value < lowest:
+            raise ValueError(f"{name}: got {value!r}, expected an integer of at least {lowest}.")
+
+
+# -- Setting to zero -----------------------------------------------------------------------------
+
+
+def zero_out_by_layer(
+    params: Params, layers: Layers, keep: Keep, *, steps_since: Any, interval: int
+) -> Params:
+    """Sets pruned filters to zero, input side first: layer i once `steps_since` >= (i+1)·interval.
+
+    Kernel, scale and shift; where no normalisation with a scale follows, the bias too, so that what
+    the filter gives is 0 (behind a normalisation whose scale and shift are 0 it is 0 anyhow, and
+    the bias is left as it is, as in the released code).
+
+    Args:
+        params: the weights after the optimiser's step.
+        layers: the layers of the model; their `index` counts.
+        keep: which filters stay.
+        steps_since: steps since λ reached its final value, 0 at the first; negative before.
+        interval: steps between one layer and the next.
+
+    Returns:
+        The params with zeros.
+
+    >>> from ntksap_jax.structured.types import FilterLayer
+    >>> layers = {"kernel": FilterLayer("kernel", 1, 2, None, None, None, None, None, True)}
+    >>> params, keep = {"kernel": jnp.ones((1, 2))}, {"kernel": jnp.array([True, False])}
+    >>> [zero_out_by_layer(params, layers, keep, steps_since=t, interval=5)["kernel"].tolist()
+    ...  for t in (9, 10)]
+    [[[1.0, 1.0]], [[1.0, 0.0]]]
+    """
+    filters.check(keep, layers)
+    leaves = masks.leaf_paths(params)
+    stays = _stays(layers, keep, steps_since, interval)
+    return _leaves.replace(params, {p: jnp.where(stay, leaves[p], 0) for p, stay in stays.items()})
+
+
+def _stays(layers: Layers, keep: Keep, steps_since: Any, interval: int) -> dict[str, Any]:
+    """What is not set to zero, by path of every leaf that may be: booleans along the last axis."""
+    stays: dict[str, Any] = {}
+    for path, kept in keep.items():
+        layer = layers[path]
+        bias = layer.bias if layer.scale is None else None
+        early = jnp.asarray(steps_since) < (layer.index + 1) * interval
+        for leaf_path in (layer.kernel, bias, layer.scale, layer.shift):
+            if leaf_path is not None:
+                stays[leaf_path] = kept | early
+    return stays
+
+
+# -- Training ------------------------------------------------------------------------------------
+
+
+class RegulariseState(NamedTuple):
+    """Number of steps done, the choice of filters, the wrapped optimiser's state."""
+
+    step: jax.Array
+    keep: Keep
+    inner: Any
+
+
+def regularise(
+    optimizer: optax.GradientTransformation,
+    layers: Layers,
+    keep: Keep,
+    settings: Settings,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimiser so that plain training becomes the regularised stage of TPP.
+
+    Each update adds the penalty's gradient at λ(t) to the loss's, lets the optimiser step, and sets
+    to zero what is due; momentum goes on underneath, as in the released code. Train `num_steps`
+    steps; then the pruned filters are zero and can be cut out. It must be the outermost
+    transformation. The released code's optimiser is SGD with momentum 0.9 at rate 0.001.
+
+    Args:
+        optimizer: any optax transformation, or a chain of them.
+        layers: all convolution and dense layers of the model.
+        keep: which filters stay. It lives in the state, not in the compiled program.
+        settings: see `Settings`.
+
+    Returns:
+        The transformation; its `update` needs `params`.
+
+    Raises:
+        ValueError, TypeError: settings out of range or too few `stabilise_steps` to set every layer
+            to zero; a keep that does not fit the layers; in `update`, no params.
+
+    >>> from ntksap_jax.structured.types import FilterLayer
+    >>> layers = {"kernel": FilterLayer("kernel", 0, 2, None, None, None, None, None, True)}
+    >>> keep, params = {"kernel": jnp.array([True, False])}, {"kernel": jnp.ones((3, 2))}
+    >>> settings = Settings(
+    ...     update_interval=1, increment=0.5, stabilise_steps=4, zero_out_interval=2)
+    >>> optimizer = regularise(optax.sgd(1e-3), layers, keep, settings)
+    >>> state = optimizer.init(params)
+    >>> for _ in range(num_steps(settings)):
+    ...     gradients = {"kernel": jnp.ones((3, 2))}
+    ...     updates, state = optimizer.update(gradients, state, params)
+    ...     params = optax.apply_updates(params, updates)
+    >>> params["kernel"][:, 1].tolist()
+    [0.0, 0.0, 0.0]
+    """
+    check_settings(settings)
+    filters.check(keep, layers)
+    interval = settings.zero_out_interval
+    if interval is not None:
+        needed = interval * (1 + max((layer.index for layer in layers.values()), default=0))
+        if settings.stabilise_steps < needed:
+            raise ValueError(
+                f"stabilise_steps: got {settings.stabilise_steps}, expected at least {needed}: "
+                f"setting {needed // interval} layers to zero, one every zero_out_interval="
+                f"{interval} steps, takes so long. Raise it or shorten the interval."
+            )
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def init(params: Params) -> RegulariseState:
+        _leaves.kernels(params, layers)
+        # A copy: who donates the state to a compiled step does not lose the caller's.
+        kept = {path: jnp.array(array) for path, array in keep.items()}
+        return RegulariseState(jnp.zeros((), jnp.int32), kept, optimizer.init(params))
+
+    def update(
+        updates: Any, state: RegulariseState, params: Params | None = None, **extra_args: Any
+    ) -> tuple[Any, RegulariseState]:
+        if params is None:
+            raise ValueError(
+                "params: got None; the penalty is one of the current params. Call "
+                "optimizer.update(grads, state, params)."
+            )
+
+        def penalty_of(params: Params) -> jax.Array:
+            now = strength(state.step, settings)
+            return penalty(params, layers, state.keep, strength=now, settings=settings)
+
+        updates = jax.tree.map(jnp.add, updates, jax.grad(penalty_of)(params))
+        updates, inner = optimizer.update(updates, state.inner, params, **extra_args)
+        if interval is not None:
+            since = state.step - growth_steps(settings)
+            leaves, moves = masks.leaf_paths(params), masks.leaf_paths(updates)
+            stays = _stays(layers, state.keep, since, interval)
+            # A weight that goes to zero moves by exactly -θ, whatever the optimiser wanted.
+            ends = {p: jnp.where(stay, moves[p], -leaves[p]) for p, stay in stays.items()}
+            updates = _leaves.replace(updates, ends)
+        return updates, RegulariseState(state.step + 1, state.keep, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)

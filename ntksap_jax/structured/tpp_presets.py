@@ -1,0 +1,129 @@
+"""The settings that TPP's authors trained with, network by network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import optax
+
+from ntksap_jax.structured.tpp import Settings
+
+
+class Recipe(NamedTuple):
+    """One study: which layers are pruned, the regularised stage, the fine-tuning after it.
+
+    Attributes:
+        settings: what is added to training.
+        patterns: the layers that are pruned, for `filter_selection.ratios`, in the names of
+            `ntksap_jax.models`.
+        skip: of those, the layers that stay whole.
+        batch_size: in both stages.
+        weight_decay: of all parameters, normalisation and biases included, in both stages.
+        learning_rate: of the regularised stage, constant.
+        momentum: of SGD, in both stages.
+        fine_tune_epochs: length of the fine-tuning.
+        fine_tune_rates: its learning rates by the epoch (from 0) from which they hold.
+        fine_tune_rates_small: those of the study with the tenth of the rate; empty if none.
+    """
+
+    settings: Settings
+    patterns: tuple[str, ...]
+    skip: tuple[str, ...]
+    batch_size: int
+    weight_decay: float
+    fine_tune_epochs: int
+    fine_tune_rates: Mapping[int, float]
+    fine_tune_rates_small: Mapping[int, float]
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+
+
+PRESETS: dict[str, Recipe] = {
+    "mlp-linear": Recipe(
+        settings=Settings(),
+        patterns=("hidden_*",),
+        skip=(),
+        batch_size=100,
+        weight_decay=1e-4,
+        fine_tune_epochs=90,
+        fine_tune_rates={0: 1e-2, 30: 1e-3, 60: 1e-4},
+        fine_tune_rates_small={0: 1e-3, 45: 1e-4},
+    ),
+    "resnet56-cifar10": Recipe(
+        settings=Settings(),
+        patterns=("block_*/conv1",),
+        skip=(),
+        batch_size=128,
+        weight_decay=5e-4,
+        fine_tune_epochs=120,
+        fine_tune_rates={0: 1e-2, 60: 1e-3, 90: 1e-4},
+        fine_tune_rates_small={0: 1e-3, 80: 1e-4},
+    ),
+    "vgg19-cifar100": Recipe(
+        settings=Settings(),
+        patterns=("conv_*",),
+        skip=("conv_0",),
+        batch_size=256,
+        weight_decay=5e-4,
+        fine_tune_epochs=120,
+        fine_tune_rates={0: 1e-2, 60: 1e-3, 90: 1e-4},
+        fine_tune_rates_small={0: 1e-3, 80: 1e-4},
+    ),
+    "resnet50-imagenet": Recipe(
+        settings=Settings(update_interval=5, stabilise_steps=40_000),
+        patterns=("stage_*/conv[12]",),
+        skip=(),
+        batch_size=256,
+        weight_decay=1e-4,
+        fine_tune_epochs=90,
+        fine_tune_rates={0: 1e-2, 30: 1e-3, 60: 1e-4, 75: 1e-5},
+        fine_tune_rates_small={},
+    ),
+}
+"""From the scripts and README of the released code, and for the MLP from an older repository of the
+authors (github.com/MingSun-Tse, TPP and Smile-Pruning)."""
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule, *, momentum: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """SGD as PyTorch does it: g += wd·θ; b = μ b + g; θ -= lr·b.
+
+    Args:
+        learning_rate: a number, or a schedule by step.
+        momentum: μ.
+        weight_decay: wd.
+
+    Returns:
+        The transformation; its `update` needs `params`.
+
+    >>> import jax.numpy as jnp
+    >>> optimizer, params = sgd(0.1, momentum=0.9, weight_decay=0.01), jnp.array([1.0])
+    >>> optimizer.update(jnp.array([0.1]), optimizer.init(params), params)[0].tolist()
+    [-0.011]
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum)
+    )
+
+
+def learning_rate_at(epoch: int, rates: Mapping[int, float]) -> float:
+    """Returns the learning rate of an epoch (from 0): the entry with the largest key up to it.
+
+    Args:
+        epoch: from 0.
+        rates: learning rates by the epoch from which they hold; one of them from 0.
+
+    Raises:
+        ValueError: no rate for the epoch.
+
+    >>> [learning_rate_at(epoch, {0: 0.01, 60: 0.001}) for epoch in (0, 59, 60, 100)]
+    [0.01, 0.01, 0.001, 0.001]
+    """
+    begun = [start for start in rates if start <= epoch]
+    if not begun:
+        raise ValueError(
+            f"rates: got {dict(rates)!r}, which has none for epoch {epoch}; begin at 0."
+        )
+    return rates[max(begun)]

@@ -1,0 +1,46 @@
+"""The records that everything about filters speaks.
+
+A *filter* is one output channel of a convolution or dense layer: one index of its kernel's last
+axis in Flax's layouts (H, W, in, out) and (in, out). A *channel* is a set of filters and other
+indices that can only be removed together.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+# Kernel path -> boolean array (num_filters,), True keeps. A layer that is absent stays whole.
+Keep = Mapping[str, jax.Array | np.ndarray]
+
+
+class FilterLayer(NamedTuple):
+    """One convolution or dense layer, and what belongs to its filters.
+
+    All paths are those of `ntksap_jax.masks`: the names of the leaves joined by /.
+
+    Attributes:
+        kernel: path of the kernel in the parameters, such as "block_0/conv1/kernel"; its last axis
+            counts filters.
+        index: place in the order of calls among all convolution and dense layers of the model,
+            pruned or not, from 0.
+        num_filters: length of the kernel's last axis.
+        bias: path of the layer's own bias in the parameters, None without one.
+        scale: path of the scale of the normalisation right behind the layer, None without one.
+        shift: path of that normalisation's shift (Flax calls it "bias"), None without one.
+        mean: path of its running mean in "batch_stats", None without one.
+        var: path of its running variance in "batch_stats", None without one.
+        removable: whether single filters can go; False for the output layer and for others whose
+            outputs must stay.
+    """
+
+    kernel: str
+    index: int  # type: ignore[assignment]  # (tuples have a method of this name)
+    num_filters: int
+    bias: str | None
+    scale: str | None
+    shift: str | None
+    mean: str | None
+    var: str | None
+    removable: bool

@@ -1,0 +1,147 @@
+"""Orthogonality penalties against recorded values, loops over filters, and calculus."""
+
+import itertools
+
+import golden_tpp as golden
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+from ntksap_jax.structured import baselines, tpp
+
+CASES = golden.load()["baseline_penalties"]
+OF_KERNELS = [name for name in CASES if name.startswith("kernorth")]
+RECORDED_CONV = CASES["orthconv_deconv_orth_dist_conv_4x2x3x3"]
+both_precisions = pytest.mark.parametrize("dtype", golden.DTYPES)
+
+
+@both_precisions
+@pytest.mark.parametrize("name", OF_KERNELS)
+def test_kernel_orthogonality_is_the_authors(name, dtype):
+    case = CASES[name]
+    with golden.precision(dtype):
+        kernel = golden.array(golden.kernel(case["weight"]), dtype)
+        loss, gradient = jax.jit(jax.value_and_grad(baselines.kernel_orthogonality))(kernel)
+        golden.assert_close(loss, case["loss"], dtype)
+        golden.assert_close(gradient, golden.kernel(case["grad"]), dtype)
+
+
+@both_precisions
+@pytest.mark.parametrize(
+    "case", [RECORDED_CONV, CASES["orthconv_stride1_same_kernel"]], ids=["stride2", "stride1"]
+)
+def test_conv_orthogonality_is_the_authors(case, dtype):
+    with golden.precision(dtype):
+        kernel = golden.array(golden.kernel(RECORDED_CONV["weight"]), dtype)
+
+        @jax.jit
+        @jax.value_and_grad
+        def penalty(kernel):
+            return baselines.conv_orthogonality(
+                kernel, stride=case["stride"], padding=case["padding"]
+            )
+
+        loss, gradient = penalty(kernel)
+        golden.assert_close(loss, case["loss"], dtype)
+        golden.assert_close(gradient, golden.kernel(case["grad"]), dtype)
+
+
+def test_every_recorded_baseline_is_tested():
+    assert set(CASES) == {
+        *OF_KERNELS,
+        "orthconv_deconv_orth_dist_conv_4x2x3x3",
+        "orthconv_stride1_same_kernel",
+    }
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_conv_orthogonality_is_a_loop_over_pairs_and_shifts(stride, padding):
+    """Sums of products of one filter with another that is shifted by so many pixels."""
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 3))
+    size = (3 + 2 * padding - 3) // stride + 1
+    padded = np.pad(kernel, [(padding, padding)] * 2 + [(0, 0)] * 2)
+    total = 0.0
+    for i, j, a, b in itertools.product(range(3), range(3), range(size), range(size)):
+        window = padded[a * stride : a * stride + 3, b * stride : b * stride + 3, :, i]
+        target = float(i == j and a == b == size // 2)
+        total += (np.sum(window * kernel[..., j]) - target) ** 2
+    with jax.enable_x64():
+        got = baselines.conv_orthogonality(jnp.asarray(kernel), stride=stride, padding=padding)
+    np.testing.assert_allclose(got, np.sqrt(total), rtol=1e-12)
+
+
+@hypothesis.given(st.integers(0, 2**31 - 1), st.sampled_from([(6, 4), (3, 7), (5, 5)]))
+@hypothesis.settings(max_examples=10)
+def test_orthonormal_kernels_have_no_penalty_and_a_finite_gradient(seed, shape):
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(max(shape), min(shape))))
+    kernel = jnp.asarray(q if shape[0] >= shape[1] else q.T, jnp.float32)
+    assert float(baselines.kernel_orthogonality(kernel)) < 1e-5
+    exact = jnp.eye(*shape)
+    loss, gradient = jax.value_and_grad(baselines.kernel_orthogonality)(exact)
+    assert loss == 0 and not np.any(gradient)
+
+
+def test_sums_over_the_network_and_which_layers_they_leave_out():
+    rng = np.random.default_rng(0)
+    shapes = {"conv1": (3, 3, 2, 6), "conv2": (3, 3, 6, 4), "fc": (4, 3)}
+    params = {n: {"kernel": jnp.asarray(rng.normal(size=s))} for n, s in shapes.items()}
+    kernels = [layer["kernel"] for layer in params.values()]
+    layers = golden.CONV_LAYERS
+    np.testing.assert_allclose(
+        baselines.kernorth(params, layers), sum(map(baselines.kernel_orthogonality, kernels))
+    )
+    of_fc = baselines.kernel_orthogonality(kernels[2])
+    for stride in (1, 2):
+        want = baselines.conv_orthogonality(kernels[1], stride=stride) + of_fc
+        np.testing.assert_allclose(baselines.orthconv(params, layers, stride=stride), want)
+        by_path = {"conv2/kernel": stride}
+        np.testing.assert_allclose(baselines.orthconv(params, layers, stride=by_path), want)
+    published = baselines.conv_orthogonality(kernels[1], stride=2) + of_fc
+    np.testing.assert_allclose(baselines.orthconv(params, layers), published)
+    with pytest.raises(ValueError, match="stride: has none for the convolution 'conv2/kernel'"):
+        baselines.orthconv(params, layers, stride={})
+    with pytest.raises(ValueError, match=r"kernel: got shape \(3, 3, 3, 2, 2\), expected"):
+        baselines.conv_orthogonality(jnp.ones((3, 3, 3, 2, 2)), stride=1)
+
+
+def test_added_penalty_is_a_term_of_the_loss():
+    """The same steps, whether the penalty is in the loss or in the optimiser."""
+    layers = {"kernel": golden.dense("", 0, 3)._replace(kernel="kernel", bias=None)}
+    start = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)}
+
+    def loss(params):
+        return jnp.sum(jnp.sin(params["kernel"]))
+
+    def penalty(params):
+        return baselines.ORTHOGONALITY_WEIGHT * baselines.kernorth(params, layers)
+
+    def train(optimizer, objective):
+        params, state = start, optimizer.init(start)
+        for _ in range(3):
+            updates, state = optimizer.update(jax.grad(objective)(params), state, params)
+            params = optax.apply_updates(params, updates)
+        return params["kernel"]
+
+    sgd = optax.sgd(0.1, momentum=0.9)
+    np.testing.assert_allclose(
+        train(optax.chain(baselines.add_penalty(penalty), sgd), loss),
+        train(sgd, lambda params: loss(params) + penalty(params)),
+        rtol=1e-5,
+    )
+    optimizer = baselines.add_penalty(penalty)
+    with pytest.raises(ValueError, match="params: got None"):
+        optimizer.update(start, optimizer.init(start))
+
+
+def test_growing_regularisation_is_l2_on_pruned_weights_alone():
+    params = golden.variables(golden.load()["apply_reg_mlp_bias"]["params"], "float32")["params"]
+    keep = {"net_0/kernel": golden.keep(5, [1, 4])}
+    value = tpp.penalty(params, golden.LINEAR_LAYERS, keep, strength=0.5, settings=baselines.GREG1)
+    want = 0.25 * np.sum(np.asarray(params["net_0"]["kernel"])[:, [1, 4]] ** 2)
+    np.testing.assert_allclose(value, want, rtol=1e-6)
+    tpp.check_settings(baselines.GREG1)
+    assert baselines.GREG1.zero_out_interval is None

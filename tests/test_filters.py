@@ -1,0 +1,614 @@
+"""Scores, ratios, budgets and rounds: recorded selections and costs, derivatives, properties."""
+
+import functools
+import itertools
+
+import flax.linen as nn
+import golden_tpp as golden
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracles
+import pytest
+from hypothesis import strategies as st
+
+from ntksap_jax import criteria, masks, models, networks, schedules
+from ntksap_jax.structured import (
+    channels,
+    filter_search,
+    filter_selection,
+    filters,
+    tpp_presets,
+)
+from ntksap_jax.structured.global_selection import select_global
+
+RECORDED = golden.load()
+SELECTION = RECORDED["selection"]
+COST = RECORDED["cost"]
+
+
+class Chain(nn.Module):
+    """Three dense layers of 5, 4 and 3 filters, and the output layer."""
+
+    features: tuple[int, ...] = (5, 4, 3)
+
+    @nn.compact
+    def __call__(self, x):
+        for index, features in enumerate(self.features):
+            x = nn.relu(nn.Dense(features, name=f"layer_{index}")(x))
+        return nn.Dense(2, name="out")(x)
+
+
+class Residual(nn.Module):
+    """A residual stream that three convolutions of 4 filters write to; two others read it."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(4, (3, 3), use_bias=False, name="stem")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, name="stem_bn")(x))
+        for index in range(2):
+            y = nn.Conv(4, (3, 3), use_bias=False, name=f"inner_{index}")(x)
+            y = nn.relu(nn.BatchNorm(use_running_average=not train, name=f"bn_{index}")(y))
+            x = nn.relu(x + nn.Conv(4, (3, 3), name=f"outer_{index}")(y))
+        return nn.Dense(3, name="fc")(x.mean((1, 2)))
+
+
+CHAIN = channels.trace(Chain(), (6,))
+PATHS = [path for path, layer in CHAIN.layers.items() if layer.removable]
+RESIDUAL = channels.trace(Residual(), (5, 5, 2))
+
+
+def one_layer(num_filters):
+    return {"kernel": golden.dense("", 0, num_filters)._replace(kernel="kernel", bias=None)}
+
+
+def kept(keep):
+    return sum(int(np.sum(k)) for k in keep.values())
+
+
+# -- Recorded selections -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", golden.DTYPES)
+@pytest.mark.parametrize("name", ["conv_6x3x3x3", "linear_5x4"])
+def test_l1_scores_and_selections_are_the_authors(name, dtype):
+    case = SELECTION[name]
+    with golden.precision(dtype):
+        kernel = golden.array(golden.kernel(case["weight"]), dtype)
+        layers = one_layer(kernel.shape[-1])
+        scores = filters.l1({"kernel": kernel}, layers)
+        golden.assert_close(scores["kernel"], case["score_mean_abs"], dtype)
+        tested = [key for key in case if key.startswith("pr_")]
+        for key in tested:
+            ratio = float(key.removeprefix("pr_"))
+            keep = filter_selection.select(scores, {"kernel": ratio}).get(
+                "kernel", np.ones(len(scores["kernel"]), bool)
+            )
+            pruned = case[key]["pruned_in_ascending_score_order"]
+            ascending = np.argsort(scores["kernel"]).tolist()
+            assert [j for j in ascending if not keep[j]] == pruned
+            stay = case[key]["kept_in_ascending_score_order"]
+            assert [j for j in ascending if keep[j]] == stay
+    assert tested
+
+
+def test_numbers_of_pruned_filters_are_the_authors():
+    for row in SELECTION["num_pruned_table"]:
+        assert filter_selection.num_pruned(row["n"], row["pr"]) == row["num_pruned"], row
+
+
+@pytest.mark.parametrize("name", ["name_matching_resnet56", "name_matching_vgg19"])
+def test_ratios_by_name_are_the_authors(name):
+    case = SELECTION[name]
+    layers = {
+        f"{module}/kernel": golden.dense(module, index, 16)
+        for index, module in enumerate(case["pr"])
+    }
+    got = filter_selection.ratios(layers, case["pattern"], skip=list(case["skip"]))
+    assert got == {f"{module}/kernel": ratio for module, ratio in case["pr"].items()}
+
+
+def test_ratios_by_index_are_the_authors():
+    case = SELECTION["index_numbers_mlp7"]
+    layers = {
+        f"{module}/kernel": golden.dense(module, index, 100)
+        for index, module in enumerate(case["pr"])
+    }
+    patterns = {}
+    for entry in case["stage_pr"].strip("[]").split(","):
+        indices, ratio = entry.split(":")
+        first, _, last = indices.partition("-")
+        patterns[range(int(first), int(last or first) + 1)] = float(ratio)
+    assert list(filter_selection.ratios(layers, patterns).values()) == case["parsed"]
+    assert case["parsed"] == list(case["pr"].values())
+
+
+# -- Recorded costs ------------------------------------------------------------------------------
+
+
+@functools.cache
+def traced(preset):
+    model = {
+        "resnet56-cifar10": models.resnet56(shortcut="pad"),
+        "vgg19-cifar100": models.vgg19_bn(),
+        "mlp-linear": models.linear_mlp(),
+    }[preset]
+    shape = (32, 32, 1) if preset == "mlp-linear" else (32, 32, 3)
+    return channels.trace(model, shape)
+
+
+def keep_at(preset, ratio):
+    """The paper's pruning at a ratio: only how many filters stay matters for the cost."""
+    recipe, layers = tpp_presets.PRESETS[preset], traced(preset).layers
+    patterns = dict.fromkeys(recipe.patterns, ratio)
+    ratios = filter_selection.ratios(layers, patterns, skip=recipe.skip)
+    rng = np.random.default_rng(0)
+    scores = {path: rng.random(layer.num_filters) for path, layer in layers.items()}
+    return filter_selection.select(scores, ratios)
+
+
+@pytest.mark.parametrize(
+    ("preset", "section"),
+    [("resnet56-cifar10", "resnet56_cifar10"), ("vgg19-cifar100", "vgg19_cifar100")],
+)
+def test_costs_of_convolutional_networks_are_the_authors(preset, section):
+    for text, want in COST[section].items():
+        keep = keep_at(preset, float(text))
+        costs = [channels.cost(traced(preset), k) for k in (None, keep)]
+        assert [cost.flops for cost in costs] == want["flops_2x_mac"]
+        assert [cost.layer_params for cost in costs] == want["params_conv_linear"]
+        assert [cost.params for cost in costs] == want["params_all_incl_bn"]
+        assert round(costs[0].flops / costs[1].flops, 2) == want["speedup"]
+        numbers = {path: int(k.sum()) for path, k in keep.items()}
+        if "kept_conv1_per_stage" in want:
+            blocks = [numbers[f"block_{i}/conv1/kernel"] for i in range(27)]
+            assert blocks == [n for n in want["kept_conv1_per_stage"] for _ in range(9)]
+        else:
+            layers = traced(preset).layers.values()
+            filters_left = [numbers.get(layer.kernel, layer.num_filters) for layer in layers]
+            assert filters_left == want["kept_filters"]
+
+
+def test_headline_numbers_of_resnet56():
+    dense = channels.cost(traced("resnet56-cifar10"))
+    assert (dense.layer_params, dense.flops) == (848_954, 250_971_392)
+    speed_ups = [
+        round(dense.flops / channels.cost(traced("resnet56-cifar10"), keep).flops, 2)
+        for keep in (keep_at("resnet56-cifar10", r) for r in (0.3, 0.5, 0.7, 0.9, 0.95))
+    ]
+    assert speed_ups == [1.45, 1.99, 3.59, 11.58, 19.85]
+
+
+def test_layer_order_and_shapes_of_resnet56_are_the_authors():
+    found = traced("resnet56-cifar10")
+
+    def ours(name):
+        if name in ("conv1", "linear"):
+            return {"conv1": "conv/kernel", "linear": "fc/kernel"}[name]
+        stage, block, conv = name.removeprefix("layer").split(".")
+        return f"block_{9 * (int(stage) - 1) + int(block)}/{conv}/kernel"
+
+    for name, index in COST["resnet56_layer_index"].items():
+        assert found.layers[ours(name)].index == index
+    assert len(found.layers) == COST["resnet56_n_learnable"]
+    removed = channels.removed_channels(found, keep_at("resnet56-cifar10", 0.9))
+    for name, shape in COST["resnet56_shapes_pr0.9"].items():
+        path = f"params/{ours(name.removesuffix('.weight'))}"
+        indices = channels.kept_indices(found, path, removed)
+        left = [
+            size if index is None else len(index)
+            for index, size in zip(indices, found.shapes[path], strict=True)
+        ]
+        assert [left[-1], left[-2], *left[:-2]] == shape
+
+
+def test_costs_of_the_linear_network_are_the_authors():
+    for text, want in COST["mlp_7_linear_mnist"].items():
+        keep = keep_at("mlp-linear", float(text))
+        costs = [channels.cost(traced("mlp-linear"), k) for k in (None, keep)]
+        assert [cost.params for cost in costs] == want["params"]
+        assert [cost.flops for cost in costs] == want["flops"]
+        assert round(costs[0].flops / costs[1].flops, 2) == want["speedup"]
+
+
+def test_kept_counts_of_the_minimum_and_the_multiple():
+    scores = {"kernel": np.arange(20.0)}
+    for ratio, options, want in [
+        (0.9, {}, 2),
+        (0.9, {"min_filters": 5}, 5),
+        (0.9, {"multiple_of": 8}, 8),
+        (0.5, {"multiple_of": 8}, 16),
+        (0.1, {"multiple_of": 8}, 20),
+        (0.9, {"min_filters": 9, "multiple_of": 8}, 16),
+    ]:
+        keep = filter_selection.select(scores, {"kernel": ratio}, **options)["kernel"]
+        assert keep.tolist() == [False] * (20 - want) + [True] * want
+
+
+# -- Gates ---------------------------------------------------------------------------------------
+
+NETWORK = networks.linen(Residual(), (5, 5, 2), train=False)
+PARAMS = NETWORK.init(jax.random.key(0))
+# Scales and shifts of their own, so that no gate is without effect.
+PARAMS = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size).reshape(p.shape)), PARAMS)
+MASK = oracles.random_mask(jax.random.key(1), PARAMS, density=0.8)
+BATCH = (jax.random.normal(jax.random.key(2), (6, 5, 5, 2)), jnp.arange(6) % 3)
+
+
+def relaxed_by(gates):
+    """The mask with every filter multiplied by its channel's gate."""
+
+    def gate(path, m, p):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if m is None:
+            return None
+        numbers = channels.filter_channels(RESIDUAL, name)
+        factors = jnp.where(numbers >= 0, gates[numbers], 1.0)
+        return m.astype(p.dtype) * factors
+
+    return jax.tree_util.tree_map_with_path(gate, MASK, PARAMS, is_leaf=lambda leaf: leaf is None)
+
+
+def assert_is_gate_derivative(scores, objective):
+    want = np.abs(jax.jit(jax.grad(objective))(jnp.ones(RESIDUAL.num_channels)))
+    for path, layer in RESIDUAL.layers.items():
+        if layer.removable:
+            numbers = channels.filter_channels(RESIDUAL, path)
+            np.testing.assert_allclose(
+                scores[path], want[numbers], rtol=1e-3, atol=1e-4 * want.max()
+            )
+
+
+@pytest.mark.parametrize("make", [criteria.snip, criteria.iterative_snip])
+def test_snip_by_gate_is_the_derivative_of_the_loss(make):
+    """The residual stream's three layers are tied: one gate for each of its channels."""
+    assert [len(group) for group in channels.groups(RESIDUAL)] == [3, 1, 1]
+    signed, _ = make(NETWORK, signed=True)(None, PARAMS, MASK, BATCH)
+    unsigned, _ = make(NETWORK)(None, PARAMS, MASK, BATCH)
+    np.testing.assert_allclose(
+        np.abs(oracles.flat(signed)), oracles.flat(unsigned), rtol=1e-5, atol=1e-9
+    )
+    assert oracles.flat(signed).min() < 0
+
+    def loss(gates):
+        logits = NETWORK.apply_train(masks.apply(relaxed_by(gates), PARAMS), BATCH[0])
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, BATCH[1]))
+
+    assert_is_gate_derivative(filters.by_gate(signed, RESIDUAL), loss)
+
+
+def test_ntk_sap_by_gate_is_the_derivative_of_the_trace():
+    """By the dense Jacobian's trace, of which the criterion's estimate is made exact."""
+    inputs = BATCH[0][:2]
+
+    def exact(key, fn, weights):
+        del key
+        jacobian = jax.jacrev(fn)(weights)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(jacobian))
+
+    # With fn = f(m ⊙ ·), the Jacobian by the weights is J diag(m).
+    options = {
+        "estimator": exact,
+        "num_samples": 1,
+        "reinit": False,
+        "inputs": lambda key, size: inputs[:size],
+        "batch_size": 2,
+    }
+    key = jax.random.key(0)
+    signed, _ = criteria.ntk_sap(NETWORK, signed=True, **options)(key, PARAMS, MASK, None)
+    unsigned, _ = criteria.ntk_sap(NETWORK, **options)(key, PARAMS, MASK, None)
+    np.testing.assert_allclose(np.abs(oracles.flat(signed)), oracles.flat(unsigned), rtol=1e-4)
+    assert oracles.flat(signed).min() < 0
+
+    def trace(gates):
+        return oracles.dense_trace(NETWORK, PARAMS, relaxed_by(gates), inputs)
+
+    assert_is_gate_derivative(filters.by_gate(signed, RESIDUAL), trace)
+
+
+def test_absolute_value_comes_after_the_sum():
+    derivatives = {
+        name: {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=shape))}
+        for name, shape in {
+            "layer_0": (6, 5),
+            "layer_1": (5, 4),
+            "layer_2": (4, 3),
+            "out": (3, 2),
+        }.items()
+    }
+    scores = filters.by_gate(derivatives, CHAIN)
+    for path, score in scores.items():
+        column = np.asarray(masks.leaf_paths(derivatives)[path])
+        np.testing.assert_allclose(score, np.abs(column.sum(axis=0)), rtol=1e-6)
+        assert np.all(score <= np.abs(column).sum(axis=0) * (1 + 1e-6))
+
+
+# -- One threshold -------------------------------------------------------------------------------
+
+chain_scores = st.integers(0, 2**31 - 1).map(
+    lambda seed: {
+        path: np.random.default_rng([seed, index]).random(CHAIN.layers[path].num_filters)
+        for index, path in enumerate(PATHS)
+    }
+)
+
+
+@hypothesis.given(chain_scores, st.floats(0.3, 1.0))
+def test_a_density_keeps_exactly_so_many_and_the_best(scores, density):
+    keep = select_global(scores, CHAIN, density=density)
+    assert list(keep) == PATHS
+    assert kept(keep) == round(density * 12)
+    best = {path: np.argmax(scores[path]) for path in PATHS}
+    assert all(keep[path][index] for path, index in best.items())
+    # But for the best of each layer, whatever stays is better than whatever goes.
+    stay = [s for p in PATHS for j, s in enumerate(scores[p]) if keep[p][j] and j != best[p]]
+    gone = [s for p in PATHS for j, s in enumerate(scores[p]) if not keep[p][j]]
+    assert min(stay, default=1) > max(gone, default=0)
+
+
+@hypothesis.given(
+    chain_scores, st.floats(0.4, 1.0), st.sampled_from(["flops", "params"]), st.integers(1, 2)
+)
+def test_a_budget_holds_and_no_smaller_network_was_taken_than_needed(scores, part, cost, floor):
+    dense = getattr(channels.cost(CHAIN), cost)
+    keep = select_global(scores, CHAIN, budget=part * dense, cost=cost, min_filters=floor)
+    assert getattr(channels.cost(CHAIN, keep), cost) <= part * dense
+    assert all(k.sum() >= floor for k in keep.values())
+    same = select_global(scores, CHAIN, density=part, cost=cost, min_filters=floor)
+    np.testing.assert_equal(same, keep)
+    gone = [(scores[p][j], p, j) for p in PATHS for j in range(len(scores[p])) if not keep[p][j]]
+    if gone:
+        _, path, index = max(gone)
+        more = {p: k.copy() for p, k in keep.items()}
+        more[path][index] = True
+        assert getattr(channels.cost(CHAIN, more), cost) > part * dense
+
+
+@hypothesis.given(chain_scores, st.floats(0.6, 1.0), st.integers(1, 4), st.integers(1, 4))
+def test_multiples_and_floors(scores, density, multiple, floor):
+    try:
+        keep = select_global(
+            scores, CHAIN, density=density, multiple_of=multiple, min_filters=floor
+        )
+    except ValueError as error:
+        assert "cannot be reached" in str(error)
+        return
+    assert kept(keep) <= round(density * 12)
+    for path in PATHS:
+        count, total = int(keep[path].sum()), len(keep[path])
+        assert count >= min(floor, total)
+        assert count % multiple == 0 or count == total
+        lowest = min(scores[path][keep[path]])
+        assert np.all(scores[path][~keep[path]] < lowest)
+
+
+@hypothesis.given(chain_scores, chain_scores)
+def test_what_was_pruned_stays_pruned(first, second):
+    before = select_global(first, CHAIN, density=0.7)
+    after = select_global(second, CHAIN, density=0.4, keep=before)
+    assert all(np.all(before[path] >= after[path]) for path in PATHS)
+    assert kept(after) == round(0.4 * 12)
+    np.testing.assert_equal(select_global(second, CHAIN, density=1.0, keep=before), before)
+
+
+def test_equal_scores_keep_what_comes_first():
+    scores = {path: np.ones(CHAIN.layers[path].num_filters) for path in PATHS}
+    keep = select_global(scores, CHAIN, density=8 / 12)
+    assert [k.tolist() for k in keep.values()] == [
+        [True] * 5,
+        [True, True, False, False],
+        [True, False, False],
+    ]
+    keep = filter_selection.select(scores, dict.fromkeys(PATHS, 0.5))
+    assert [int(k.sum()) for k in keep.values()] == [2, 2, 1]
+    assert all(k[0] for k in keep.values())
+
+
+def test_a_budget_of_measured_time():
+    """Any function of the choice: here one that costs nothing of the first layer."""
+    scores = {path: np.arange(CHAIN.layers[path].num_filters, 0, -1.0) for path in PATHS}
+    calls = []
+
+    def seconds(keep):
+        calls.append(1)
+        return 0.001 * kept({p: keep[p] for p in PATHS[1:]} if keep else dict.fromkeys(PATHS, [7]))
+
+    keep = select_global(scores, CHAIN, budget=0.004, cost=seconds)
+    assert seconds(keep) == pytest.approx(0.004)
+    assert len(calls) <= 7
+
+
+def test_tied_layers_lose_the_same_filters():
+    rng = np.random.default_rng(0)
+    removable = [path for path, layer in RESIDUAL.layers.items() if layer.removable]
+    scores = {path: jnp.asarray(rng.random(4)) for path in removable}
+    with pytest.raises(ValueError, match="are tied to others, but have other scores. Tie them"):
+        select_global(scores, RESIDUAL, density=0.5)
+    tied = filters.tie(scores, RESIDUAL)
+    [stream] = [group for group in channels.groups(RESIDUAL) if len(group) == 3]
+    for path in stream:
+        np.testing.assert_allclose(tied[path], sum(scores[p] for p in stream), rtol=1e-6)
+    keep = select_global(tied, RESIDUAL, density=0.5)
+    assert len({tuple(keep[path]) for path in stream}) == 1
+    assert kept({path: k for path, k in keep.items() if path not in stream[1:]}) == 6
+    np.testing.assert_equal(
+        {path: channels.expand(RESIDUAL, keep)[path] for path in keep}, dict(keep)
+    )
+
+
+# -- Rounds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("score", "options"),
+    [
+        (criteria.ntk_sap(NETWORK, num_samples=1, batch_size=2, signed=True), {}),
+        (criteria.snip(NETWORK, signed=True), {"batch": BATCH}),
+        (criteria.grasp(NETWORK), {"batch": BATCH, "absolute": False}),
+        (criteria.synflow(NETWORK), {}),
+        (criteria.magnitude(), {}),
+    ],
+    ids=["ntk_sap", "snip", "grasp", "synflow", "magnitude"],
+)
+def test_rounds_prune_down_to_a_part_of_the_flops(score, options):
+    seen = []
+    schedule = schedules.exponential(0.4, rounds=2)
+    keep = filter_search.prune(
+        jax.random.key(0),
+        PARAMS,
+        score,
+        RESIDUAL,
+        schedule=schedule,
+        cost="flops",
+        on_round=lambda number, keep: seen.append((number, keep)),
+        **options,
+    )
+    dense = channels.cost(RESIDUAL).flops
+    for (_, after), density in zip(seen, schedule, strict=True):
+        assert channels.cost(RESIDUAL, after).flops <= density * dense
+        channels.expand(RESIDUAL, after)
+    assert [number for number, _ in seen] == [1, 2]
+    assert all(np.all(seen[0][1][path] >= seen[1][1][path]) for path in keep)
+    np.testing.assert_equal(keep, seen[-1][1])
+
+
+def test_magnitude_of_filters_in_one_round_is_the_ranking_of_their_sums():
+    keep = filter_search.prune(
+        jax.random.key(0), PARAMS, criteria.magnitude(), RESIDUAL, schedule=[0.5]
+    )
+    sums = filters.tie(
+        {
+            path: jnp.sum(jnp.abs(leaf), axis=tuple(range(leaf.ndim - 1)))
+            for path, leaf in masks.leaf_paths(PARAMS).items()
+            if path in RESIDUAL.layers
+        },
+        RESIDUAL,
+    )
+    np.testing.assert_equal(keep, select_global(sums, RESIDUAL, density=0.5))
+
+
+# -- Choices -------------------------------------------------------------------------------------
+
+
+def test_masks_of_filters():
+    keep = {"stem/kernel": golden.keep(4, [1]), "inner_0/kernel": golden.keep(4, [2, 3])}
+    mask = filters.to_mask(PARAMS, RESIDUAL.layers, keep)
+    masks.check(mask, PARAMS)
+    assert set(masks.leaf_paths(mask)) == set(RESIDUAL.layers)
+    for path, leaf in masks.leaf_paths(mask).items():
+        want = np.broadcast_to(keep.get(path, np.ones(leaf.shape[-1], bool)), leaf.shape)
+        np.testing.assert_array_equal(leaf, want)
+    further = filters.to_mask(PARAMS, RESIDUAL.layers, keep, mask=MASK)
+    both = masks.map_prunable(lambda a, b: a & b, mask, MASK)
+    assert masks.digest(further) == masks.digest(both)
+
+
+def test_magnitudes_of_kept_and_pruned():
+    kernel = jnp.array([[4.0, -1.0, 2.0], [-2.0, 0.0, 2.0]])
+    measure = jax.jit(lambda p, k: filters.magnitudes(p, one_layer(3), k))
+    got = measure({"kernel": kernel}, {"kernel": golden.keep(3, [1])})["kernel"]
+    assert (float(got.kept), float(got.pruned)) == (2.5, 0.5)
+    got = measure({"kernel": kernel}, {"kernel": golden.keep(3, [])})["kernel"]
+    assert (float(got.kept), float(got.pruned)) == (pytest.approx(11 / 6), 0.0)
+
+
+# -- Errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("patterns", "options", "error", "message"),
+    [
+        ({"conv_*": 0.5}, {}, ValueError, "patterns: 'conv_\\*' matches no layer. The layers are"),
+        ({9: 0.5}, {}, ValueError, "patterns: 9 matches no layer"),
+        ({"layer_0": 0.5}, {"skip": ["stem"]}, ValueError, "skip: 'stem' matches no layer"),
+        ({"layer_0": 0.5}, {"skip": "layer_0"}, TypeError, "skip: got 'layer_0', expected a list"),
+        ({"layer_0": 1.0}, {}, ValueError, "patterns: ratio 1.0 for 'layer_0', expected .* cut"),
+        ({"layer_0": -0.1}, {}, ValueError, "patterns: ratio -0.1 for 'layer_0'"),
+        ({"layer_0": "half"}, {}, ValueError, "patterns: ratio 'half'"),
+        ({"*": 0.5}, {}, ValueError, "layer 'out/kernel' gets ratio 0.5, but its outputs must"),
+        ({0.5: 0.5}, {}, TypeError, "patterns: got 0.5, expected a path pattern"),
+    ],
+)
+def test_bad_patterns_raise(patterns, options, error, message):
+    with pytest.raises(error, match=message):
+        filter_selection.ratios(CHAIN.layers, patterns, **options)
+
+
+def test_bad_ratios_and_scores_raise():
+    scores = {"kernel": np.array([1.0, np.nan])}
+    select = filter_selection.select
+    with pytest.raises(ValueError, match="ratios: layer 'other' has no scores"):
+        select(scores, {"other": 0.5})
+    with pytest.raises(ValueError, match="ratios: ratio 1 for layer 'kernel'"):
+        select(scores, {"kernel": 1})
+    with pytest.raises(ValueError, match="scores: those of 'kernel' are not all finite"):
+        select(scores, {"kernel": 0.5})
+    with pytest.raises(ValueError, match="min_filters: got 0"):
+        select(scores, {"kernel": 0.5}, min_filters=0)
+    with pytest.raises(ValueError, match="multiple_of: got 1.5"):
+        select(scores, {"kernel": 0.5}, multiple_of=1.5)
+
+
+SCORES = {path: np.ones(CHAIN.layers[path].num_filters) for path in PATHS}
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "error", "message"),
+    [
+        (SCORES, {}, ValueError, "density, budget: pass exactly one"),
+        (SCORES, {"density": 0.5, "budget": 3}, ValueError, "density, budget: pass exactly one"),
+        (SCORES, {"density": 0.0}, ValueError, "density: got 0.0"),
+        (SCORES, {"density": 1.5}, ValueError, "density: got 1.5"),
+        (SCORES, {"density": 0.2}, ValueError, "density: a cost of 2 cannot be reached"),
+        (SCORES, {"budget": 10, "cost": "flops"}, ValueError, "budget: a cost of 10 cannot be"),
+        (SCORES, {"budget": np.nan}, ValueError, "budget: a cost of nan cannot be reached"),
+        (SCORES, {"density": 0.5, "cost": "time"}, TypeError, "cost: got 'time'"),
+        (SCORES | {"x": np.ones(2)}, {"density": 0.5}, ValueError, "scores: 'x' is no kernel"),
+        ({PATHS[0]: np.ones(3)}, {"density": 0.5}, ValueError, r"has shape \(3,\), expected \(5,"),
+        ({"out/kernel": np.ones(2)}, {"density": 0.5}, ValueError, "no layer with scores is rem"),
+        ({PATHS[0]: np.full(5, np.inf)}, {"density": 0.5}, ValueError, "are not all finite"),
+    ],
+)
+def test_bad_budgets_raise(scores, options, error, message):
+    with pytest.raises(error, match=message):
+        select_global(scores, CHAIN, **options)
+
+
+@pytest.mark.parametrize(
+    ("keep", "error", "message"),
+    [
+        ({"conv": np.ones(5, bool)}, ValueError, "keep: 'conv' is no kernel of the layers"),
+        ({PATHS[0]: np.ones(5)}, TypeError, "keep: 'layer_0/kernel' is float64, expected a bool"),
+        ({PATHS[0]: [True] * 5}, TypeError, "keep: 'layer_0/kernel' is list"),
+        ({PATHS[0]: np.ones(4, bool)}, ValueError, r"has shape \(4,\), expected \(5,\)"),
+        ({PATHS[0]: np.zeros(5, bool)}, ValueError, "would lose all its 5 filters"),
+        ({"out/kernel": np.arange(2) < 1}, ValueError, "its outputs must stay"),
+    ],
+)
+def test_bad_choices_raise(keep, error, message):
+    with pytest.raises(error, match=message):
+        filters.check(keep, CHAIN.layers)
+
+
+def test_params_of_another_model_raise():
+    with pytest.raises(ValueError, match="params: have no leaf 'layer_0/kernel'"):
+        filters.l1(PARAMS, CHAIN.layers)
+    other = {f"layer_{i}": {"kernel": jnp.ones((3, 9))} for i in range(3)}
+    with pytest.raises(ValueError, match=r"'layer_0/kernel' has shape \(3, 9\), expected 5 filt"):
+        filters.l1(other, CHAIN.layers)
+
+
+def test_every_recorded_selection_and_cost_is_tested():
+    assert set(SELECTION) == {
+        *("conv_6x3x3x3", "linear_5x4", "num_pruned_table", "name_matching_resnet56"),
+        *("name_matching_vgg19", "index_numbers_mlp7"),
+    }
+    assert set(COST) == {
+        *("resnet56_cifar10", "resnet56_shapes_pr0.9", "resnet56_layer_index"),
+        *("resnet56_n_learnable", "vgg19_cifar100", "vgg19_layers", "mlp_7_linear_mnist"),
+    }
+    assert len(COST["vgg19_layers"]) == len(traced("vgg19-cifar100").layers)
+    pairs = itertools.pairwise(layer.index for layer in traced("vgg19-cifar100").layers.values())
+    assert all(b == a + 1 for a, b in pairs)

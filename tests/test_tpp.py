@@ -1,0 +1,628 @@
+"""TPP's penalties, schedule and training against its authors' recorded arithmetic."""
+
+import functools
+import math
+
+import flax.linen as nn
+import golden_tpp as golden
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+from experiments import training
+from ntksap_jax import masks
+from ntksap_jax.structured import (
+    baselines,
+    channels,
+    filter_selection,
+    filters,
+    gram,
+    shrinking,
+    tpp,
+    tpp_presets,
+)
+
+RECORDED = golden.load()
+GRAMS = RECORDED["gram_penalty"]
+PENALTIES = {
+    "v5_tpp": gram.gram_penalty,
+    "v5_2_kernorth_for_pruning": baselines.orthogonality_for_pruning,
+}
+
+
+def penalty_of(layers, settings):
+    return lambda params, keep, strength: tpp.penalty(
+        params, layers, keep, strength=strength, settings=settings
+    )
+
+
+both_precisions = pytest.mark.parametrize("dtype", golden.DTYPES)
+
+
+# -- Gram penalty --------------------------------------------------------------------------------
+
+
+@both_precisions
+@pytest.mark.parametrize("form", PENALTIES)
+@pytest.mark.parametrize("name", GRAMS)
+def test_gram_penalty_and_gradient_are_the_authors(name, form, dtype):
+    case = GRAMS[name]
+    with golden.precision(dtype):
+        kernel = golden.array(golden.kernel(case["weight"]), dtype)
+        keep = golden.keep(kernel.shape[-1], case["pruned"])
+        loss, gradient = jax.jit(jax.value_and_grad(PENALTIES[form]))(kernel, keep)
+        golden.assert_close(loss, case[form]["loss"], dtype)
+        golden.assert_close(gradient, golden.kernel(case[form]["grad"]), dtype)
+
+
+@both_precisions
+@pytest.mark.parametrize("name", GRAMS)
+def test_paper_form_gram_matrix_and_decomposition(name, dtype):
+    case = GRAMS[name]
+    with golden.precision(dtype):
+        kernel = golden.array(golden.kernel(case["weight"]), dtype)
+        keep = golden.keep(kernel.shape[-1], case["pruned"])
+        golden.assert_close(gram.gram_matrix(kernel, keep), case["gram"], dtype)
+        paper = gram.gram_penalty(kernel, keep, normalise="sum")
+        golden.assert_close(paper, case["paper_form_frobenius_sq_unnormalised"], dtype)
+        # What is penalised: exactly these entries, as the derivative with respect to G shows.
+        squares = np.asarray(case["gram"]) ** 2 * np.asarray(case["mask_entries_penalised"])
+        np.testing.assert_allclose(paper, squares.sum(), rtol=1e-4, atol=1e-6)
+        mean = gram.gram_penalty(kernel, keep)
+        golden.assert_close(mean, sum(case["decomposition"].values()), dtype)
+
+
+@both_precisions
+def test_several_layers_add_up_under_one_weight(dtype):
+    case = RECORDED["gram_penalty_multilayer"]
+    with golden.precision(dtype):
+        kernels = [golden.array(golden.kernel(c["weight"]), dtype) for c in case["layers"]]
+        params = {f"layer_{i}": {"kernel": k} for i, k in enumerate(kernels)}
+        layers = {
+            path: golden.dense(path.removesuffix("/kernel"), i, kernel.shape[-1])
+            for i, (path, kernel) in enumerate(masks.leaf_paths(params).items())
+        }
+        keep = {
+            path: golden.keep(layers[path].num_filters, c["pruned"])
+            for path, c in zip(layers, case["layers"], strict=True)
+        }
+        settings = tpp.Settings(gram_weight=case["lw_opp"], l2=())
+        of = functools.partial(tpp.penalty, layers=layers, keep=keep, settings=settings)
+        value, gradient = jax.jit(jax.value_and_grad(of))(params, strength=case["reg_now"])
+        golden.assert_close(value, case["weighted"], dtype)
+        unweighted = of(params, strength=1 / case["lw_opp"])
+        golden.assert_close(unweighted, case["sum_unweighted"], dtype)
+        for got, want in zip(jax.tree.leaves(gradient), case["grads"], strict=True):
+            scale = np.abs(golden.kernel(want)).max()
+            golden.assert_close(got / scale, golden.kernel(want) / scale, dtype)
+
+
+kernels_and_keeps = st.tuples(
+    st.integers(0, 2**31 - 1),
+    st.sampled_from([(3, 3, 2, 5), (1, 1, 4, 3), (7, 6), (2, 9)]),
+    st.lists(st.booleans(), min_size=9, max_size=9),
+)
+
+
+def draw(case):
+    seed, shape, keep = case
+    return np.random.default_rng(seed).normal(size=shape), np.array(keep[: shape[-1]])
+
+
+gram_and_gradient = jax.jit(jax.value_and_grad(gram.gram_penalty))
+
+
+@hypothesis.given(kernels_and_keeps)
+@hypothesis.settings(max_examples=25)
+def test_closed_form_gradient_and_invariances(case):
+    """4/N² (M ∘ G) W; permuting filters with the mask, or flattening otherwise, changes nothing."""
+    kernel, keep = draw(case)
+    with jax.enable_x64():
+        value, gradient = gram_and_gradient(kernel, keep)
+        columns = kernel.reshape(-1, len(keep))
+        penalised = 1.0 - np.outer(keep, keep)
+        closed = 4 / len(keep) ** 2 * columns @ (penalised * (columns.T @ columns))
+        np.testing.assert_allclose(gradient.reshape(closed.shape), closed, rtol=1e-9, atol=1e-12)
+        order = np.random.default_rng(1).permutation(len(keep))
+        rows = np.random.default_rng(2).permutation(len(columns))
+        permuted = columns[rows][:, order].reshape(kernel.shape)
+        np.testing.assert_allclose(gram_and_gradient(permuted, keep[order])[0], value, rtol=1e-12)
+        assert gram_and_gradient(kernel * keep, keep)[0] == 0
+        assert (value > 0) == (not keep.all())
+
+
+def test_two_kept_filters_do_not_repel_each_other():
+    kernel = jnp.array([[1.0, 1.0, 0.0], [2.0, 2.0, 0.0]])
+    gradient = jax.grad(gram.gram_penalty)(kernel, np.array([True, True, False]))
+    np.testing.assert_array_equal(gradient, 0)
+
+
+# -- L2 and normalisation ------------------------------------------------------------------------
+
+
+@both_precisions
+@pytest.mark.parametrize(
+    ("section", "layers"),
+    [("apply_reg_conv_bn", golden.CONV_LAYERS), ("apply_reg_mlp_bias", golden.LINEAR_LAYERS)],
+)
+def test_applied_regularisation_is_the_authors(section, layers, dtype):
+    case = RECORDED[section]
+    with golden.precision(dtype):
+        params = golden.variables(case["params"], dtype)["params"]
+        before = golden.variables(case["grads_before"], dtype)["params"]
+        after = golden.variables(case["grads_after"], dtype)["params"]
+        keep = golden.keep_of(layers, case["pruned"])
+        gradient = jax.jit(jax.grad(penalty_of(layers, tpp.Settings(gram_weight=0.0))))(
+            params, keep, case["reg_value"]
+        )
+        assert jax.tree.structure(gradient) == jax.tree.structure(after)
+        got = jax.tree.map(jnp.add, before, gradient)
+        jax.tree.map(lambda g, w: golden.assert_close(g, w, dtype), got, after)
+
+
+def test_penalty_in_half_precision_is_summed_in_float32():
+    kernel = jnp.ones((3, 3, 8, 4), jnp.bfloat16)
+    layers = {"kernel": golden.dense("", 0, 4)._replace(kernel="kernel", bias=None)}
+    keep = {"kernel": np.array([True, False, True, True])}
+    settings = tpp.Settings(gram_weight=1.0)
+    value, gradient = jax.value_and_grad(tpp.penalty)(
+        {"kernel": kernel}, layers, keep, strength=1.0, settings=settings
+    )
+    assert value.dtype == jnp.float32 and gradient["kernel"].dtype == jnp.bfloat16
+    assert float(value) == 7 * 72**2 / 16 + 36
+
+
+# -- Schedule ------------------------------------------------------------------------------------
+
+
+@both_precisions
+@pytest.mark.parametrize("case", RECORDED["schedule"])
+def test_schedule_is_the_authors(case, dtype):
+    settings = tpp.Settings(
+        update_interval=case["update_reg_interval"],
+        increment=case["granularity"],
+        ceiling=case["limit"],
+    )
+    end = case["first_stabilise_iter"]
+    assert tpp.growth_steps(settings) == end
+    with golden.precision(dtype):
+        for step, want in case["samples_[iter,reg]"]:
+            got = tpp.strength(step, settings)
+            assert got.dtype == dtype
+            np.testing.assert_allclose(got, want, rtol=1e-6)
+            if step + 1 < end:  # held between refreshes
+                assert tpp.strength(step + 1, settings) == got
+        assert tpp.strength(end - 1, settings) < tpp.strength(end, settings)
+        assert tpp.strength(end + 123_456, settings) == tpp.strength(end, settings)
+
+
+@pytest.mark.parametrize(
+    ("preset", "steps"),
+    [
+        ("mlp-linear", 110_001),
+        ("resnet56-cifar10", 110_001),
+        ("vgg19-cifar100", 110_001),
+        ("resnet50-imagenet", 90_001),
+    ],
+)
+def test_presets_take_as_many_steps_as_the_authors(preset, steps):
+    assert tpp.num_steps(tpp_presets.PRESETS[preset].settings) == steps
+
+
+# -- Optimiser -----------------------------------------------------------------------------------
+
+
+@both_precisions
+def test_sgd_arithmetic(dtype):
+    case = RECORDED["sgd"]
+    with golden.precision(dtype):
+        optimizer = tpp_presets.sgd(
+            case["lr"], momentum=case["momentum"], weight_decay=case["weight_decay"]
+        )
+        params = golden.array(case["p0"], dtype)
+        state = optimizer.init(params)
+        for step in case["steps"]:
+            gradient = golden.array(step["grad"], dtype)
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+            golden.assert_close(params, step["param_after"], dtype)
+            [buffer] = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == params.shape]
+            golden.assert_close(buffer, step["momentum_buf"], dtype)
+
+
+def test_accuracy_is_the_authors_top_1():
+    case = RECORDED["accuracy"]
+    logits, labels = jnp.asarray(case["logits"], jnp.float32), jnp.asarray(case["target"])
+
+    class Identity(nn.Module):
+        def __call__(self, x, train=False):
+            return x
+
+    unused = {"kernel": jnp.ones((1, 1))}
+    state = training.init_state(unused, {}, masks.create(unused), optax.sgd(0.1))
+    eval_step = training.make_eval_step(Identity(), lambda images: images)
+    totals = eval_step(state, logits, labels, jnp.ones(len(labels), bool))
+    assert 100 * int(totals.num_correct) / len(labels) == pytest.approx(case["top1"])
+
+
+@pytest.mark.parametrize("text", RECORDED["lr_schedule"])
+def test_learning_rates_by_epoch(text):
+    rates = {int(e): float(r) for e, r in (entry.split(":") for entry in text.split(","))}
+    for epoch, want in RECORDED["lr_schedule"][text]:
+        assert tpp_presets.learning_rate_at(epoch, rates) == want
+    recipes = tpp_presets.PRESETS.values()
+    assert rates in [r.fine_tune_rates for r in recipes] + [
+        r.fine_tune_rates_small for r in recipes
+    ]
+
+
+def test_a_schedule_that_starts_late_raises():
+    with pytest.raises(ValueError, match="rates: got .* none for epoch 3; begin at 0"):
+        tpp_presets.learning_rate_at(3, {5: 0.1})
+
+
+# -- The whole stage -----------------------------------------------------------------------------
+
+CONV = RECORDED["trajectory_conv_bn"]
+LINEAR = RECORDED["trajectory_mlp_linear_no_zero_out"]
+BASE = tpp.Settings(
+    gram_weight=CONV["hyper"]["lw_opp"],
+    update_interval=CONV["hyper"]["update_reg_interval"],
+    increment=CONV["hyper"]["granularity"],
+    ceiling=CONV["hyper"]["limit"],
+    stabilise_steps=CONV["hyper"]["stabilize_reg_interval"],
+    zero_out_interval=CONV["hyper"]["zero_out_interval"],
+)
+VARIANTS = {
+    "greg1_like_lw0_nobnreg": BASE._replace(gram_weight=0.0, l2=("kernel", "bias")),
+    "no_bn_reg": BASE._replace(l2=("kernel", "bias")),
+    "gram_only_no_weight_reg_no_bn_reg": BASE._replace(l2=()),
+    "kernorth_for_pruning_scheme_5_2": BASE._replace(gram=baselines.orthogonality_for_pruning),
+}
+
+
+def train(case, model, layers, settings, dtype, *, to_inputs):
+    """Yields (t, variables after the forward pass, gradients of the loss, after the step)."""
+    variables = golden.variables(case["init"], dtype)
+    keep = golden.keep_of(layers, case["pruned"])
+    hyper = case["hyper"]
+    optimizer = tpp.regularise(
+        tpp_presets.sgd(
+            hyper["lr_prune"], momentum=hyper["momentum"], weight_decay=hyper["weight_decay"]
+        ),
+        layers,
+        keep,
+        settings,
+    )
+    batches = [(to_inputs(b["x"], dtype), jnp.asarray(b["y"])) for b in case["batches"]]
+
+    @jax.jit
+    def step(variables, state, inputs, labels):
+        def loss(params):
+            logits, changed = model.apply(
+                variables | {"params": params}, inputs, train=True, mutable=["batch_stats"]
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), changed.get("batch_stats", {})
+
+        gradients, stats = jax.grad(loss, has_aux=True)(variables["params"])
+        updates, state = optimizer.update(gradients, state, variables["params"])
+        params = optax.apply_updates(variables["params"], updates)
+        forward = {"params": variables["params"], "batch_stats": stats}
+        return forward, gradients, {"params": params, "batch_stats": stats}, state
+
+    state = optimizer.init(variables["params"])
+    for t in range(case["last_iter"] + 1):
+        forward, gradients, variables, state = step(variables, state, *batches[t % len(batches)])
+        yield t, forward, gradients, variables
+    assert int(state.step) == tpp.num_steps(settings)
+
+
+def train_to_the_end(*args, **kwargs):
+    """Returns the variables after the last step."""
+    return list(train(*args, **kwargs))[-1][-1]
+
+
+def with_unbiased_variance(variables, t, images):
+    """PyTorch stores the n/(n - 1) variance; both are linear recursions from 1."""
+
+    def convert(path, leaf):
+        if path[-1].key != "var":
+            return leaf
+        start, factor = 0.9 ** (t + 1), images / (images - 1)
+        return start + factor * (leaf - start)
+
+    stats = jax.tree_util.tree_map_with_path(convert, variables["batch_stats"])
+    return variables | {"batch_stats": stats}
+
+
+def assert_same_variables(got, recorded, dtype):
+    want = golden.variables(recorded, dtype)
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(lambda g, w: golden.assert_close(g, w, dtype), got, want)
+
+
+@both_precisions
+def test_seventeen_steps_are_the_authors(dtype):
+    """Every snapshot, the final network, its outputs, and what is left when filters are cut."""
+    snapshots = {snapshot["t"]: snapshot for snapshot in CONV["snapshots"]}
+    pixels = np.asarray(CONV["batches"][0]["x"])[:, 0].size
+    keep = golden.keep_of(golden.CONV_LAYERS, CONV["pruned"])
+    gram_gradient = jax.jit(jax.grad(penalty_of(golden.CONV_LAYERS, BASE._replace(l2=()))))
+    seen = set()
+    with golden.precision(dtype):
+        for t, forward, gradients, after in train(  # noqa: B007
+            CONV, golden.ConvNet(), golden.CONV_LAYERS, BASE, dtype, to_inputs=golden.images
+        ):
+            _, stage, strength = CONV["reg_per_iter"][t]
+            assert float(tpp.strength(t, BASE)) == strength
+            assert (t >= tpp.growth_steps(BASE)) == (stage == "stabilize_reg")
+            if t not in snapshots:
+                continue
+            seen.add(t)
+            recorded = snapshots[t]["params_before_step"]
+            assert_same_variables(with_unbiased_variance(forward, t, pixels), recorded, dtype)
+            if "grads_before_reg" in snapshots[t]:
+                gram_only = gram_gradient(forward["params"], keep, strength)
+                total = jax.tree.map(jnp.add, gradients, gram_only)
+                want = golden.variables(snapshots[t]["grads_before_reg"], dtype)["params"]
+                jax.tree.map(lambda g, w: golden.assert_close(g, w, dtype), total, want)
+        assert seen == set(snapshots)
+        final = with_unbiased_variance(after, t, pixels)
+        assert_same_variables(final, CONV["final_dense_before_removal"], dtype)
+        inputs = golden.images(CONV["test_x"], dtype)
+        logits = golden.ConvNet().apply(final, inputs)
+        golden.assert_close(logits, CONV["logits_dense_eval"], dtype)
+        golden.assert_close(logits, CONV["logits_pruned_eval"], dtype)
+        small = cut(final, keep)
+        assert_same_variables(small, CONV["final_pruned"], dtype)
+        shapes = {path.removeprefix("module."): s for path, s in CONV["pruned_shapes"].items() if s}
+        want = golden.variables({k: np.zeros(s) for k, s in shapes.items()}, dtype)
+        assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, want)
+        narrow = golden.ConvNet(features=(4, 3)).apply(small, inputs)
+        golden.assert_close(narrow, CONV["logits_pruned_eval"], dtype)
+
+
+def cut(variables, keep):
+    """Removes the filters of the toy network by hand, and what reads them."""
+    first, second = keep["conv1/kernel"], keep["conv2/kernel"]
+    params, stats = variables["params"], variables["batch_stats"]
+    return {
+        "params": {
+            "conv1": {"kernel": params["conv1"]["kernel"][..., first]},
+            "bn1": {name: leaf[first] for name, leaf in params["bn1"].items()},
+            "conv2": {"kernel": params["conv2"]["kernel"][:, :, first][..., second]},
+            "bn2": {name: leaf[second] for name, leaf in params["bn2"].items()},
+            "fc": {"kernel": params["fc"]["kernel"][second], "bias": params["fc"]["bias"]},
+        },
+        "batch_stats": {
+            "bn1": {name: leaf[first] for name, leaf in stats["bn1"].items()},
+            "bn2": {name: leaf[second] for name, leaf in stats["bn2"].items()},
+        },
+    }
+
+
+def test_tracing_and_shrinking_find_what_was_written_by_hand():
+    """The records of the toy networks' layers here, and `cut`: what the library itself makes."""
+    traced = channels.trace(golden.ConvNet(), (4, 4, 2))
+    fields = [layer._asdict() for layer in traced.layers.values()]
+    assert fields == [layer._asdict() for layer in golden.CONV_LAYERS.values()]
+    linear = channels.trace(golden.LinearNet(), (6,))
+    assert linear.layers == golden.LINEAR_LAYERS
+    keep = golden.keep_of(golden.CONV_LAYERS, CONV["pruned"])
+    final = golden.variables(CONV["final_dense_before_removal"], "float32")
+    model, small = shrinking.shrink(golden.ConvNet(), final, traced, keep)
+    assert_same_variables(small, CONV["final_pruned"], "float32")
+    logits = model.apply(small, golden.images(CONV["test_x"], "float32"))
+    golden.assert_close(logits, CONV["logits_pruned_eval"], "float32")
+
+
+@both_precisions
+@pytest.mark.parametrize("name", VARIANTS)
+def test_ablations_are_the_authors(name, dtype):
+    run = RECORDED["trajectory_conv_bn_variants"]["runs"][name]
+    pixels = np.asarray(CONV["batches"][0]["x"])[:, 0].size
+    with golden.precision(dtype):
+        after = train_to_the_end(
+            CONV,
+            golden.ConvNet(),
+            golden.CONV_LAYERS,
+            VARIANTS[name],
+            dtype,
+            to_inputs=golden.images,
+        )
+        final = with_unbiased_variance(after, CONV["last_iter"], pixels)
+        assert_same_variables(final, run["final_dense_before_removal"], dtype)
+    assert set(RECORDED["trajectory_conv_bn_variants"]["runs"]) == set(VARIANTS)
+
+
+@both_precisions
+def test_linear_network_without_setting_to_zero_is_the_authors(dtype):
+    settings = BASE._replace(gram_weight=LINEAR["hyper"]["lw_opp"], zero_out_interval=None)
+    keep = golden.keep_of(golden.LINEAR_LAYERS, LINEAR["pruned"])
+    with golden.precision(dtype):
+        after = train_to_the_end(
+            LINEAR,
+            golden.LinearNet(),
+            golden.LINEAR_LAYERS,
+            settings,
+            dtype,
+            to_inputs=golden.array,
+        )
+        params = {"params": after["params"]}
+        want = golden.variables(LINEAR["final_dense_before_removal"], dtype)["params"]
+        jax.tree.map(lambda g, w: golden.assert_close(g, w, dtype), after["params"], want)
+        inputs = golden.array(LINEAR["test_x"], dtype)
+        logits = golden.LinearNet().apply(params, inputs)
+        golden.assert_close(logits, LINEAR["logits_dense"], dtype)
+        # Cut without having been zero, filters change the outputs: as the authors' did.
+        first, second = keep["net_0/kernel"], keep["net_2/kernel"]
+        small = golden.variables(LINEAR["final_pruned"], dtype)["params"]
+        cut_kernel = after["params"]["net_2"]["kernel"][first][:, second]
+        golden.assert_close(cut_kernel, small["net_2"]["kernel"], dtype)
+        narrow = golden.LinearNet(features=(3, 3, 3)).apply({"params": small}, inputs)
+        golden.assert_close(narrow, LINEAR["logits_pruned"], dtype)
+
+
+def test_linear_network_with_setting_to_zero_loses_nothing_when_cut():
+    """Where the released code stops with an error: weights and biases become exactly 0."""
+    keep = golden.keep_of(golden.LINEAR_LAYERS, LINEAR["pruned"])
+    first, second = keep["net_0/kernel"], keep["net_2/kernel"]
+    with jax.enable_x64():
+        after = train_to_the_end(
+            LINEAR,
+            golden.LinearNet(),
+            golden.LINEAR_LAYERS,
+            BASE,
+            "float64",
+            to_inputs=golden.array,
+        )
+        params = after["params"]
+        for name, kept in {"net_0": first, "net_2": second}.items():
+            assert not np.any(params[name]["kernel"][:, ~kept])
+            assert not np.any(params[name]["bias"][~kept])
+            assert np.all(params[name]["kernel"][:, kept] != 0)
+        small = {
+            "net_0": {n: leaf[..., first] for n, leaf in params["net_0"].items()},
+            "net_2": {
+                "kernel": params["net_2"]["kernel"][first][:, second],
+                "bias": params["net_2"]["bias"][second],
+            },
+            "net_4": {
+                "kernel": params["net_4"]["kernel"][second],
+                "bias": params["net_4"]["bias"],
+            },
+        }
+        inputs = golden.array(LINEAR["test_x"], "float64")
+        np.testing.assert_allclose(
+            golden.LinearNet(features=(3, 3, 3)).apply({"params": small}, inputs),
+            golden.LinearNet().apply({"params": params}, inputs),
+            rtol=1e-12,
+        )
+
+
+def test_pruned_filters_of_the_trajectories_are_selected_from_the_initial_weights():
+    params = golden.variables(CONV["init"], "float32")["params"]
+    ratios = filter_selection.ratios(golden.CONV_LAYERS, CONV["hyper"]["stage_pr"])
+    keep = filter_selection.select(filters.l1(params, golden.CONV_LAYERS), ratios)
+    for name, pruned in CONV["pruned"].items():
+        kept = keep.get(f"{name}/kernel", np.ones(3, bool))
+        np.testing.assert_array_equal(np.flatnonzero(~kept), sorted(pruned))
+    params = golden.variables(LINEAR["init"], "float32")["params"]
+    ratios = dict(zip(golden.LINEAR_LAYERS, LINEAR["hyper"]["pr"], strict=True))
+    keep = filter_selection.select(filters.l1(params, golden.LINEAR_LAYERS), ratios)
+    for name, pruned in LINEAR["pruned"].items():
+        kept = keep.get(f"{name.replace('.', '_')}/kernel", np.ones(3, bool))
+        np.testing.assert_array_equal(np.flatnonzero(~kept), sorted(pruned))
+    assert CONV["layer_index"] == {
+        path.removesuffix("/kernel"): layer.index for path, layer in golden.CONV_LAYERS.items()
+    }
+
+
+l2_gradient = jax.jit(jax.grad(penalty_of(golden.CONV_LAYERS, tpp.Settings(gram_weight=0.0))))
+
+
+@hypothesis.given(
+    st.lists(st.booleans(), min_size=10, max_size=10), st.floats(0, 2), st.integers(0, 1000)
+)
+@hypothesis.settings(max_examples=10)
+def test_terms_in_the_loss_are_terms_in_the_gradient(bits, strength, seed):
+    """½λ Σ over pruned of squares in the loss = λ θ at the pruned entries of the gradient."""
+    keep = {"conv1/kernel": np.array(bits[:6]), "conv2/kernel": np.array(bits[6:])}
+    hypothesis.assume(all(kept.any() for kept in keep.values()))
+    params = golden.variables(CONV["init"], "float32")["params"]
+    params = jax.tree.map(lambda p: p + 0.01 * (seed % 7), params)
+    gradient = l2_gradient(params, keep, strength)
+    for path, leaf in masks.leaf_paths(params).items():
+        owner = path.split("/")[0].replace("bn", "conv")  # conv1 and bn1 share their filters
+        pruned = ~keep.get(f"{owner}/kernel", np.ones(leaf.shape[-1], bool))
+        want = np.float32(strength) * leaf * pruned
+        np.testing.assert_allclose(masks.leaf_paths(gradient)[path], want, rtol=1e-6)
+
+
+def test_one_compiled_step_serves_every_choice_of_filters_and_survives_donation():
+    keeps = [golden.keep_of(golden.CONV_LAYERS, {"conv1": [j]}) for j in (0, 3)]
+    params = golden.variables(CONV["init"], "float32")["params"]
+    settings = BASE._replace(update_interval=1, increment=1.0)
+    traces = []
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def step(params, state):
+        traces.append(1)
+        gradients = jax.tree.map(jnp.ones_like, params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for keep in map(lambda k: {p: jnp.asarray(v) for p, v in k.items()}, keeps):
+        optimizer = tpp.regularise(optax.adam(0.1), golden.CONV_LAYERS, keep, settings)
+        state, current = optimizer.init(params), params
+        for _ in range(tpp.num_steps(settings)):
+            current, state = step(current, state)
+        pruned = ~np.asarray(keep["conv1/kernel"])
+        assert not np.any(np.asarray(current["conv1"]["kernel"])[..., pruned])
+        assert not np.any(np.asarray(current["bn1"]["scale"])[pruned])
+        assert np.all(np.asarray(current["conv1"]["kernel"])[..., ~pruned])
+    assert len(traces) == 1
+
+
+def test_bias_behind_a_normalisation_is_left_as_it_is():
+    layer = golden.CONV_LAYERS["conv1/kernel"]._replace(bias="conv1/bias")
+    params = {
+        "conv1": {"kernel": jnp.ones((1, 6)), "bias": jnp.ones(6)},
+        "bn1": {"scale": jnp.ones(6), "bias": jnp.ones(6)},
+    }
+    keep = {"conv1/kernel": golden.keep(6, [2])}
+    zero_out = functools.partial(
+        tpp.zero_out_by_layer, params, {"conv1/kernel": layer}, keep, interval=3
+    )
+    early, late = zero_out(steps_since=2), zero_out(steps_since=3)
+    jax.tree.map(np.testing.assert_array_equal, early, params)
+    assert late["conv1"]["bias"].tolist() == [1] * 6
+    assert late["bn1"]["bias"].tolist() == late["bn1"]["scale"].tolist() == [1, 1, 0, 1, 1, 1]
+    assert late["conv1"]["kernel"].tolist() == [[1, 1, 0, 1, 1, 1]]
+
+
+# -- Errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gram_weight": -1.0}, "gram_weight: got -1.0"),
+        ({"gram_weight": math.nan}, "gram_weight: got nan"),
+        ({"l2": ("weights",)}, "l2: got"),
+        ({"l2": "kernel"}, "l2: got 'kernel'"),
+        ({"update_interval": 0}, "update_interval: got 0"),
+        ({"update_interval": 0.1}, "update_interval: got 0.1"),
+        ({"increment": 0.0}, "increment: got 0.0"),
+        ({"ceiling": math.inf}, "ceiling: got inf"),
+        ({"zero_out_interval": 0}, "zero_out_interval: got 0"),
+        ({"stabilise_steps": -1}, "stabilise_steps: got -1"),
+        ({"stabilise_steps": 5}, "stabilise_steps: got 5, expected at least 6"),
+    ],
+)
+def test_settings_out_of_range_raise(change, message):
+    keep = golden.keep_of(golden.CONV_LAYERS, CONV["pruned"])
+    with pytest.raises(ValueError, match=message):
+        tpp.regularise(optax.sgd(0.1), golden.CONV_LAYERS, keep, BASE._replace(**change))
+
+
+def test_params_that_do_not_fit_raise():
+    keep = golden.keep_of(golden.CONV_LAYERS, CONV["pruned"])
+    optimizer = tpp.regularise(optax.sgd(0.1), golden.CONV_LAYERS, keep, BASE)
+    params = golden.variables(CONV["init"], "float32")["params"]
+    with pytest.raises(ValueError, match="params: got None"):
+        optimizer.update(params, optimizer.init(params))
+    with pytest.raises(ValueError, match="params: have no leaf 'conv1/kernel'"):
+        optimizer.init({"other": jnp.ones(3)})
+    narrow = {**params, "conv1": {"kernel": jnp.ones((3, 3, 2, 5))}}
+    with pytest.raises(ValueError, match=r"'conv1/kernel' has shape \(3, 3, 2, 5\), expected 6"):
+        optimizer.init(narrow)
+    with pytest.raises(ValueError, match="normalise: got 'max'"):
+        gram.gram_penalty(jnp.ones((2, 2)), np.ones(2, bool), normalise="max")
+    with pytest.raises(ValueError, match=r"keep: has shape \(3,\), expected \(2,\)"):
+        gram.gram_penalty(jnp.ones((2, 2)), np.ones(3, bool))
