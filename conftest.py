@@ -22,6 +22,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax  # isort: skip
 import hypothesis
+import pytest
 
 # Several devices, so that sharding is tested on any machine.
 jax.config.update("jax_num_cpu_devices", 4)
@@ -29,6 +30,14 @@ jax.config.update("jax_num_cpu_devices", 4)
 # The same examples on every run, and no verdict that depends on how busy the machine is.
 hypothesis.settings.register_profile("ntksap_jax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ntksap_jax")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests marked `long`, which CI runs in a second go, unless told to run them."""
+    if "NTKSAP_LONG_TESTS" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long: set NTKSAP_LONG_TESTS=1 to run it"))
 
 
 def pytest_report_header() -> str:

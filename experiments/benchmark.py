@@ -155,7 +155,8 @@ def compile_for_tpu(options: Options, topology: str, console: Console) -> int:
             except aot.CompilerFailed as failure:
                 print(f"error: {program.name}: {failure}", file=sys.stderr)
             else:
-                tracker.line(f"{program.name}: compiled in {costs[program.name].compile_seconds:.0f} s")
+                seconds = costs[program.name].compile_seconds
+                tracker.line(f"{program.name}: compiled in {seconds:.0f} s")
                 if options.json:
                     options.json.write_text(aot.to_json(topology, costs))
                 if options.markdown:

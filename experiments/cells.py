@@ -8,17 +8,14 @@ Beside what every run writes (see `run_folder`) the folder of a cell holds
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import os
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from experiments import cifar, run_folder
+from experiments import cifar, faults, files, locking, run_folder
 from experiments import config as config_lib
 from experiments import console as screen
 from experiments.command_line import UserError
@@ -54,18 +51,21 @@ def status(config: Config) -> Status:
         return Status("complete", run_folder.read_summary(path)["last_test_accuracy"])
     if not (path / "config.json").exists():
         return Status("new")
-    if (path / "log.txt").exists():
-        with _locked(path / "log.txt") as is_free:
-            if not is_free:
-                return Status("running")
+    if locking.is_held(path) or locking.is_held(path, "log.txt"):
+        return Status("running")
     if (path / "error.txt").exists():
         return Status("failed", error=(path / "error.txt").read_text(encoding="utf-8").strip())
     return Status("interrupted")
 
 
 def fail(config: Config, error: str) -> Status:
-    """Records that a cell failed, in its run folder."""
-    (_make_folder(config) / "error.txt").write_text(error.strip() + "\n", encoding="utf-8")
+    """Records that a cell failed, in its run folder (unless the disk is full)."""
+    try:
+        with files.aside(_make_folder(config) / "error.txt") as path:
+            path.write_text(error.strip() + "\n", encoding="utf-8")
+    except OSError as failure:
+        if not faults.disk_full(failure):
+            raise
     return Status("failed", error=error.strip())
 
 
@@ -86,7 +86,7 @@ def carry_out(config: Config) -> Status:
     Standard output and error of the process go to the cell's log from here on.
     """
     path = _make_folder(config)
-    with _locked(path / "log.txt") as is_ours:
+    with locking.try_lock(path / "log.txt") as is_ours:
         if not is_ours:
             return Status("running")
         if not run_folder.is_complete(path):
@@ -95,9 +95,13 @@ def carry_out(config: Config) -> Status:
             try:
                 job = _job(config)
                 cifar.run(dataclasses.replace(config, resume=True), screen.open_console(), job=job)
-            except (UserError, cifar.RunFailed) as error:
+            except locking.Held:
+                return Status("running")
+            except (UserError, faults.RunFailed) as error:
                 return fail(config, " ".join(str(error).split()))
             except Exception as error:
+                if message := faults.disk_full(error):
+                    return fail(config, message)
                 details = traceback.format_exc()
                 print(details, file=sys.stderr, flush=True)
                 return fail(config, f"{_one_line(error)}\n\n{details}")
@@ -135,15 +139,3 @@ def _redirect_output(path: Path) -> None:
     with path.open("a", encoding="utf-8") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Yields whether this process could lock the file; the lock ends with the process at latest."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True

@@ -1,62 +1,197 @@
-"""Checkpoints of the training state with Orbax: one an epoch, the last two kept."""
+"""Checkpoints of the training with Orbax: in the background, the last two kept, each verified.
+
+A checkpoint holds the state after a step, and a record with the run that it is of, the SHA-256 of
+the state, and what the training came to so far. It is there as a whole or not at all, also after a
+crash. One that is damaged, or of another run, is put aside, and the one before it used.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments import files
 from experiments.command_line import UserError
-from experiments.training import TrainState
+from experiments.run_folder import Row
+from experiments.training import EpochSums, TrainState
+from ntksap_jax import masks
 
 KEEP = 2
 
 
-def open_manager(folder: Path) -> ocp.CheckpointManager:
-    """Opens (and makes) the checkpoint folder; use the manager as a context.
+class Progress(NamedTuple):
+    """What a training came to, besides its state.
 
-    Saving waits until the files are there and renamed into place, so that an epoch that is reported
-    as done is on disk.
+    Attributes:
+        rows: of metrics.csv, one for each complete epoch.
+        sums: over the steps of the epoch that is going on.
+        seconds: that it took so far.
+    """
+
+    rows: tuple[Row, ...] = ()
+    sums: EpochSums = EpochSums()
+    seconds: float = 0.0
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be used; says why."""
+
+
+@contextlib.contextmanager
+def open_manager(folder: Path) -> Iterator[ocp.CheckpointManager]:
+    """Opens (and makes) the checkpoint folder.
+
+    Leaving the context waits for what is being written, and raises what went wrong with it.
     """
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(KEEP),
-        enable_async_checkpointing=False,
+        enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    _silence()
+    with ocp.CheckpointManager(
+        folder.absolute(), options=options, item_names=("state", "record")
+    ) as manager:
+        yield manager
 
 
-def save(manager: ocp.CheckpointManager, epoch: int, state: TrainState) -> None:
-    """Writes the state after `epoch` epochs."""
-    manager.save(epoch, args=ocp.args.StandardSave(state))
+@functools.cache
+def _silence() -> None:
+    """Keeps Orbax from printing, with tracebacks, what it raises.
+
+    It logs it; its tasks complain that nobody asked for the others' errors; and its threads, now or
+    when the program ends, that the event loop which waited for them is closed.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
-def restore(manager: ocp.CheckpointManager, epoch: int, like: TrainState) -> TrainState:
-    """Reads the state after `epoch` epochs.
+def save(
+    manager: ocp.CheckpointManager, step: int, state: TrainState, progress: Progress, *, run: str
+) -> None:
+    """Begins to write the state after `step` steps; first waits for the save before.
 
     Args:
         manager: from `open_manager`.
-        epoch: one of `manager.all_steps()`.
+        step: larger than any that was saved.
+        state: of the training.
+        progress: what it came to.
+        run: identifies the run, see `run_folder.identity`.
+    """
+    value = {"run": run, "step": step, "state": digest(state), "progress": progress}
+    saved = manager.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(files.seal(value))
+        ),
+    )
+    if not saved:
+        raise RuntimeError(f"step {step} was not saved: {manager.directory} holds a later one")
+
+
+def restore_last(
+    manager: ocp.CheckpointManager,
+    like: TrainState,
+    *,
+    run: str,
+    say: Callable[[str], None],
+) -> tuple[TrainState, Progress] | None:
+    """Reads the last checkpoint that is intact; nothing if there was never one.
+
+    Args:
+        manager: from `open_manager`.
         like: a state of the same shapes; the result gets its placement on devices, so that a
             checkpoint can be read with another number of devices than it was written with.
+        run: identifies the run, see `run_folder.identity`.
+        say: is told which checkpoints are lost, if any.
 
     Raises:
-        UserError: a checkpoint that cannot be read, or one of another network.
+        UserError: there are checkpoints, and none is intact.
+    """
+    folder = Path(manager.directory)
+    lost: dict[int, str] = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            restored = restore(manager, step, like, run=run)
+        except Damaged as error:
+            lost[step] = f"step {step}: {error}"
+            continue
+        if lost:
+            # Out of the way, or Orbax would save nothing before their steps are past.
+            for each in lost:
+                _put_aside(folder / str(each))
+            manager.reload()
+            say(
+                f"the training goes on from step {step}; damaged checkpoints, now in "
+                f"{folder.parent / 'damaged'}: {'; '.join(lost.values())}"
+            )
+        return restored
+    if lost:
+        raise UserError(
+            f"no checkpoint in {folder} can be read ({'; '.join(lost.values())}). Restore one, or "
+            f"delete {folder} to train again from the start with the same mask, then use --resume"
+        )
+    return None
+
+
+def restore(
+    manager: ocp.CheckpointManager, step: int, like: TrainState, *, run: str
+) -> tuple[TrainState, Progress]:
+    """Reads the checkpoint after `step` steps; see `restore_last`.
+
+    Raises:
+        Damaged: a checkpoint that cannot be read, holds other than was saved, or is of another run.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
-        return manager.restore(epoch, args=ocp.args.StandardRestore(abstract))
-    except Exception as error:  # Orbax documents no common base class for what it raises here.
-        folder = Path(manager.directory) / str(epoch)
-        earlier = [step for step in manager.all_steps() if step < epoch]
-        advice = (
-            f"delete that folder to go on from epoch {max(earlier)}"
-            if earlier
-            else f"delete {folder.parent} to train again from the start with the same mask"
+        found = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+        record = files.unseal(found.record)
+        if (record["run"], record["step"]) != (run, step):
+            raise ValueError("it is of another run")
+        found = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )
+    except Exception as error:  # Orbax documents no common base class for what it raises here.
         reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(
-            f"the checkpoint {folder} is damaged or of another network "
-            f"({type(error).__name__}: {reason}); {advice}, then use --resume again"
-        ) from error
+        raise Damaged(f"{type(error).__name__}: {reason}") from error
+    if digest(found.state) != record["state"]:
+        raise Damaged("its arrays are not those whose SHA-256 was recorded")
+    rows, sums, seconds = record["progress"]
+    return found.state, Progress(tuple(rows), EpochSums(*sums), seconds)
+
+
+def digest(state: Any) -> str:
+    """Returns the SHA-256 of the paths, types, shapes and bytes of a pytree of arrays."""
+    sha = hashlib.sha256()
+    for path, array in sorted(masks.leaf_paths(jax.device_get(state)).items()):
+        sha.update(f"{path} {array.dtype} {array.shape}".encode())
+        sha.update(np.asarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def _put_aside(path: Path) -> None:
+    place = path.parent.parent / "damaged"
+    place.mkdir(exist_ok=True)
+    shutil.rmtree(place / f"checkpoint-{path.name}", ignore_errors=True)
+    os.replace(path, place / f"checkpoint-{path.name}")

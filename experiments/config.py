@@ -130,9 +130,16 @@ class Config:
     """Where the run folders go."""
     resume: bool = False
     """Go on with an interrupted run of the same configuration."""
+    save_minutes: float = 10.0
+    """Minutes between two checkpoints within an epoch; one is saved at its end anyway."""
+    debug_nans: bool = False
+    """Stop at the first operation that gives NaN, and name it (slow)."""
 
 
-NOT_PART_OF_A_RUN = ("data_dir", "data_workers", "compare", "runs_dir", "resume")
+NOT_PART_OF_A_RUN = (
+    *("data_dir", "data_workers", "compare", "runs_dir", "resume"),
+    *("save_minutes", "debug_nans"),
+)
 """Fields that may differ when a run is resumed: they do not change what it computes."""
 
 
@@ -170,6 +177,8 @@ def check(config: Config) -> None:
     )
     workers = config.data_workers
     _require(workers >= 0, "data_workers", workers, "an integer of at least 0")
+    minutes = config.save_minutes
+    _require(_is_positive(minutes), "save_minutes", minutes, "a positive number")
     _require(
         config.spectrum_samples >= 0,
         "spectrum_samples",

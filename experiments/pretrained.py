@@ -49,5 +49,15 @@ def load(folder: Path, config: Config, model: nn.Module, input_shape: tuple[int,
         training.make_optimizer(source.training, steps_per_epoch=1),
     )
     with checkpoints.open_manager(folder / "checkpoints") as manager:
-        state = checkpoints.restore(manager, manager.latest_step() or 0, state)
+        run = run_folder.identity(folder, run_folder.read_summary(folder)["mask_sha256"])
+        step = manager.latest_step() or 0
+        try:
+            state, progress = checkpoints.restore(manager, step, state, run=run)
+        except checkpoints.Damaged as error:
+            raise UserError(f"--weights {folder}: its last checkpoint: {error}") from error
+    if len(progress.rows) != source.training.epochs:
+        raise UserError(
+            f"--weights {folder}: its last checkpoint, after epoch "
+            f"{source.training.epochs}, is not there. Choose another run"
+        )
     return {"params": state.params, "batch_stats": state.batch_stats}

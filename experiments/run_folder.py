@@ -2,17 +2,21 @@
 
     config.json        the configuration
     environment.json   versions and devices, an entry for each time the run was started or resumed
+    lock               locked by the program that is at the run; says which
     search.csv         a row a round: density, threshold, trace, seconds, density of each layer
-    search/            the mask after the last round, while the search goes on
+    search/            masks and rows after the last two rounds, until the run is complete
     mask.npz           the mask that was found; mask.sha256 holds its digest (`masks.digest`)
+    search.json        the rows of search.csv, for a resumed run
     metrics.csv        a row an epoch: learning rate, losses, accuracies, seconds (with evaluation)
     spectrum.csv       a row an epoch, if asked for: kernel distance, eigenvalues of the NTK
-    checkpoints/       the training state after the last epochs (Orbax)
+    checkpoints/       the last training states (Orbax)
+    damaged/           checkpoints that were found damaged
+    failure/           what led to a score or loss that is not finite
     summary.json       the results; its presence says that the run is complete
     *.png              pictures
 
 The seconds of the first round and epoch include compilation. Every file is written aside and then
-renamed: it is there as a whole, or not at all.
+renamed: it is there as a whole, or not at all. What a resumed run starts from carries its SHA-256.
 """
 
 from __future__ import annotations
@@ -23,10 +27,8 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,10 @@ import jax
 from matplotlib.figure import Figure
 
 from experiments import config as config_lib
+from experiments import files, locking
 from experiments.command_line import UserError
-from ntksap_jax import masks
-from ntksap_jax.types import Mask, Params, RoundInfo
 
 PACKAGES = ("ntksap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-LAYER = "density of "
-"""What the columns of search.csv with the density of a layer start with."""
-
 Row = dict[str, Any]
 
 
@@ -52,7 +50,10 @@ def check(folder: Path, config: config_lib.Config) -> None:
     """Raises a `UserError` unless a run of this configuration can start or go on in `folder`."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; the run folder goes there. Choose another --runs-dir")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists():
+        return
+    # A program that is killed at its start leaves no more than these.
+    if not set(folder.iterdir()) - {folder / locking.NAME, *files.leftovers(folder)}:
         return
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} exists and is not a run folder. Choose another --runs-dir")
@@ -70,8 +71,16 @@ def check(folder: Path, config: config_lib.Config) -> None:
         )
 
 
+def make(folder: Path) -> None:
+    """Makes the folder, if need be; raises a `UserError` if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--runs-dir: cannot make the folder {folder}: {error.strerror}") from error
+
+
 def prepare(folder: Path, config: config_lib.Config, *, data_source: str) -> None:
-    """Makes the folder, if need be, and records configuration and environment; after `check`.
+    """Records configuration and environment, in a folder that is checked and locked.
 
     Args:
         folder: the run folder.
@@ -79,12 +88,9 @@ def prepare(folder: Path, config: config_lib.Config, *, data_source: str) -> Non
         data_source: where the images come from, with version and fingerprint.
 
     Raises:
-        UserError: the images are not those that the run began with, or the folder cannot be made.
+        UserError: the images are not those that the run began with.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--runs-dir: cannot make the folder {folder}: {error.strerror}") from error
+    files.remove_leftovers(folder)
     environments = folder / "environment.json"
     sessions = _read_json(environments) if environments.exists() else []
     if sessions and sessions[-1]["data"] != data_source:
@@ -107,6 +113,13 @@ def describe(folder: Path) -> str:
 def is_complete(folder: Path) -> bool:
     """Says whether the run was carried out to its end."""
     return (folder / "summary.json").exists()
+
+
+def identity(folder: Path, mask_digest: str = "") -> str:
+    """Returns a digest of what a run computes, by which its checkpoints are told from another's."""
+    config = read_config(folder)
+    computed = {name: config[name] for name in config if name not in config_lib.NOT_PART_OF_A_RUN}
+    return files.digest([computed, mask_digest])
 
 
 def environment() -> dict[str, Any]:
@@ -134,79 +147,12 @@ def _plain(config: config_lib.Config) -> dict[str, Any]:
     return config_lib.to_dict(config)
 
 
-# -- The search ----------------------------------------------------------------------------------
-
-
-def save_round(folder: Path, rows: Sequence[Row], mask: Mask) -> None:
-    """Records the mask and the rows so far, after a round of the search.
-
-    The mask comes first, under the number of its round, so that each row in search.csv has one.
-    """
-    (folder / "search").mkdir(exist_ok=True)
-    latest = folder / "search" / f"round-{rows[-1]['round']}.npz"
-    masks.save(latest, mask)
-    write_table(folder / "search.csv", rows)
-    for path in latest.parent.glob("round-*.npz"):
-        if path != latest:
-            path.unlink()
-
-
-def load_round(folder: Path, like: Params) -> tuple[list[Row], Mask | None]:
-    """Returns the rows so far and the mask after the last of them; at the start, none."""
-    rows = read_table(folder / "search.csv")
-    if not rows:
-        return [], None
-    path = folder / "search" / f"round-{rows[-1]['round']}.npz"
-    return rows, _load_mask(path, like, digest=rows[-1]["sha256"])
-
-
-def round_row(info: RoundInfo, mask: Mask) -> Row:
-    """Returns one round of the search as a row of search.csv."""
-    return {
-        "round": info.round,
-        "density": info.density,
-        "num_kept": info.num_kept,
-        "threshold": info.threshold,
-        **info.metrics,
-        "seconds": round(info.seconds, 3),
-        "sha256": masks.digest(mask),
-        **{LAYER + path: density for path, density in info.layer_densities.items()},
-    }
-
-
-def save_mask(folder: Path, mask: Mask) -> None:
-    """Writes the mask that the search found, and drops what the search needed on its way."""
-    masks.save(folder / "mask.npz", mask)
-    with _aside(folder / "mask.sha256") as path:
-        path.write_text(masks.digest(mask) + "\n")
-    shutil.rmtree(folder / "search", ignore_errors=True)
-
-
-def load_mask(folder: Path, like: Params) -> Mask | None:
-    """Returns the mask that the search found, or nothing if the search is not complete."""
-    if not (folder / "mask.sha256").exists():
-        return None
-    digest = (folder / "mask.sha256").read_text().strip()
-    return _load_mask(folder / "mask.npz", like, digest=digest)
-
-
-def _load_mask(path: Path, like: Params, *, digest: str) -> Mask:
-    advice = f"Restore it, or delete {path.parent} and run again"
-    try:
-        mask = masks.load(path, like=like)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read the mask {path}: {error} {advice}") from error
-    if masks.digest(mask) != digest:
-        raise UserError(f"the mask {path} is not the one whose SHA-256 was recorded. {advice}")
-    return mask
-
-
 # -- Files ---------------------------------------------------------------------------------------
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, indented."""
-    with _aside(path) as aside:
+    with files.aside(path) as aside:
         aside.write_text(json.dumps(value, indent=2) + "\n")
 
 
@@ -222,7 +168,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows of the same columns as CSV."""
-    with _aside(path) as aside, aside.open("w", newline="") as file:
+    with files.aside(path) as aside, aside.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -238,19 +184,8 @@ def read_table(path: Path) -> list[Row]:
 
 def write_picture(path: Path, figure: Figure) -> None:
     """Writes a figure as PNG."""
-    with _aside(path) as aside:
+    with files.aside(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """Yields a path to write to, which takes the place of `path` when all went well."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> Any:

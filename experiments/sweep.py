@@ -6,7 +6,7 @@
     python -m experiments.sweep short --criterion ntk_sap random --seed 0 1 2
 
 Every cell is a run folder as `python -m experiments.cifar` makes it. The same command again goes on
-where it stopped.
+where it stopped. Exit codes: see `experiments.exits`; 1 also says that a cell failed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import cells, workers
+from experiments import cells, exits, interruption, workers
 from experiments import config as config_lib
 from experiments import console as screen
-from experiments.cells import Status
+from experiments.cells import State, Status
 from experiments.command_line import UserError
 from experiments.config import Config
+from experiments.faults import RunFailed
+from experiments.interruption import Preempted
 from experiments.sweep_options import PROG, Options, parse, plan
 from experiments.workers import Outcome
 
@@ -41,31 +43,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     console = screen.open_console()
-    try:
+    with exits.in_one_line(PROG, arguments):
         options = parse(arguments)
         configs = plan(options)
         if options.list:
             show_list(configs, console)
-        elif not run(configs, options, console):
-            again = [*(word for word in arguments if word != "--retry-failed"), "--retry-failed"]
-            _stop(f"to try the failed ones again: {PROG} {shlex.join(again)}", code=1)
-    except UserError as error:
-        _stop(f"error: {error}", code=2)
-    except workers.WorkerLost as error:
-        _stop(f"error: {error}", code=1)
-    except KeyboardInterrupt:
-        _stop(f"interrupted; to go on where it stopped: {PROG} {shlex.join(arguments)}", code=130)
-
-
-def _stop(message: str, *, code: int) -> None:
-    print(" ".join(message.split()), file=sys.stderr)
-    sys.exit(code)
+            return
+        with interruption.raised():
+            states = run(configs, options, console)
+        if "failed" in states:
+            retry = [*(word for word in arguments if word != "--retry-failed"), "--retry-failed"]
+            exits.stop(f"to try the failed ones again: {PROG} {shlex.join(retry)}", code=1)
+        if "interrupted" in states:
+            raise Preempted
 
 
 # -- Running -------------------------------------------------------------------------------------
 
 
-def run(configs: Sequence[Config], options: Options, console: Console) -> bool:
+def run(configs: Sequence[Config], options: Options, console: Console) -> set[State]:
     """Carries out the cells that are to be done.
 
     Args:
@@ -74,7 +70,10 @@ def run(configs: Sequence[Config], options: Options, console: Console) -> bool:
         console: where progress and the failures go.
 
     Returns:
-        Whether no cell failed, earlier or now.
+        The states that cells are in now.
+
+    Raises:
+        RunFailed: the workers cannot start.
     """
     statuses = {config: cells.status(config) for config in configs}
     skipped = {"complete", "running"} | (set() if options.retry_failed else {"failed"})
@@ -89,7 +88,10 @@ def run(configs: Sequence[Config], options: Options, console: Console) -> bool:
             f"log.txt in the cell's folder in {configs[0].runs_dir}",
             soft_wrap=True,
         )
-        statuses |= _work(todo, num_workers, console)
+        try:
+            statuses |= _work(todo, num_workers, console)
+        except workers.WorkerLost as error:
+            raise RunFailed(str(error)) from error
         console.print(
             f"{_plural(len(configs), 'cell')}: {_count(statuses.values())}", soft_wrap=True
         )
@@ -100,7 +102,7 @@ def run(configs: Sequence[Config], options: Options, console: Console) -> bool:
             f"(more in {cells.folder(config)})",
             soft_wrap=True,
         )
-    return not failed
+    return {status.state for status in statuses.values()}
 
 
 def _work(todo: Sequence[Config], num_workers: int, console: Console) -> dict[Config, Status]:
@@ -140,6 +142,8 @@ def _work(todo: Sequence[Config], num_workers: int, console: Console) -> dict[Co
 
 
 def _status(outcome: Outcome) -> Status:
+    if outcome.preempted:
+        return cells.status(outcome.task)
     return cells.fail(outcome.task, outcome.lost) if outcome.lost else outcome.result
 
 
@@ -211,6 +215,8 @@ def _describe_left(
 def _describe(status: Status) -> str:
     if status.state == "running":
         return "is being run by another process"
+    if status.state == "interrupted":
+        return "preempted, and saved"
     if status.accuracy is None:
         return f"failed: {_first_line(status.error)}"
     return f"{status.accuracy:.2%}"

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import faults
 from experiments.config import TrainingConfig
 from ntksap_jax import masks, optim
 
@@ -55,16 +56,27 @@ class Score(NamedTuple):
     accuracy: float
 
 
+class EpochSums(NamedTuple):
+    """Sums over the steps of an epoch, in their order."""
+
+    loss: float = 0.0
+    num_correct: int = 0
+    num_examples: int = 0
+    num_steps: int = 0
+
+
 class Diverged(Exception):
     """The loss became infinite or NaN.
 
     Attributes:
         step: the number of the first such step, from 1 over the whole training.
+        state: before that step or one a little earlier; `state.step` says which.
+        cause: what was found, in words.
     """
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"the loss is not finite at step {step}")
-        self.step = step
+    def __init__(self, step: int, state: TrainState, cause: str = "the loss is not finite") -> None:
+        super().__init__(f"{cause} at step {step}")
+        self.step, self.state, self.cause = step, state, cause
 
 
 # -- Optimiser -----------------------------------------------------------------------------------
@@ -209,46 +221,61 @@ def train_epoch(
     batches: Iterable[tuple[Any, Any]],
     *,
     train_step: TrainStep,
-    on_step: Callable[[], None] = lambda: None,
+    sums: EpochSums = EpochSums(),  # noqa: B008 (it cannot be changed)
+    on_step: Callable[[TrainState, Callable[[], EpochSums]], None] = lambda state, sums: None,
 ) -> tuple[TrainState, Score]:
     """Takes one step a batch.
 
     Args:
         key: the key of the whole training.
         state: from `init_state`, a checkpoint, or the epoch before.
-        batches: (images, labels) pairs, all of one size.
+        batches: (images, labels) pairs, all of one size; of the rest of an epoch that a checkpoint
+            is in the middle of.
         train_step: from `make_train_step`.
-        on_step: called after every step.
+        sums: over the steps of the epoch that were taken before.
+        on_step: called after every step, with the state and a function that returns the sums up to
+            there; to call it is to wait for the device.
 
     Returns:
         The new state, and loss and accuracy on the training batches as they went by.
 
     Raises:
-        Diverged: a loss that is not finite.
+        Diverged: a loss that is not finite, or what `jax.debug_nans` found.
     """
     step = int(state.step)
+    # For the failure report: up to this state all losses were finite. It costs a copy in memory.
+    checked = state
     pending: list[StepMetrics] = []
-    losses: list[float] = []
-    num_correct, num_examples = 0, 0
 
-    def look() -> None:
-        nonlocal num_correct
+    def look() -> EpochSums:
+        nonlocal sums, checked, step
         for metrics in jax.device_get(pending):
-            losses.append(float(metrics.loss))
-            num_correct += int(metrics.num_correct)
+            step += 1
             if not np.isfinite(metrics.loss):
-                raise Diverged(step + len(losses))
+                raise Diverged(step, checked)
+            sums = EpochSums(
+                sums.loss + float(metrics.loss),
+                sums.num_correct + int(metrics.num_correct),
+                sums.num_examples + batch_size,
+                sums.num_steps + 1,
+            )
         pending.clear()
+        checked = state
+        return sums
 
     for images, labels in batches:
-        state, metrics = train_step(key, state, images, labels)
+        batch_size = len(labels)
+        try:
+            state, metrics = train_step(key, state, images, labels)
+        except FloatingPointError as error:
+            found = f"--debug-nans found an {faults.operation(error)},"
+            raise Diverged(step + len(pending) + 1, state, found) from error
         pending.append(metrics)
-        num_examples += len(labels)
         if len(pending) == CHECK_EVERY:
             look()
-        on_step()
+        on_step(state, look)
     look()
-    return state, Score(float(np.mean(losses)), num_correct / num_examples)
+    return state, Score(sums.loss / sums.num_steps, sums.num_correct / sums.num_examples)
 
 
 def evaluate(

@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Hashable, Sequence
@@ -19,8 +20,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
+from experiments import interruption
+from experiments.interruption import Preempted
+
 STOP_SECONDS = 10.0
-"""How long a worker has to end when it is told to, before it is killed."""
+"""How long a worker has to save and end when it is told to, before it is killed."""
 
 
 class WorkerLost(Exception):
@@ -35,12 +39,14 @@ class Outcome(NamedTuple):
         result: what `work` returned; None if the worker was lost.
         lost: how the worker was lost, such as `"killed by SIGKILL"`; empty if it was not.
         seconds: from handing the task out to its end.
+        preempted: whether the worker was lost to SIGTERM, after it had saved what it had.
     """
 
     task: Any
     result: Any
     lost: str
     seconds: float
+    preempted: bool = False
 
 
 @dataclass
@@ -135,7 +141,8 @@ def _receive(worker: _Worker) -> Outcome | None:
     if not worker.is_ready:
         return None
     task, worker.task = worker.task, None
-    return Outcome(task, result, lost, time.monotonic() - worker.started)
+    preempted = bool(lost) and worker.process.exitcode == interruption.EXIT_CODE
+    return Outcome(task, result, lost, time.monotonic() - worker.started, preempted)
 
 
 def _describe_end(exit_code: int | None) -> str:
@@ -198,8 +205,11 @@ def _stop(workers: Sequence[_Worker]) -> None:
 
 
 def _serve(connection: Connection, work: Callable[[Any], Any], cores: tuple[int, ...]) -> None:
-    """What a worker does, from its start to its end."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """What a worker does, from its start to its end.
+
+    SIGTERM ends it, with a code of its own if a task is lost; the task may save first.
+    """
+    signal.signal(signal.SIGTERM, interruption.stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Before JAX starts its threads: it takes as many as there are cores that it may use.
     if hasattr(os, "sched_setaffinity"):
@@ -210,7 +220,9 @@ def _serve(connection: Connection, work: Callable[[Any], Any], cores: tuple[int,
         connection.send(None)
         while True:
             connection.send(work(connection.recv()))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+    except Preempted:
+        sys.exit(interruption.EXIT_CODE)
+    except (EOFError, BrokenPipeError):
         pass
 
 

@@ -1,12 +1,13 @@
 """Cells of a sweep: what their folders say, and what they share."""
 
 import dataclasses
+import errno
 import fcntl
 from pathlib import Path
 
 import pytest
 
-from experiments import cells, cifar, run_folder
+from experiments import cells, cifar, files, locking, run_folder
 from experiments import config as config_lib
 from experiments.command_line import UserError
 from experiments.presets import PRESETS
@@ -78,6 +79,31 @@ def test_a_cell_that_another_process_is_at_is_left_alone(config, quiet, monkeypa
         assert cells.status(config).state == "running"
         assert not run_folder.is_complete(folder)
     assert cells.carry_out(config).state == "complete"
+
+
+def test_a_cell_that_another_program_is_at_is_running_too(config, quiet, monkeypatch):
+    folder = cells._make_folder(config)
+    with locking.hold(folder):
+        assert cells.status(config).state == "running"
+
+    def held(*args, **kwargs):
+        raise locking.Held("in use")
+
+    monkeypatch.setattr(cifar, "run", held)
+    assert cells.carry_out(config) == ("running", None, "")
+    assert not (folder / "error.txt").exists()
+
+
+def test_a_full_disk_fails_the_cell_also_when_that_cannot_be_written(config, quiet, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "a/file")
+
+    monkeypatch.setattr(cifar, "run", full)
+    status = cells.carry_out(config)
+    assert status.state == "failed"
+    assert status.error.startswith("the disk is full: No space left on device (a/file)")
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert cells.fail(config, "the cause") == ("failed", None, "the cause")
 
 
 def test_a_cell_that_failed_before_it_began_can_be_tried_again(config, quiet, monkeypatch):

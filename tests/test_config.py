@@ -97,6 +97,7 @@ def test_the_other_presets_of_the_paper_hold_its_numbers(name, model, training, 
         ({"drop_epochs": (80, 80)}, "--drop-epochs"),
         ({"warmup_epochs": 160.0}, "--warmup-epochs"),
         ({"seed": -1}, "--seed"),
+        ({"save_minutes": 0.0}, "--save-minutes: expected a positive number, got 0.0"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_an_error_that_names_the_flag(values, message):

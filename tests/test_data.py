@@ -157,6 +157,8 @@ def test_training_batches_are_those_of_the_key_and_the_epoch():
     for (images, labels), indices in zip(batches, order, strict=True):
         np.testing.assert_array_equal(images, dataset.train_images[indices])
         np.testing.assert_array_equal(labels, dataset.train_labels[indices])
+    [(images, _)] = dataset.train_batches(key, 3, 100, start=len(batches) - 1)
+    np.testing.assert_array_equal(images, batches[-1][0])
 
 
 def test_test_batches_cover_the_test_set_once():

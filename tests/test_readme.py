@@ -4,19 +4,20 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import command_line, config
 from experiments.presets import PRESETS
-from ntksap_jax import masks
+from ntksap_jax import masks, structured
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_library_example_runs_and_prunes():
-    first, second = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    first, second, third, fourth = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(first.strip().splitlines()) <= 12
     names: dict = {}
     exec(first.replace("batch_size=100", "batch_size=4"), names)
@@ -35,6 +36,16 @@ def test_the_library_example_runs_and_prunes():
     assert masks.digest(names["mask"]) != masks.digest(mask)
     scores, _ = names["user_criterion"](None, params, mask, None)
     assert masks.leaf_paths(scores).keys() == masks.leaf_paths(mask).keys()
+    # Whole filters, and several devices.
+    assert len(third.strip().splitlines()) <= 13
+    third = third.replace("rounds=20", "rounds=2")
+    exec(third.replace("signed=True", "signed=True, num_samples=1, batch_size=4"), names)
+    dense, kept = (structured.cost(names["channels"], keep) for keep in (None, names["keep"]))
+    assert kept.flops <= 0.25 * dense.flops
+    found = sum(leaf.size for leaf in masks.leaf_paths(names["fewer"]["params"]).values())
+    assert found == kept.params < dense.params
+    exec(fourth.replace("num_samples=8", "num_samples=8, batch_size=4"), names)
+    assert names["over"].mesh.size == jax.device_count()
 
 
 def test_pictures_and_files_exist():

@@ -5,45 +5,20 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 from matplotlib.figure import Figure
 
 from experiments import run_folder
 from experiments.command_line import UserError
 from experiments.config import Config
-from ntksap_jax import masks
-from ntksap_jax.types import RoundInfo
 
-PARAMS = {"conv": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
 CONFIG = Config()
 RESUME = Config(resume=True)
 
 
 def prepare(folder, config=CONFIG, data_source="digits 1.0"):
+    run_folder.make(folder)
     run_folder.prepare(folder, config, data_source=data_source)
-
-
-def make_mask(kept):
-    return {"conv": {"kernel": jnp.arange(16).reshape(4, 4) < kept, "bias": None}}
-
-
-def make_rows(*kept):
-    return [
-        run_folder.round_row(
-            RoundInfo(
-                round=number,
-                density=masks.density(make_mask(count)),
-                num_kept=count,
-                threshold=0.1 * number,
-                layer_densities=masks.layer_densities(make_mask(count)),
-                metrics={"trace": 1e6 / number},
-                seconds=0.25,
-            ),
-            make_mask(count),
-        )
-        for number, count in enumerate(kept, start=1)
-    ]
 
 
 # -- May the folder be used? ---------------------------------------------------------------------
@@ -103,46 +78,6 @@ def test_every_start_is_recorded_with_versions_and_devices(tmp_path):
     assert len(sessions[0]["devices"]) == jax.device_count()
 
 
-# -- Search --------------------------------------------------------------------------------------
-
-
-def test_the_search_goes_on_from_its_last_round(tmp_path):
-    assert run_folder.load_round(tmp_path, PARAMS) == ([], None)
-    rows = make_rows(12, 7)
-    run_folder.save_round(tmp_path, rows[:1], make_mask(12))
-    run_folder.save_round(tmp_path, rows, make_mask(7))
-    # A mask whose row was not written any more, because the run was killed in between.
-    masks.save(tmp_path / "search" / "round-3.npz", make_mask(3))
-
-    loaded, mask = run_folder.load_round(tmp_path, PARAMS)
-    assert loaded == rows
-    assert masks.digest(mask) == masks.digest(make_mask(7))
-    assert not (tmp_path / "search" / "round-1.npz").exists()
-
-
-def test_the_found_mask_is_kept_with_its_digest(tmp_path):
-    assert run_folder.load_mask(tmp_path, PARAMS) is None
-    run_folder.save_round(tmp_path, make_rows(5), make_mask(5))
-    run_folder.save_mask(tmp_path, make_mask(5))
-    assert (tmp_path / "mask.sha256").read_text().strip() == masks.digest(make_mask(5))
-    loaded = run_folder.load_mask(tmp_path, PARAMS)
-    assert masks.digest(loaded) == masks.digest(make_mask(5))
-    assert not (tmp_path / "search").exists()
-
-
-def test_a_damaged_or_exchanged_mask_is_an_error(tmp_path):
-    run_folder.save_mask(tmp_path, make_mask(5))
-    masks.save(tmp_path / "mask.npz", make_mask(6))
-    with pytest.raises(UserError, match="mask.npz is not the one whose SHA-256 was recorded"):
-        run_folder.load_mask(tmp_path, PARAMS)
-    (tmp_path / "mask.npz").write_bytes((tmp_path / "mask.npz").read_bytes()[:50])
-    with pytest.raises(UserError, match="cannot read the mask .*mask.npz"):
-        run_folder.load_mask(tmp_path, PARAMS)
-    (tmp_path / "mask.npz").unlink()
-    with pytest.raises(UserError, match="cannot read the mask .*mask.npz"):
-        run_folder.load_mask(tmp_path, PARAMS)
-
-
 # -- Files ---------------------------------------------------------------------------------------
 
 
@@ -161,6 +96,34 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     assert run_folder.read_table(path) == [{"epoch": 1}]
     run_folder.write_picture(tmp_path / "picture.png", Figure())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.csv", "picture.png"]
+
+
+def test_what_killed_programs_wrote_aside_is_removed(tmp_path):
+    (tmp_path / ".metrics.csv.123").write_text("epo")
+    (tmp_path / "lock").touch()
+    # Such as one that was killed at its very start leaves behind.
+    run_folder.check(tmp_path, CONFIG)
+    (tmp_path / ".keep").touch()
+    prepare(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".keep",
+        "config.json",
+        "environment.json",
+        "lock",
+    ]
+
+
+def test_the_identity_of_a_run_is_what_it_computes(tmp_path):
+    found = []
+    for name, config in (
+        ("a", CONFIG),
+        ("b", dataclasses.replace(CONFIG, runs_dir=Path("b"), save_minutes=1.0, resume=True)),
+        ("c", dataclasses.replace(CONFIG, seed=1)),
+    ):
+        prepare(tmp_path / name, config)
+        found += [run_folder.identity(tmp_path / name), run_folder.identity(tmp_path / name, "m")]
+    assert found[:2] == found[2:4]
+    assert len(set(found)) == 4
 
 
 def test_damaged_json_is_an_error_that_names_the_file(tmp_path):

@@ -126,10 +126,10 @@ def test_a_resumed_run_measures_what_an_undisturbed_one_does(tmp_path, monkeypat
 
     save = checkpoints.save
 
-    def interrupted(manager, epoch, state):
-        if epoch == 2:
+    def interrupted(manager, step, state, progress, *, run):
+        if len(progress.rows) == 2:
             raise KeyboardInterrupt
-        save(manager, epoch, state)
+        save(manager, step, state, progress, run=run)
 
     arguments = [*OPTIONS, "--runs-dir", str(tmp_path / "resumed")]
     with monkeypatch.context() as patch, pytest.raises(SystemExit):

@@ -343,6 +343,8 @@ def test_order_and_crops_depend_on_key_and_epoch_alone(pristine):
     dataset = load(pristine)
     undisturbed = collect(dataset, 1, 2)
     assert same(collect(load(pristine), 2), undisturbed[3:])  # Resumed after the first epoch.
+    rest = list(dataset.train_batches(jax.random.key(0), 2, 4, start=1))
+    assert same(rest, undisturbed[4:])  # Resumed within an epoch.
     next(dataset.train_batches(jax.random.key(0), 7, 4))  # Given up.
     assert same(collect(dataset, 1), undisturbed[:3])
     orders = [

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import cells, run_folder, sweep, workers
+from experiments import cells, interruption, run_folder, sweep, workers
 from experiments import config as config_lib
 from experiments.job import init_variables, make_job
 from experiments.presets import PRESETS
@@ -120,6 +120,15 @@ def stand_in(config):
     if config.label == "ctrl-c":
         os.kill(os.getppid(), signal.SIGINT)
         time.sleep(60)
+    if config.label == "preempted" and not (path / "saved").exists():
+        with interruption.deferred() as stop_requested:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop_requested()
+            (path / "saved").touch()
+            raise interruption.Preempted
+    if config.label == "all-preempted":
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
     if config.label == "fails" and (path.parent / "cause").exists():
         return cells.fail(config, "the cause")
     (path / "error.txt").unlink(missing_ok=True)
@@ -183,6 +192,32 @@ def test_an_interruption_says_how_to_go_on_and_loses_nothing_that_was_done(quick
     assert run(*options, "--list") == 0
     states = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
     assert states == ["complete", "interrupted", "new"]
+
+
+def test_a_worker_that_is_preempted_leaves_its_cell_interrupted_and_the_grid_goes_on(
+    quick, tmp_path, capsys
+):
+    options = ["demo", "--label", "a", "preempted", "b", "--runs-dir", str(tmp_path)]
+    assert run(*options) == 75
+    shown = capsys.readouterr()
+    assert "-preempted-seed0  preempted, and saved  " in shown.out
+    assert lines(shown.out, "3 cells: 2 complete, 1 interrupted")
+    assert shown.err == (
+        "preempted, all is saved; to go on where it stopped: "
+        f"python -m experiments.sweep {' '.join(options)}\n"
+    )
+    assert run(*options) == 0
+    assert lines(capsys.readouterr().out, "3 cells: 3 complete")
+
+
+def test_a_sweep_that_is_preempted_has_its_workers_save(quick, tmp_path, capsys):
+    options = ["demo", "--label", "a", "all-preempted", "b", "--runs-dir", str(tmp_path)]
+    assert run(*options) == 75
+    assert capsys.readouterr().err.startswith("preempted, all is saved; to go on")
+    assert run(*options, "--list") == 0
+    states = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert states == ["complete", "interrupted", "new"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_cell_whose_folder_was_made_otherwise_is_a_mistake_before_anything_runs(

@@ -9,8 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import checkpoints, data, training
-from experiments.command_line import UserError
+from experiments import data, training
 from experiments.config import TrainingConfig
 from ntksap_jax import masks
 
@@ -208,9 +207,13 @@ def test_train_epoch_averages_over_batches_and_counts_steps():
         metrics.append(one)
     calls = []
     got, score = training.train_epoch(
-        jax.random.key(7), state, batches, train_step=train_step, on_step=lambda: calls.append(1)
+        jax.random.key(7),
+        state,
+        batches,
+        train_step=train_step,
+        on_step=lambda state, sums: calls.append((int(state.step), sums().num_steps)),
     )
-    assert len(calls) == 3
+    assert calls == [(1, 1), (2, 2), (3, 3)]
     assert_equal(got.params, expected.params)
     assert score.loss == pytest.approx(np.mean([m.loss for m in metrics]))
     assert score.accuracy == sum(int(m.num_correct) for m in metrics) / (3 * SGD.batch_size)
@@ -235,6 +238,29 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_first_step(
     with pytest.raises(training.Diverged) as error:
         training.train_epoch(jax.random.key(0), state, batches, train_step=failing_step)
     assert error.value.step == 13
+    assert 10 <= int(error.value.state.step) <= 12
+
+
+def test_the_rest_of_an_epoch_gives_the_score_of_the_whole(monkeypatch):
+    monkeypatch.setattr(training, "CHECK_EVERY", 2)
+    state, *_ = start(ConvNet())
+    batches = list(zip(*make_batches(5), strict=True))
+    run = functools.partial(
+        training.train_epoch, jax.random.key(3), train_step=compiled_step(ConvNet(), noisy)
+    )
+    undisturbed = run(state, batches)
+    for done in range(1, 5):
+        halfway = []
+
+        def stop(state, sums, done=done, halfway=halfway):
+            if sums().num_steps == done:
+                halfway.append((state, sums()))
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(state, batches, on_step=stop)
+        [(there, sums)] = halfway
+        assert_equal(run(there, batches[done:], sums=sums), undisturbed)
 
 
 @pytest.mark.parametrize("batch_size", [4, 7, 32])
@@ -255,52 +281,3 @@ def test_evaluation_counts_every_example_once(batch_size):
     )
     assert score.loss == pytest.approx(float(loss), rel=1e-5)
     assert score.accuracy == np.mean(np.argmax(logits, 1) == labels)
-
-
-# -- Checkpoints ---------------------------------------------------------------------------------
-
-
-def test_a_resumed_training_ends_exactly_as_an_undisturbed_one(tmp_path):
-    state, *_ = start(ConvNet())
-    train_step = compiled_step(ConvNet(), noisy)
-    batches = list(zip(*make_batches(4), strict=True))
-    run = functools.partial(training.train_epoch, jax.random.key(3), train_step=train_step)
-    undisturbed, _ = run(state, batches)
-
-    halfway, _ = run(state, batches[:2])
-    with checkpoints.open_manager(tmp_path / "checkpoints") as manager:
-        checkpoints.save(manager, 1, halfway)
-    with checkpoints.open_manager(tmp_path / "checkpoints") as manager:
-        restored = checkpoints.restore(manager, manager.latest_step(), state)
-    assert_equal(restored, halfway)
-    resumed, _ = run(restored, batches[2:])
-    assert_equal(resumed, undisturbed)
-
-
-def test_the_last_checkpoints_are_kept(tmp_path):
-    state, *_ = start(Linear())
-    with checkpoints.open_manager(tmp_path) as manager:
-        for epoch in (1, 2, 3):
-            checkpoints.save(manager, epoch, state)
-        assert manager.all_steps() == [2, 3]
-
-
-def test_a_damaged_checkpoint_is_an_error_that_says_where_to_go_on(tmp_path):
-    state, *_ = start(Linear())
-    with checkpoints.open_manager(tmp_path) as manager:
-        checkpoints.save(manager, 1, state)
-        checkpoints.save(manager, 2, state)
-        for path in (tmp_path / "2" / "default").rglob("*"):
-            if path.is_file():
-                path.write_bytes(path.read_bytes()[:3])
-        with pytest.raises(UserError, match=r"checkpoint .*2 is damaged.*from epoch 1"):
-            checkpoints.restore(manager, 2, state)
-
-
-def test_a_checkpoint_of_another_network_is_an_error(tmp_path):
-    state, *_ = start(Linear())
-    other, *_ = start(ConvNet())
-    with checkpoints.open_manager(tmp_path) as manager:
-        checkpoints.save(manager, 1, state)
-        with pytest.raises(UserError, match="of another network"):
-            checkpoints.restore(manager, 1, other)

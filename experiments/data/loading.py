@@ -88,7 +88,7 @@ class Dataset(NamedTuple):
         return self.train_images[indices]
 
     def train_batches(
-        self, key: jax.Array, epoch: int, batch_size: int
+        self, key: jax.Array, epoch: int, batch_size: int, *, start: int = 0
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields uint8 images and int32 labels of one epoch, shuffled, not yet augmented.
 
@@ -98,9 +98,10 @@ class Dataset(NamedTuple):
             key: PRNG key of the whole training.
             epoch: its number.
             batch_size: images a batch.
+            start: batches to leave out at the beginning, for a training that resumes behind them.
         """
         order = epoch_batches(jax.random.fold_in(key, epoch), self.num_train, batch_size)
-        return ((self.train_images[batch], self.train_labels[batch]) for batch in order)
+        return ((self.train_images[batch], self.train_labels[batch]) for batch in order[start:])
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yields uint8 images, int32 labels and `is_real` that cover the test set once."""

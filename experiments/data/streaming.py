@@ -122,7 +122,7 @@ class StreamedDataset:
             raise _data_error(error) from error
 
     def train_batches(
-        self, key: jax.Array, epoch: int, batch_size: int
+        self, key: jax.Array, epoch: int, batch_size: int, *, start: int = 0
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields uint8 images and int32 labels of one epoch, shuffled and augmented.
 
@@ -132,6 +132,7 @@ class StreamedDataset:
             key: PRNG key of the whole training.
             epoch: its number.
             batch_size: images a batch.
+            start: batches to leave out at the beginning, for a training that resumes behind them.
 
         Raises:
             ValueError: `batch_size` is not in [1, number of training images].
@@ -149,7 +150,11 @@ class StreamedDataset:
             .batch(batch_size, drop_remainder=True)
         )
         return self._train_reader.read(
-            examples, epoch, which=(seed, batch_size), num_workers=self.num_workers
+            examples,
+            epoch,
+            start=start,
+            which=(seed, batch_size),
+            num_workers=self.num_workers,
         )
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -219,22 +224,26 @@ class _Reader:
         """The epoch that the processes are about to read; any, if there are none."""
         return 0 if self._next is None else self._next[1]
 
-    def read(self, examples: Any, epoch: int, *, which: Hashable, num_workers: int) -> Iterator:
+    def read(
+        self, examples: Any, epoch: int, *, start: int = 0, which: Hashable, num_workers: int
+    ) -> Iterator:
         """Yields one epoch.
 
         Args:
             examples: a Grain MapDataset of batches, without end when repeated.
             epoch: which one of its repetitions.
+            start: batches of it to leave out.
             which: all that `examples` depends on, to know it again.
             num_workers: processes; 0 for a thread.
         """
-        if self._next != (which, epoch):
+        if self._next != (which, epoch) or start:
             self.close()
-            self._iterator = _iterate(examples.repeat()[epoch * len(examples) :], num_workers)
+            first = epoch * len(examples) + start
+            self._iterator = _iterate(examples.repeat()[first:], num_workers)
         # Until the epoch is through, the iterator stands nowhere that a caller may ask for.
         self._next = None
         try:
-            for _ in range(len(examples)):
+            for _ in range(start, len(examples)):
                 # Copied, because Grain's arrays lie in memory that the processes share.
                 yield tuple(map(np.array, next(self._iterator)))
         # RuntimeError is Grain's, for a process that ended.

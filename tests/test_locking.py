@@ -1,0 +1,64 @@
+"""The lock of a run folder: held by one process, and dropped by the system when that is killed."""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import locking
+from experiments.command_line import UserError
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from experiments import locking
+with locking.hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_another_process_is_kept_out_until_the_holder_is_killed(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        assert locking.is_held(tmp_path)
+        where = f"in use by process {holder.pid} on {socket.gethostname()}, and two programs"
+        with pytest.raises(locking.Held, match=where), locking.hold(tmp_path):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        assert not locking.is_held(tmp_path)
+        with locking.hold(tmp_path):
+            assert f"process {os.getpid()} on" in (tmp_path / locking.NAME).read_text()
+    finally:
+        holder.kill()
+        holder.stdout.close()
+        holder.wait()
+
+
+def test_the_lock_is_free_again_after_an_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), locking.hold(tmp_path):
+        raise ZeroDivisionError
+    with locking.hold(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_an_error(tmp_path, monkeypatch):
+    def flock(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match="its file system has no locks"), locking.hold(tmp_path):
+        pass

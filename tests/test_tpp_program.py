@@ -1,0 +1,211 @@
+"""The structured-pruning program, end to end on the embedded digits, as a user runs it."""
+
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import run_folder, tpp
+from experiments.structured import config as config_lib
+from experiments.structured import job, measure, networks, stage, steps
+from experiments.structured.presets import PRESETS
+from ntksap_jax.structured import channels, shrinking
+
+TINY = [
+    *("demo", "--model", "linear_mlp", "--width", "10", "--pretrain-epochs", "2"),
+    *("--pretrain-lr", "0.1", "--pretrain-drop-epochs", "1", "--no-augment"),
+    *("--update-interval", "1", "--increment", "0.05", "--stabilise-steps", "23"),
+    *("--zero-out-interval", "3", "--finetune-epochs", "3", "--latency-repeats", "3"),
+]
+TPP = "digits-linear_mlp-w10-tpp-ratio0.8-lr0.01-seed0"
+L1 = TPP.replace("tpp", "l1")
+
+
+def load(folder, name="network.npz"):
+    return shrinking.load(folder / name, networks.make("linear_mlp", width=10, num_classes=10))
+
+
+def read(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(stage, "SCANNED_STEPS", 22)
+        tpp.main([*TINY, "--compare", "l1", "--runs-dir", str(runs)])
+    return runs
+
+
+def test_everything_is_written(undisturbed):
+    files = {path.name for path in (undisturbed / TPP).iterdir()}
+    assert files == {
+        *("checkpoints", "config.json", "environment.json", "filters.png", "keep.json", "lock"),
+        *("metrics.csv", "network.npz", "pruned.npz", "regularise.csv", "regularise.png"),
+        *("summary.json", "training.png"),
+    }
+    assert not (undisturbed / L1 / "regularise.csv").exists()
+    rows = run_folder.read_table(undisturbed / TPP / "regularise.csv")
+    assert rows[-1]["step"] == 20 + 23 + 1
+    assert rows[-1]["strength"] == pytest.approx(1)
+    assert rows[-1]["pruned_size"] == rows[-1]["penalty"] == 0
+
+
+def test_the_summary_counts_what_is_left(undisturbed):
+    summary = read(undisturbed / TPP)
+    widths = [64, *[10] * 6, 10]
+    small = [64, *[2] * 6, 10]
+    assert summary["filters"]["hidden_0/kernel"] == [2, 10]
+    for key, sizes in (("dense_flops", widths), ("flops", small)):
+        assert summary[key] == 2 * sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    assert summary["parameters"] == summary["flops"] // 2 + sum(small[1:])
+    assert summary["speedup_flops"] == summary["dense_flops"] / summary["flops"]
+    for times in summary["latency_seconds"].values():
+        assert all(0 < low <= median <= high for low, median, high in times.values())
+
+
+def test_the_saved_network_is_the_one_that_was_measured(undisturbed):
+    config = config_lib.with_method(PRESETS["demo"][1], "l1")
+    made = job.make(config)
+    for name, key in (("pruned.npz", "pruned_accuracy"), ("network.npz", "last_accuracy")):
+        model, variables = load(undisturbed / TPP, name)
+        assert measure.evaluate(made, model, variables).accuracy == read(undisturbed / TPP)[key]
+    # The Jacobian of a linear network is the product of its matrices.
+    params = variables["params"]
+    matrices = [params[f"hidden_{i}"]["kernel"] for i in range(6)] + [params["fc"]["kernel"]]
+    values = np.linalg.svd(np.linalg.multi_dot(matrices), compute_uv=False)
+    found = read(undisturbed / TPP)["final_jsv"]["mean"]
+    np.testing.assert_allclose(found, values[:10].mean(), rtol=1e-4)
+    columns = run_folder.read_table(undisturbed / TPP / "metrics.csv")
+    assert columns[-1]["jsv_mean"] == pytest.approx(found, rel=1e-5)
+
+
+def test_the_runs_share_one_dense_network(undisturbed):
+    (dense,) = (undisturbed / "dense").iterdir()
+    accuracy = read(dense)["test_accuracy"]
+    assert accuracy == read(undisturbed / TPP)["dense_accuracy"]
+    assert accuracy == read(undisturbed / L1)["dense_accuracy"]
+
+
+def test_a_run_that_was_interrupted_in_two_stages_ends_as_the_undisturbed_one(
+    undisturbed, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(undisturbed / "dense", tmp_path / "dense")
+    flags = ["--compare", "--runs-dir", str(tmp_path), "--save-minutes", "1e-9", "--resume"]
+    taken = []
+
+    def make_take_steps(*args, **kwargs):
+        take_steps = make(*args, **kwargs)
+
+        def counted(key, state, *rest):
+            if len(taken) in (1, 4):  # Of 2 in regularisation, and of 3 in fine-tuning.
+                taken.append("interrupted")
+                raise KeyboardInterrupt
+            taken.append(int(state.step))
+            return take_steps(key, state, *rest)
+
+        return counted
+
+    make = steps.make_take_steps
+    monkeypatch.setattr(stage.steps, "make_take_steps", make_take_steps)
+    monkeypatch.setattr(stage, "SCANNED_STEPS", 22)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            tpp.main([*TINY, *flags])
+        assert stop.value.code == 130
+        assert "--resume" in capsys.readouterr().err
+    tpp.main([*TINY, *flags])
+    assert taken == [0, "interrupted", 22, 0, "interrupted", 22, 44]
+    old, new = (load(folder / TPP)[1] for folder in (undisturbed, tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, old, new)
+
+
+def test_a_convolutional_network_is_pruned_before_training_and_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "LATENCY_BATCH_SIZES", (1,))
+    tpp.main(
+        [
+            *("demo", "--model", "resnet8", "--width", "4", "--method", "snip", "--compare"),
+            *("--flops-budget", "0.6", "--patterns", "block_*/conv1", "--pretrain-epochs", "1"),
+            *("--no-augment", "--jsv-images", "2"),
+            *("--batch-size", "700", "--latency-repeats", "3", "--runs-dir", str(tmp_path)),
+        ]
+    )
+    (folder,) = tmp_path.iterdir()
+    summary = read(folder)
+    assert summary["flops"] <= 0.6 * summary["dense_flops"]
+    assert summary["dense_accuracy"] is None
+    model, variables = shrinking.load(
+        folder / "network.npz", networks.make("resnet8", width=4, num_classes=10)
+    )
+    cost = channels.cost(channels.trace(model, (8, 8, 1), train=False))
+    assert (cost.flops, cost.params) == (summary["flops"], summary["parameters"])
+    assert math.isfinite(summary["final_jsv"]["mean"])
+    assert np.all(np.isfinite(model.apply(variables, jnp.ones((1, 8, 8, 1)), train=False)))
+
+
+def test_the_report_compares_runs(undisturbed, tmp_path, capsys):
+    tpp.main(["report", str(undisturbed), "--out", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("runs.csv", "table.md", "digits-linear_mlp-w10-jsv.png"),
+        "digits-linear_mlp-w10-speedup.png",
+    }
+    table = (tmp_path / "table.md").read_text()
+    assert "| l1 lr 0.01 | ratio0.8 | 1 |" in table
+    assert f"{100 * read(undisturbed / TPP)['best_accuracy']:.2f} ± 0.00" in table
+    assert "2 runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ratio", "1"], "--ratio: expected a fraction"),
+        (["--method", "tp"], "Did you mean tpp?"),
+        (["--patterns", "convolution_*"], "matches no layer"),
+        (["--patterns", "fc"], "must stay"),
+        (["--flops-budget", "0.5", "--params-budget", "0.5"], "one of them"),
+        (["--ratioo", "0.5"], "Did you mean --ratio?"),
+        (["--finetune-drop-epochs", "3", "2"], "increasing"),
+        (["--batch-size", "5000"], "training images"),
+        (["--stabilise-steps", "3"], "stabilise_steps"),
+    ],
+)
+def test_mistakes_are_one_line(undisturbed, tmp_path, capsys, flags, message):
+    # With the dense network at hand, so that nothing is trained.
+    shutil.copytree(undisturbed / "dense", tmp_path / "dense")
+    with pytest.raises(SystemExit) as stop:
+        tpp.main([*TINY, "--compare", "--runs-dir", str(tmp_path), *flags])
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    assert message in error
+    assert "\n" not in error
+
+
+def test_a_complete_run_is_not_overwritten_and_another_configuration_not_resumed(
+    undisturbed, capsys
+):
+    for flags, message in (([], "a complete run"), (["--reg-lr", "0.1", "--resume"], "reg_lr")):
+        with pytest.raises(SystemExit) as stop:
+            tpp.main([*TINY, "--compare", "--runs-dir", str(undisturbed), *flags])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_enlarging_interpolates_as_jax_does():
+    images = np.random.default_rng(0).integers(0, 256, (3, 7, 7, 2), dtype=np.uint8)
+    expected = jax.image.resize(images.astype(np.float32), (3, 9, 9, 2), "bilinear")
+    found = job.enlarge(images, 9)
+    assert found.dtype == np.uint8
+    np.testing.assert_allclose(found, expected, atol=0.501)
+
+
+def test_every_preset_can_be_made():
+    for name, (_, config) in PRESETS.items():
+        config_lib.check(config)
+        model = networks.make(config.model, width=config.width, num_classes=100)
+        assert config_lib.run_name(config).endswith("seed0"), name
+        assert model is not None
