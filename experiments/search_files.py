@@ -112,6 +112,9 @@ def save_mask(folder: Path, rows: Sequence[Row], mask: Mask) -> None:
     """Writes the mask that the search found, and the rows of all its rounds."""
     _save_mask(folder / "mask.npz", mask)
     run_folder.write_json(folder / "search.json", files.seal(list(rows)))
+    if rows:
+        # Again, for the case that all was done but this: what people read follows what is verified.
+        run_folder.write_table(folder / "search.csv", rows)
     with files.aside(folder / "mask.sha256") as path:
         path.write_text(masks.digest(mask) + "\n")
 

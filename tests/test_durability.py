@@ -130,6 +130,7 @@ def alone(tmp_path_factory):
     return runs
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_path, alone):
     rng = random.Random(0)
     signals = [*[signal.SIGKILL] * 3, signal.SIGTERM] * (NUM_KILLS // 4)
@@ -299,7 +300,7 @@ def full():
     ("module", "name", "call"),
     [
         (masks, "save", 1),  # The mask after the round.
-        (run_folder, "write_table", 3),  # The second epoch, after the rounds' table.
+        (run_folder, "write_table", 4),  # The second epoch, after the rounds' table, written twice.
         (checkpoints, "save", 2),
         (run_folder, "write_picture", 1),
     ],

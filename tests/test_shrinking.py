@@ -173,7 +173,10 @@ def init(model, shape):
 # -- The function is preserved -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.long] if "vgg" in n else []) for n in FAMILIES],
+)
 def test_a_shrunk_network_is_the_zeroed_one(name):
     model, shape = FAMILIES[name]
     channels, variables = channels_of(name), random_variables(model, shape)
@@ -185,9 +188,9 @@ def test_a_shrunk_network_is_the_zeroed_one(name):
     def check(seed):
         keep = random_keep(channels, seed)
         zeroed = zero_out(variables, channels, keep)
-        small, fewer = shrink(model, zeroed, channels, keep)
         want = apply(zeroed, x)
-        assert np.max(np.ptp(want, axis=0)) > 1e-3  # the inputs do reach the outputs
+        hypothesis.assume(np.max(np.ptp(want, axis=0)) > 1e-3)  # the inputs do reach the outputs
+        small, fewer = shrink(model, zeroed, channels, keep)
         close(outputs(small, fewer, x), want)
         full = expand(channels, keep)
         for path, leaf in masks.leaf_paths(fewer["params"]).items():

@@ -194,6 +194,7 @@ def test_an_interruption_says_how_to_go_on_and_loses_nothing_that_was_done(quick
     assert states == ["complete", "interrupted", "new"]
 
 
+@pytest.mark.long
 def test_a_worker_that_is_preempted_leaves_its_cell_interrupted_and_the_grid_goes_on(
     quick, tmp_path, capsys
 ):

@@ -125,6 +125,7 @@ def test_a_run_that_was_interrupted_in_two_stages_ends_as_the_undisturbed_one(
     jax.tree.map(np.testing.assert_array_equal, old, new)
 
 
+@pytest.mark.long
 def test_a_convolutional_network_is_pruned_before_training_and_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "LATENCY_BATCH_SIZES", (1,))
     tpp.main(

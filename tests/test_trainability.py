@@ -61,6 +61,7 @@ def test_convolutional_network_in_evaluation_mode_is_the_authors(dtype):
         golden.assert_close(pieces, case["jsv"], dtype)
 
 
+@pytest.mark.long
 def test_training_mode_as_the_authors_measure_is_something_else():
     """Their Jacobian in training mode is of the sum over the batch: we can make it, and do not."""
     case = JSV["conv_bn_train"]

@@ -40,7 +40,7 @@ def regularisation(rows: Sequence[Row], title: str) -> Figure:
                 all_axes[1].plot(steps, _positive(values), color=colour, linewidth=0.6, alpha=0.4)
             mean = [row[f"{what}_size"] for row in rows]
             all_axes[1].plot(steps, _positive(mean), color=colour, linewidth=2, label=what)
-        all_axes[1].set(xlabel="step", ylabel="mean |w| of filters, by layer and over layers")
+        all_axes[1].set(xlabel="step", ylabel="mean |w| (thin: single layers)")
         all_axes[1].set_yscale("log")
         all_axes[1].legend()
     return figure
