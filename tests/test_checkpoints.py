@@ -18,7 +18,7 @@ from experiments.checkpoints import Progress
 from experiments.command_line import UserError
 from experiments.training import EpochSums
 
-LONG = "NTKSAP_LONG_TESTS" in os.environ
+LONG = os.environ.get("NTKSAP_LONG_TESTS") == "all"
 NUM_DAMAGES = 300 if LONG else 20
 
 

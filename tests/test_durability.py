@@ -1,6 +1,6 @@
 """Nothing is lost: killed, preempted, out of disk, or with numbers that are not finite.
 
-`NTKSAP_LONG_TESTS=1` kills 60 times instead of 4, damages 200 run folders instead of 5, and 300
+`NTKSAP_LONG_TESTS=all` kills 60 times instead of 4, damages 200 run folders instead of 5, and 300
 checkpoint folders instead of 20 (in test_checkpoints.py).
 """
 
@@ -42,7 +42,7 @@ from experiments.checkpoints import Progress
 from experiments.job import make_job
 from ntksap_jax import masks
 
-LONG = "NTKSAP_LONG_TESTS" in os.environ
+LONG = os.environ.get("NTKSAP_LONG_TESTS") == "all"
 NUM_KILLS = 60 if LONG else 4
 NUM_DAMAGES = 200 if LONG else 5
 OPTIONS = [
@@ -350,7 +350,7 @@ exit $code
 """
 
 
-@pytest.mark.skipif(not LONG, reason="NTKSAP_LONG_TESTS is not set: two starts for each size")
+@pytest.mark.skipif(not LONG, reason="only with NTKSAP_LONG_TESTS=all: two starts for each size")
 @pytest.mark.parametrize("kilobytes", range(20, 420, 50))
 def test_on_a_small_disk_the_program_stops_and_goes_on_when_there_is_room(
     kilobytes, tmp_path, alone
