@@ -18,6 +18,9 @@ from experiments.checkpoints import Progress
 from experiments.command_line import UserError
 from experiments.training import EpochSums
 
+# What Orbax leaves unfinished when it meets a damaged file is collected whenever Python pleases.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 LONG = os.environ.get("NTKSAP_LONG_TESTS") == "all"
 NUM_DAMAGES = 300 if LONG else 20
 
