@@ -1,6 +1,7 @@
 """Checkpoints: resuming, what is kept, and what is made of damaged and foreign ones."""
 
 import functools
+import gc
 import os
 import random
 import shutil
@@ -20,6 +21,14 @@ from experiments.training import EpochSums
 
 # What Orbax leaves unfinished when it meets a damaged file is collected whenever Python pleases.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected_here():
+    """Has it collected before the tests of the next file."""
+    yield
+    gc.collect()
+
 
 LONG = os.environ.get("NTKSAP_LONG_TESTS") == "all"
 NUM_DAMAGES = 300 if LONG else 20

@@ -7,6 +7,7 @@ checkpoint folders instead of 20 (in test_checkpoints.py).
 import csv
 import dataclasses
 import errno
+import gc
 import itertools
 import json
 import os
@@ -44,6 +45,14 @@ from ntksap_jax import masks
 
 # What Orbax leaves unfinished when it meets a damaged file is collected whenever Python pleases.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected_here():
+    """Has it collected before the tests of the next file."""
+    yield
+    gc.collect()
+
 
 LONG = os.environ.get("NTKSAP_LONG_TESTS") == "all"
 NUM_KILLS = 60 if LONG else 4
