@@ -60,7 +60,7 @@ def plain(
         apply_train=apply,
         apply_running=apply,
         calibrate=calibrate,
-        input_shape=_check_shape(input_shape),
+        input_shape=check_shape(input_shape),
         input_dtype=jnp.dtype(dtype),
     )
 
@@ -104,7 +104,7 @@ def linen(
     >>> network.apply(network.init(jax.random.key(0)), jnp.ones((5, 3))).shape
     (5, 2)
     """
-    input_shape = _check_shape(input_shape)
+    input_shape = check_shape(input_shape)
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model: got {type(model).__name__}, expected a flax.linen module such as "
@@ -255,7 +255,8 @@ def _use_batch_statistics(*, unbiased: bool = False, constant: bool = True) -> C
     return interceptor
 
 
-def _check_shape(input_shape: Any) -> tuple[int, ...]:
+def check_shape(input_shape: Any) -> tuple[int, ...]:
+    """Returns the shape of one example as a tuple; raises a TypeError if it is none."""
     try:
         return tuple(operator.index(size) for size in input_shape)
     except TypeError:

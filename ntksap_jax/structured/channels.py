@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntksap_jax import networks
 from ntksap_jax.structured import _program, _resized
 from ntksap_jax.structured._program import Call, Operation
 from ntksap_jax.structured._tracing import FIXED, LabelledOperation, Tracing
@@ -114,7 +114,7 @@ def trace(
     >>> channels.reasons["layers_2/kernel"]
     "they are the model's outputs"
     """
-    call = Call(_check_shape(input_shape), jnp.dtype(dtype), apply_kwargs)
+    call = Call(networks.check_shape(input_shape), jnp.dtype(dtype), apply_kwargs)
     _check_model(model)
     variables = _program.shapes_of(model, call)
     tracing = Tracing(model, variables, call)
@@ -426,16 +426,6 @@ def resize(model: nn.Module, channels: Channels, removed: np.ndarray) -> _resize
 
 
 # -- Checks --------------------------------------------------------------------------------------
-
-
-def _check_shape(input_shape: Any) -> tuple[int, ...]:
-    try:
-        return tuple(operator.index(size) for size in input_shape)
-    except TypeError:
-        raise TypeError(
-            f"input_shape: got {input_shape!r}, expected the shape of one example as a tuple, such "
-            "as (32, 32, 3)."
-        ) from None
 
 
 def _check_model(model: Any) -> None:
