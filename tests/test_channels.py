@@ -8,7 +8,8 @@ import pytest
 
 from experiments import costs
 from ntksap_jax import models
-from ntksap_jax.structured.channels import cost, expand, filter_channels, groups, trace
+from ntksap_jax.structured.channels import cost, expand, filter_channels, groups
+from ntksap_jax.structured.tracing import trace
 
 
 def removable(channels):

@@ -21,6 +21,7 @@ from ntksap_jax.structured import (
     filter_selection,
     filters,
     tpp_presets,
+    tracing,
 )
 from ntksap_jax.structured.global_selection import select_global
 
@@ -55,9 +56,9 @@ class Residual(nn.Module):
         return nn.Dense(3, name="fc")(x.mean((1, 2)))
 
 
-CHAIN = channels.trace(Chain(), (6,))
+CHAIN = tracing.trace(Chain(), (6,))
 PATHS = [path for path, layer in CHAIN.layers.items() if layer.removable]
-RESIDUAL = channels.trace(Residual(), (5, 5, 2))
+RESIDUAL = tracing.trace(Residual(), (5, 5, 2))
 
 
 def one_layer(num_filters):
@@ -136,7 +137,7 @@ def traced(preset):
         "mlp-linear": models.linear_mlp(),
     }[preset]
     shape = (32, 32, 1) if preset == "mlp-linear" else (32, 32, 3)
-    return channels.trace(model, shape)
+    return tracing.trace(model, shape)
 
 
 def keep_at(preset, ratio):

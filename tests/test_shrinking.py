@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from ntksap_jax import masks, models, networks
-from ntksap_jax.structured.channels import cost, expand, filter_channels, groups, trace
+from ntksap_jax.structured.channels import cost, expand, filter_channels, groups
 from ntksap_jax.structured.shrinking import load, save, shrink, zero_out
+from ntksap_jax.structured.tracing import trace
 
 # -- Models of users -----------------------------------------------------------------------------
 

@@ -17,13 +17,13 @@ from experiments import training
 from ntksap_jax import masks
 from ntksap_jax.structured import (
     baselines,
-    channels,
     filter_selection,
     filters,
     gram,
     shrinking,
     tpp,
     tpp_presets,
+    tracing,
 )
 
 RECORDED = golden.load()
@@ -408,10 +408,10 @@ def cut(variables, keep):
 
 def test_tracing_and_shrinking_find_what_was_written_by_hand():
     """The records of the toy networks' layers here, and `cut`: what the library itself makes."""
-    traced = channels.trace(golden.ConvNet(), (4, 4, 2))
+    traced = tracing.trace(golden.ConvNet(), (4, 4, 2))
     fields = [layer._asdict() for layer in traced.layers.values()]
     assert fields == [layer._asdict() for layer in golden.CONV_LAYERS.values()]
-    linear = channels.trace(golden.LinearNet(), (6,))
+    linear = tracing.trace(golden.LinearNet(), (6,))
     assert linear.layers == golden.LINEAR_LAYERS
     keep = golden.keep_of(golden.CONV_LAYERS, CONV["pruned"])
     final = golden.variables(CONV["final_dense_before_removal"], "float32")

@@ -1,5 +1,6 @@
 """The structured-pruning program, end to end on the embedded digits, as a user runs it."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -11,9 +12,9 @@ import pytest
 
 from experiments import run_folder, tpp
 from experiments.structured import config as config_lib
-from experiments.structured import job, measure, networks, stage, steps
+from experiments.structured import job, measure, networks, selection, stage, steps
 from experiments.structured.presets import PRESETS
-from ntksap_jax.structured import channels, shrinking
+from ntksap_jax.structured import channels, shrinking, tracing
 
 TINY = [
     *("demo", "--model", "linear_mlp", "--width", "10", "--pretrain-epochs", "2"),
@@ -143,10 +144,31 @@ def test_a_convolutional_network_is_pruned_before_training_and_runs(tmp_path, mo
     model, variables = shrinking.load(
         folder / "network.npz", networks.make("resnet8", width=4, num_classes=10)
     )
-    cost = channels.cost(channels.trace(model, (8, 8, 1), train=False))
+    cost = channels.cost(tracing.trace(model, (8, 8, 1), train=False))
     assert (cost.flops, cost.params) == (summary["flops"], summary["parameters"])
     assert math.isfinite(summary["final_jsv"]["mean"])
     assert np.all(np.isfinite(model.apply(variables, jnp.ones((1, 8, 8, 1)), train=False)))
+
+
+def test_filters_go_until_the_measured_time_is_within_the_budget(monkeypatch):
+    """With a clock that counts parameters: the choice is then that of --params-budget."""
+
+    def timed(networks, shape, *, repeats):
+        assert shape[0] == selection.LATENCY_BATCH_SIZE
+        sizes = {
+            name: sum(leaf.size for leaf in jax.tree.leaves(network.variables["params"]))
+            for name, network in networks.items()
+        }
+        return {name: [size - 1, size, size + 1] for name, size in sizes.items()}
+
+    monkeypatch.setattr(measure, "latency_at", timed)
+    config = dataclasses.replace(PRESETS["demo"][1], latency_budget=0.5, model="linear_mlp")
+    made = job.make(config)
+    variables = job.init_variables(config, made, made.model, jax.random.key(0))
+    kept = selection.by_l1(config, made, variables)
+    same = dataclasses.replace(config, latency_budget=None, params_budget=0.5)
+    for path, want in selection.by_l1(same, made, variables).items():
+        np.testing.assert_array_equal(kept[path], want)
 
 
 def test_the_report_compares_runs(undisturbed, tmp_path, capsys):
@@ -169,6 +191,7 @@ def test_the_report_compares_runs(undisturbed, tmp_path, capsys):
         (["--patterns", "convolution_*"], "matches no layer"),
         (["--patterns", "fc"], "must stay"),
         (["--flops-budget", "0.5", "--params-budget", "0.5"], "one of them"),
+        (["--latency-budget", "0.5", "--method", "ntk-sap"], "Use --flops-budget"),
         (["--ratioo", "0.5"], "Did you mean --ratio?"),
         (["--finetune-drop-epochs", "3", "2"], "increasing"),
         (["--batch-size", "5000"], "training images"),

@@ -127,6 +127,9 @@ class Config:
     """Instead: fraction of the dense network's FLOPs that is left, by one threshold for all."""
     params_budget: float | None = None
     """Instead: fraction of the dense network's parameters that is left, by one threshold."""
+    latency_budget: float | None = None
+    """Instead: fraction of the dense network's time for a batch of 128 that is left, measured here
+    on smaller and smaller networks (not for methods that prune before training)."""
     patterns: tuple[str, ...] = ("*",)
     """Layers that are pruned: shell patterns of their paths."""
     skip: tuple[str, ...] = ()
@@ -174,11 +177,11 @@ def check(config: Config) -> None:
     _require(config.seed < 2**32, "seed", config.seed, "an integer from 0 to 2^32 - 1")
     _require(0 <= config.momentum < 1, "momentum", config.momentum, "a number in [0, 1)")
     _require(0 < config.ratio < 1, "ratio", config.ratio, "a fraction in (0, 1)")
-    for name in ("flops_budget", "params_budget"):
+    for name in _BUDGETS:
         value = values[name]
         _require(value is None or 0 < value < 1, name, value, "a fraction in (0, 1)")
-    if None not in (config.flops_budget, config.params_budget):
-        raise UserError("--flops-budget, --params-budget: give one of them")
+    if sum(values[name] is not None for name in _BUDGETS) > 1:
+        raise UserError("--flops-budget, --params-budget, --latency-budget: give one of them")
     for name in ("pretrain_drop_epochs", "finetune_drop_epochs", "small_lr_drop_epochs"):
         epochs = values[name]
         fine = epochs == sorted(set(epochs)) and all(epoch >= 1 for epoch in epochs)
@@ -192,6 +195,7 @@ def check(config: Config) -> None:
     )
 
 
+_BUDGETS = ("flops_budget", "params_budget", "latency_budget")
 _LOWEST = {
     **dict.fromkeys(("image_size", "width", "batch_size", "pretrain_epochs"), 1),
     **dict.fromkeys(("finetune_epochs", "update_interval", "orth_steps", "orth_stride"), 1),
@@ -237,11 +241,11 @@ def finetune_drop_epochs(config: Config) -> tuple[int, ...]:
 
 
 def size_name(config: Config) -> str:
-    """Returns what is left, in short: `ratio0.8`, `flops0.3` or `params0.3`."""
-    if config.flops_budget is not None:
-        return f"flops{config.flops_budget:.4g}"
-    if config.params_budget is not None:
-        return f"params{config.params_budget:.4g}"
+    """Returns what is left, in short: `ratio0.8`, `flops0.3`, `params0.3` or `latency0.3`."""
+    for name in _BUDGETS:
+        budget = getattr(config, name)
+        if budget is not None:
+            return f"{name.removesuffix('_budget')}{budget:.4g}"
     return f"ratio{config.ratio:.4g}"
 
 

@@ -17,7 +17,7 @@ from experiments.command_line import UserError
 from experiments.structured import networks
 from experiments.structured.config import Config
 from ntksap_jax import masks
-from ntksap_jax.structured import channels as channels_lib
+from ntksap_jax.structured import tracing
 from ntksap_jax.structured.channels import Channels
 from ntksap_jax.structured.filters import Layers
 
@@ -82,7 +82,7 @@ def make(config: Config) -> Job:
         )
     model = networks.make(config.model, width=config.width, num_classes=dataset.num_classes)
     try:
-        channels = channels_lib.trace(model, dataset.image_shape, train=False)
+        channels = tracing.trace(model, dataset.image_shape, train=False)
     except ValueError as error:
         raise UserError(
             f"--model {config.model} cannot take the images of {config.dataset}: {error}"

@@ -17,8 +17,7 @@ from experiments.structured import steps
 from experiments.structured.config import Config
 from experiments.structured.job import Job, make_keys
 from experiments.training import Score, TrainState
-from ntksap_jax.structured import channels as channels_lib
-from ntksap_jax.structured import trainability
+from ntksap_jax.structured import tracing, trainability
 
 EVAL_BATCH_SIZE = 500
 LATENCY_BATCH_SIZES = (1, 128)
@@ -48,7 +47,7 @@ def make_jsv(config: Config, job: Job, model: nn.Module) -> Callable[[Any], dict
     over some training images, not augmented.
     """
     if job.is_linear:
-        layers = channels_lib.trace(model, job.dataset.image_shape, train=False).layers
+        layers = tracing.trace(model, job.dataset.image_shape, train=False).layers
         values = jax.jit(
             lambda variables: trainability.linear_singular_values(variables["params"], layers)
         )
@@ -104,14 +103,15 @@ def latency(
         By batch size (as text) and name: lower quartile, median, upper quartile, in seconds.
     """
     return {
-        str(batch_size): _latency(networks, (batch_size, *input_shape), repeats)
+        str(batch_size): latency_at(networks, (batch_size, *input_shape), repeats=repeats)
         for batch_size in LATENCY_BATCH_SIZES
     }
 
 
-def _latency(
-    networks: Mapping[str, Network], shape: tuple[int, ...], repeats: int
+def latency_at(
+    networks: Mapping[str, Network], shape: tuple[int, ...], *, repeats: int
 ) -> dict[str, list[float]]:
+    """Times forward passes of several networks as `latency` does, on one shape of inputs."""
     inputs = jax.random.normal(jax.random.key(0), shape)
     passes = {name: _forward(network, inputs) for name, network in networks.items()}
     seconds: dict[str, list[float]] = {name: [] for name in networks}

@@ -64,7 +64,12 @@ def _size(config: Config, job: Job) -> str:
     number = sum(ratio > 0 for ratio in selection.layer_ratios(config, job).values())
     of = f"{number} layers ({', '.join(config.patterns)}"
     of += f"; not {', '.join(config.skip)})" if config.skip else ")"
-    for what, budget in (("FLOPs", config.flops_budget), ("parameters", config.params_budget)):
+    budgets = {
+        "FLOPs": config.flops_budget,
+        "parameters": config.params_budget,
+        "time": config.latency_budget,
+    }
+    for what, budget in budgets.items():
         if budget is not None:
             return f"filters of {of}, until {budget:g} of the {what} are left"
     left = selection.cost_left(config, job).flops / channels_lib.cost(job.channels).flops

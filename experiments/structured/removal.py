@@ -11,8 +11,7 @@ from experiments.structured.config import Config, method_of
 from experiments.structured.job import Job
 from experiments.structured.measure import Network
 from experiments.structured.selection import Keep
-from ntksap_jax.structured import channels as channels_lib
-from ntksap_jax.structured import shrinking, trainability
+from ntksap_jax.structured import shrinking, tracing, trainability
 
 
 def remove(config: Config, job: Job, variables: Any, keep: Keep) -> Network:
@@ -31,7 +30,7 @@ def remove(config: Config, job: Job, variables: Any, keep: Keep) -> Network:
     if method.redraw:
         small = job_lib.init_variables(config, job, model, job_lib.make_keys(config.seed).redrawn)
     if method.orthp:
-        layers = channels_lib.trace(model, job.dataset.image_shape, train=False).layers
+        layers = tracing.trace(model, job.dataset.image_shape, train=False).layers
         gain = 1.0 if job.is_linear else math.sqrt(2)
         small = {**small, "params": trainability.orthp(small["params"], layers, gain=gain)}
     return Network(model, small)

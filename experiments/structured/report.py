@@ -6,6 +6,7 @@ speedup.png (accuracy against the speed-up that was measured).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import tyro
 from rich.console import Console
 
 from experiments import console as screen
-from experiments import run_folder
+from experiments import files, run_folder
 from experiments.command_line import UserError, one_line_errors
 from experiments.structured import pictures
 
@@ -65,10 +66,33 @@ def main(arguments: Sequence[str], *, prog: str, console: Console) -> None:
 
 
 def find(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Returns the summaries of all complete runs in and below some folders."""
+    """Returns the summaries of all complete runs in and below some folders.
+
+    Raises:
+        UserError: a summary that this program did not write.
+    """
     paths = sorted({path for folder in folders for path in folder.rglob("summary.json")})
-    summaries = [run_folder.read_summary(path.parent) for path in paths]
-    return [found for found in summaries if "pruned_jsv" in found]  # Not the dense networks'.
+    summaries = {path: run_folder.read_summary(path.parent) for path in paths}
+    # Not the dense networks'.
+    complete = {path: found for path, found in summaries.items() if "pruned_jsv" in found}
+    for path, found in complete.items():
+        if not _is_sound(found):
+            raise UserError(f"{path} is no summary of a run. Move its folder away")
+    return list(complete.values())
+
+
+def _is_sound(found: dict[str, Any]) -> bool:
+    try:
+        flat = _flat(found)
+        name_of(found)
+        return (
+            # It becomes part of a picture's name.
+            re.fullmatch(r"[A-Za-z0-9_.+-]{1,200}", found["network"]) is not None
+            and isinstance(found["size"], str)
+            and all(isinstance(flat[name], int | float) for name in _NUMBERS)
+        )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def write(summaries: Sequence[dict[str, Any]], out: Path, console: Console) -> None:
@@ -86,7 +110,7 @@ def write(summaries: Sequence[dict[str, Any]], out: Path, console: Console) -> N
             run_folder.write_picture(out / f"{network}-jsv.png", figure)
         figure = pictures.accuracy_by_speedup(groups, network)
         run_folder.write_picture(out / f"{network}-speedup.png", figure)
-    (out / "table.md").write_text("\n".join(markdown), encoding="utf-8")
+    files.write_text(out / "table.md", "\n".join(markdown))
     console.print(f"{len(summaries)} runs; the report is in {out}", soft_wrap=True)
 
 

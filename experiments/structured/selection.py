@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,16 +12,27 @@ from rich.console import Console
 from experiments import console as screen
 from experiments import data, files, run_folder
 from experiments.command_line import UserError
+from experiments.structured import measure
 from experiments.structured.config import Config, method_of
 from experiments.structured.job import Job, make_keys
 from experiments.structured.methods import Method
 from ntksap_jax import criteria, networks, schedules
 from ntksap_jax.structured import channels as channels_lib
-from ntksap_jax.structured import filter_search, filter_selection, filters, global_selection
+from ntksap_jax.structured import (
+    filter_search,
+    filter_selection,
+    filters,
+    global_selection,
+    shrinking,
+)
 from ntksap_jax.structured.channels import Cost
 from ntksap_jax.types import Network, ScoreFn
 
 Keep = dict[str, np.ndarray]
+
+LATENCY_BATCH_SIZE = 128
+LATENCY_REPEATS = 15
+"""For --latency-budget: images a pass, and timed passes of each network that is tried."""
 
 
 def choose(config: Config, job: Job, variables: Any, console: Console) -> Keep:
@@ -43,21 +53,26 @@ def choose(config: Config, job: Job, variables: Any, console: Console) -> Keep:
     try:
         if method.criterion is not None:
             return _search(config, job, method, variables, console)
-        return by_l1(config, job, variables["params"])
+        return by_l1(config, job, variables)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"--method {config.method}: {error}") from error
 
 
-def by_l1(config: Config, job: Job, params: Any) -> Keep:
+def by_l1(config: Config, job: Job, variables: Any) -> Keep:
     """Chooses by the L1 norm of the filters, by ratio or budget."""
     ratios = layer_ratios(config, job)
     layers = {path: job.channels.layers[path] for path, ratio in ratios.items() if ratio > 0}
-    scores = filters.l1(params, layers)
-    kind, budget = _budget(config)
+    scores = filters.l1(variables["params"], layers)
+    cost: global_selection.Cost
+    cost, budget = _budget(config)
+    if config.latency_budget is not None:
+        cost, budget = _make_latency(job, variables), config.latency_budget
     if budget is None:
         return filter_selection.select(scores, {path: ratios[path] for path in layers})
     keep = global_selection.select_global(
-        filters.tie(scores, job.channels), job.channels, density=budget, cost=kind
+        filters.tie(scores, job.channels), job.channels, density=budget, cost=cost
     )
     return {path: kept for path, kept in keep.items() if path in layers}
 
@@ -78,6 +93,20 @@ def _budget(config: Config) -> tuple[Literal["flops", "params"], float | None]:
     return "flops", config.flops_budget
 
 
+def _make_latency(job: Job, variables: Any) -> Callable[[Mapping[str, Any]], float]:
+    """Makes the function that measures the time of the network that a choice of filters leaves."""
+
+    def latency(keep: Mapping[str, Any]) -> float:
+        model, small = shrinking.shrink(job.model, variables, job.channels, keep)
+        network = measure.Network(model, small)
+        times = measure.latency_at(
+            {"": network}, (LATENCY_BATCH_SIZE, *job.dataset.image_shape), repeats=LATENCY_REPEATS
+        )
+        return times[""][1]
+
+    return latency
+
+
 def cost_left(config: Config, job: Job) -> Cost:
     """Returns what the network costs after pruning by the ratio."""
     ratios = layer_ratios(config, job)
@@ -90,6 +119,11 @@ def cost_left(config: Config, job: Job) -> Cost:
 
 
 def _search(config: Config, job: Job, method: Method, variables: Any, console: Console) -> Keep:
+    if config.latency_budget is not None:
+        raise UserError(
+            f"--latency-budget: {config.method} prunes before training in many small steps, too "
+            "many to time each. Use --flops-budget"
+        )
     kind, budget = _budget(config)
     if budget is None:
         budget = cost_left(config, job).flops / channels_lib.cost(job.channels).flops
@@ -148,8 +182,11 @@ def load_or(path: Path, job: Job, make: Callable[[], Keep]) -> Keep:
         indices = {layer: np.flatnonzero(kept).tolist() for layer, kept in keep.items()}
         run_folder.write_json(path, files.seal(indices))
     try:
-        indices = files.unseal(json.loads(path.read_text()))
-        sizes = {layer: job.channels.layers[layer].num_filters for layer in indices}
-    except (OSError, ValueError, KeyError) as error:
+        indices = files.unseal(files.read_json(path))
+        sizes = {layer: job.channels.layers[layer].num_filters for layer in dict(indices)}
+        for layer, size in sizes.items():
+            if not all(type(index) is int and 0 <= index < size for index in indices[layer]):
+                raise ValueError(f"its filters of {layer!r} are not among {size}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read {path}: {error}. Delete it to choose again") from error
     return {layer: np.isin(np.arange(sizes[layer]), indices[layer]) for layer in indices}

@@ -17,7 +17,6 @@ from ntksap_jax.structured.channels import Cost as Cost
 from ntksap_jax.structured.channels import cost as cost
 from ntksap_jax.structured.channels import expand as expand
 from ntksap_jax.structured.channels import groups as groups
-from ntksap_jax.structured.channels import trace as trace
 from ntksap_jax.structured.filter_search import prune as prune
 from ntksap_jax.structured.filter_selection import ratios as ratios
 from ntksap_jax.structured.filter_selection import select as select
@@ -30,5 +29,6 @@ from ntksap_jax.structured.shrinking import load as load
 from ntksap_jax.structured.shrinking import save as save
 from ntksap_jax.structured.shrinking import shrink as shrink
 from ntksap_jax.structured.shrinking import zero_out as zero_out
+from ntksap_jax.structured.tracing import trace as trace
 from ntksap_jax.structured.types import FilterLayer as FilterLayer
 from ntksap_jax.structured.types import Keep as Keep

@@ -12,15 +12,12 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import networks
-from ntksap_jax.structured import _program, _resized
+from ntksap_jax.structured import _resized
+from ntksap_jax.structured._labelling import FIXED, LabelledOperation
 from ntksap_jax.structured._program import Call, Operation
-from ntksap_jax.structured._tracing import FIXED, LabelledOperation, Tracing
 from ntksap_jax.structured.types import FilterLayer, Keep
 
 
@@ -73,68 +70,6 @@ class Cost(NamedTuple):
     params: int
 
 
-def trace(
-    model: nn.Module,
-    input_shape: tuple[int, ...],
-    *,
-    dtype: Any = jnp.float32,
-    **apply_kwargs: Any,
-) -> Channels:
-    """Finds the channels of a model by tracing it; nothing is computed.
-
-    A filter is removable if the model without its channel computes what the whole model does after
-    `shrinking.zero_out`. That asks three things of the model: that every operation on the way is
-    understood (convolutions, dense layers, batch normalisation, sums, products, activations, pools,
-    flattening, concatenation, padding, slices); that activations f have f(0) = 0; and that its own
-    code goes on working when the number of channels changes, which is tried out on a few channels
-    of each group of layers. A layer for which something of that fails is not removable; `reasons`
-    says what.
-
-    Args:
-        model: the (unbound) linen module, called as `model(inputs, **apply_kwargs)`.
-        input_shape: shape of one example, without the batch axis.
-        dtype: type of the inputs.
-        **apply_kwargs: arguments that put the module in *evaluation* mode, such as `train=False`.
-
-    Returns:
-        The channels.
-
-    Raises:
-        TypeError: `model` is not an unbound linen module, or `input_shape` no shape.
-        ValueError: a model that cannot be called so, or of which no layer is removable: the
-            operations that are in the way are named.
-
-    >>> import flax.linen as nn
-    >>> model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)])
-    >>> channels = trace(model, (4,))
-    >>> [(layer.kernel, layer.num_filters, layer.removable) for layer in channels.layers.values()]
-    [('layers_0/kernel', 8, True), ('layers_2/kernel', 3, False)]
-    >>> channels.labels["params/layers_2/kernel"][0]  # reads what layer 0 writes
-    array([0, 1, 2, 3, 4, 5, 6, 7])
-    >>> channels.reasons["layers_2/kernel"]
-    "they are the model's outputs"
-    """
-    call = Call(networks.check_shape(input_shape), jnp.dtype(dtype), apply_kwargs)
-    _check_model(model)
-    variables = _program.shapes_of(model, call)
-    tracing = Tracing(model, variables, call)
-    channels = _finish(tracing, call)
-    together = groups(channels)
-    # Layers that are tied to others, on residual streams, are where a model's code counts channels.
-    for tied in (False, True):
-        some = [group for group in together if (len(group) > 1) is tied]
-        for group, reason in _unfit(model, variables, channels, some):
-            tracing.fix(group[0], reason)
-    channels = _finish(tracing, call)
-    if not any(layer.removable for layer in channels.layers.values()):
-        listed = "; ".join(f"{path}: {reason}" for path, reason in channels.reasons.items())
-        raise ValueError(
-            "model: no filter of any layer can be removed "
-            + (f"({listed})." if listed else "(it has no convolution or dense layer).")
-        )
-    return channels
-
-
 def groups(channels: Channels) -> list[tuple[str, ...]]:
     """Returns the layers whose filters are tied, such as all that write to one residual stream.
 
@@ -147,6 +82,7 @@ def groups(channels: Channels) -> list[tuple[str, ...]]:
         as tied.
 
     >>> import flax.linen as nn
+    >>> from ntksap_jax.structured.tracing import trace
     >>> groups(trace(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), (4,)))
     [('layers_0/kernel',)]
     """
@@ -192,14 +128,13 @@ def expand(channels: Channels, keep: Keep) -> dict[str, np.ndarray]:
             tied layers that disagree, or a layer without a filter left.
 
     >>> import flax.linen as nn, numpy as np
+    >>> from ntksap_jax.structured.tracing import trace
     >>> channels = trace(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), (4,))
     >>> expand(channels, {"layers_0/kernel": np.array([True, False, True])})
     {'layers_0/kernel': array([ True, False,  True]), 'layers_2/kernel': array([ True,  True])}
     """
     removed = removed_channels(channels, keep)
-    full = {
-        path: ~_is_removed(filter_channels(channels, path), removed) for path in channels.layers
-    }
+    full = {path: ~is_removed(filter_channels(channels, path), removed) for path in channels.layers}
     for path, kept in full.items():
         if not kept.any():
             tied = next(set(group) - {path} for group in groups(channels) if path in group)
@@ -232,7 +167,7 @@ def removed_channels(channels: Channels, keep: Keep) -> np.ndarray:
         said_by.update((int(number), path) for number in gone)
     for path, entry in kept.items():
         numbers = filter_channels(channels, path)
-        wrong = np.flatnonzero(entry & _is_removed(numbers, removed))
+        wrong = np.flatnonzero(entry & is_removed(numbers, removed))
         if len(wrong):
             other = said_by[int(numbers[wrong[0]])]
             raise ValueError(
@@ -261,6 +196,7 @@ def cost(channels: Channels, keep: Keep | None = None) -> Cost:
         TypeError, ValueError: as `expand` does.
 
     >>> import flax.linen as nn, numpy as np
+    >>> from ntksap_jax.structured.tracing import trace
     >>> channels = trace(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), (4,))
     >>> cost(channels)
     Cost(flops=36, layer_params=23, params=23)
@@ -296,7 +232,7 @@ def kept_indices(channels: Channels, path: str, removed: np.ndarray) -> list[np.
     """
     kept: list[np.ndarray | None] = []
     for labels in channels.labels[path]:
-        gone = None if labels is None else _is_removed(labels, removed)
+        gone = None if labels is None else is_removed(labels, removed)
         kept.append(None if gone is None or not gone.any() else np.flatnonzero(~gone))
     return kept
 
@@ -306,13 +242,13 @@ def expected_program(channels: Channels, removed: np.ndarray) -> list[Operation]
 
     def size_of(size: int, axis: Any) -> int:
         if isinstance(axis, np.ndarray):
-            return int(np.sum(~_is_removed(axis, removed)))
+            return int(np.sum(~is_removed(axis, removed)))
         return _resized.ANY if isinstance(axis, str) and size > 1 else size
 
     def places_of(places: tuple[int, ...], axis: Any) -> tuple[int, ...]:
         if not isinstance(axis, np.ndarray):
             return places
-        stays = ~_is_removed(axis, removed)
+        stays = ~is_removed(axis, removed)
         place = np.cumsum(stays) - 1  # where an index is once others before it are gone
         return tuple(int(place[index]) for index in places if stays[index])
 
@@ -331,112 +267,15 @@ def expected_program(channels: Channels, removed: np.ndarray) -> list[Operation]
 def _num_kept(channels: Channels, path: str, axis: int, removed: np.ndarray) -> int:
     labels = channels.labels[path][axis]
     size = channels.shapes[path][axis]
-    return size if labels is None else size - int(np.sum(_is_removed(labels, removed)))
+    return size if labels is None else size - int(np.sum(is_removed(labels, removed)))
 
 
-def _is_removed(labels: np.ndarray, removed: np.ndarray) -> np.ndarray:
+def is_removed(labels: np.ndarray, removed: np.ndarray) -> np.ndarray:
     """Which indices belong to a channel that is removed."""
     return np.append(removed, False)[labels]  # -1 is the last entry: never removed
 
 
-def _finish(tracing: Tracing, call: Call) -> Channels:
-    found = tracing.number()
-    return Channels(
-        **found._asdict(), positions=tracing.positions, shapes=tracing.shapes, call=call
-    )
-
-
-def _unfit(
-    model: nn.Module, variables: Any, channels: Channels, some: list[tuple[str, ...]]
-) -> list[tuple[tuple[str, ...], str]]:
-    """Finds the groups of layers whose number of filters the model's own code does not let change.
-
-    Some channels of each are taken away from all together; if that fails, from each half.
-    """
-    if not some:
-        return []
-    removed = np.zeros(channels.num_channels, bool)
-    for group in some:
-        _remove_some(channels, group, removed)
-    wrong = misfit(model, variables, channels, removed)
-    if wrong is None:
-        return []
-    if len(some) == 1:
-        reason = f"the model's own code depends on how many there are: {wrong}"
-        return [(some[0], reason)]
-    half = len(some) // 2
-    return [
-        found
-        for part in (some[:half], some[half:])
-        for found in _unfit(model, variables, channels, part)
-    ]
-
-
-def _remove_some(channels: Channels, group: tuple[str, ...], removed: np.ndarray) -> None:
-    """Removes a lopsided few of each layer's filters, so that code that centres or halves shows."""
-    numbers = {path: filter_channels(channels, path) for path in group}
-    for path in group:
-        for index in (0, -1, -2, -3):
-            before = removed.copy()
-            removed[numbers[path][index % len(numbers[path])]] = True
-            left = [len(one) - int(np.sum(removed[one])) for one in numbers.values()]
-            if min(left) < 1 or (min(left) == 1 and index):
-                removed[:] = before
-
-
-def misfit(model: nn.Module, variables: Any, channels: Channels, removed: np.ndarray) -> str | None:
-    """Says what the model does otherwise without some channels than it should, None if nothing.
-
-    Args:
-        model: the model that was traced.
-        variables: its variables, or their shapes.
-        channels: its channels.
-        removed: result of `removed_channels`.
-    """
-    small = resize(model, channels, removed)
-    kept = {path: kept_indices(channels, path, removed) for path in channels.labels}
-
-    def shape(key: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        indices = kept[jax.tree_util.keystr(key, simple=True, separator="/")]
-        sizes = [
-            size if index is None else len(index)
-            for size, index in zip(leaf.shape, indices, strict=True)
-        ]
-        return jax.ShapeDtypeStruct(tuple(sizes), leaf.dtype)
-
-    shapes = jax.tree_util.tree_map_with_path(shape, variables)
-    expected = expected_program(channels, removed)
-    return _resized.mismatch(small, shapes, channels.call, expected)
-
-
-def resize(model: nn.Module, channels: Channels, removed: np.ndarray) -> _resized.Resized:
-    """Returns the model without some channels.
-
-    Args:
-        model: the model that was traced.
-        channels: its channels.
-        removed: result of `removed_channels`.
-    """
-    # Also those that stay: a block may hand its own number, which changes, to a layer's.
-    features = {
-        module: int(np.sum(~_is_removed(labels, removed)))
-        for module, labels in channels.features.items()
-    }
-    return _resized.resize(model, features)
-
-
 # -- Checks --------------------------------------------------------------------------------------
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model: got {type(model).__name__}, expected a flax.linen module such as MyModel(...)."
-        )
-    if model.scope is not None:
-        raise TypeError(
-            "model: got a bound module; pass the module itself, before bind() or init()."
-        )
 
 
 def _check_entry(channels: Channels, path: str, given: Any) -> np.ndarray:

@@ -59,7 +59,7 @@ def prune(
 
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> from ntksap_jax import criteria
-    >>> from ntksap_jax.structured.channels import trace
+    >>> from ntksap_jax.structured.tracing import trace
     >>> model = nn.Sequential([nn.Dense(3, use_bias=False), nn.Dense(1, use_bias=False)])
     >>> params = {"layers_0": {"kernel": jnp.array([[3.0, 1.0, 2.0]])},
     ...           "layers_1": {"kernel": jnp.ones((3, 1))}}

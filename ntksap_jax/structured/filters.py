@@ -108,7 +108,7 @@ def by_gate(derivatives: Scores, channels: Channels) -> FilterScores:
         ValueError: no derivatives for a layer.
 
     >>> import flax.linen as nn, jax.numpy as jnp
-    >>> from ntksap_jax.structured.channels import trace
+    >>> from ntksap_jax.structured.tracing import trace
     >>> channels = trace(nn.Sequential([nn.Dense(2), nn.Dense(1)]), (2,))
     >>> derivatives = {"layers_0": {"kernel": jnp.array([[1.0, -5.0], [-3.0, 0.0]])},
     ...                "layers_1": {"kernel": jnp.ones((2, 1))}}
@@ -130,7 +130,7 @@ def tie(scores: Mapping[str, jax.Array], channels: Channels) -> FilterScores:
         Scores for the same layers.
 
     >>> import flax.linen as nn, jax.numpy as jnp
-    >>> from ntksap_jax.structured.channels import trace
+    >>> from ntksap_jax.structured.tracing import trace
     >>> class Residual(nn.Module):
     ...     @nn.compact
     ...     def __call__(self, x):

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import masks
-from ntksap_jax.structured import _program, _resized, _tracing
+from ntksap_jax import _npz, masks
+from ntksap_jax.structured import _labelling, _program, _resized, tracing
 from ntksap_jax.structured import channels as channels_
 from ntksap_jax.structured.channels import Channels
 from ntksap_jax.structured.types import Keep
@@ -53,7 +51,7 @@ def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
             `channels.expand`.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
-    >>> from ntksap_jax.structured.channels import trace
+    >>> from ntksap_jax.structured.tracing import trace
     >>> model = nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)])
     >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
     >>> keep = {"layers_0/kernel": np.array([True, False, True])}
@@ -67,7 +65,7 @@ def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
 
     def zero(key: Any, leaf: Any) -> Any:
         path = jax.tree_util.keystr(key, simple=True, separator="/")
-        if not leaf.ndim or not _tracing.is_zeroed(path, channels.shapes):
+        if not leaf.ndim or not _labelling.is_zeroed(path, channels.shapes):
             return leaf
         kept = channels_.kept_indices(channels, path, removed)[-1]
         if kept is None:
@@ -103,7 +101,7 @@ def shrink(
             of features: the place is named.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
-    >>> from ntksap_jax.structured.channels import trace
+    >>> from ntksap_jax.structured.tracing import trace
     >>> model = nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)])
     >>> variables, channels = model.init(jax.random.key(0), jnp.ones((1, 4))), trace(model, (4,))
     >>> keep = {"layers_0/kernel": np.array([True, False, True])}
@@ -118,8 +116,8 @@ def shrink(
     variables = _check_variables(variables, channels)
     channels_.expand(channels, keep)
     removed = channels_.removed_channels(channels, keep)
-    small = channels_.resize(model, channels, removed)
-    wrong = channels_.misfit(model, variables, channels, removed)
+    small = tracing.resize(model, channels, removed)
+    wrong = tracing.misfit(model, variables, channels, removed)
     if wrong is not None:
         raise ValueError(
             "keep: the model's own code does not follow when these filters go: "
@@ -194,15 +192,10 @@ def save(path: str | os.PathLike[str], model: nn.Module, variables: Any) -> None
         "features": _resized.taken_apart(model)[1],
         "dtypes": {name: array.dtype.name for name, array in arrays.items()},
     }
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(aside, "w") as archive:
-            for name, array in {_ABOUT: np.array(json.dumps(about)), **arrays}.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, _plain(array), allow_pickle=False)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    contents = {_ABOUT: np.array(json.dumps(about))} | {
+        name: _plain(array) for name, array in arrays.items()
+    }
+    _npz.write(path, contents, compress=False)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[nn.Module, Any]:
@@ -232,49 +225,74 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[nn.Module, Any
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected the original flax module.")
     path = Path(path)
+    headers, _ = _npz.read_headers(path)
+    # Uncompressed, as `save` leaves it, nothing takes more memory than the file has bytes.
+    packed = [name for name, header in headers.items() if header.is_compressed]
+    if packed or headers.get(_ABOUT, _NOTHING).dtype.kind != "U":
+        reason = f"{packed[0]!r} is compressed" if packed else f"it has no text {_ABOUT!r}"
+        raise ValueError(_unreadable(path, reason))
+    stored = _npz.read_arrays(path, headers)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            stored = {name: archive[name] for name in archive.files}
         about = json.loads(str(stored.pop(_ABOUT)))
         if about["format"] != _FORMAT:
             raise ValueError(f"its format is {about['format']!r}")
-        if about["version"] == _VERSION:
-            features = {str(name): int(number) for name, number in about["features"].items()}
-            names = {name: jnp.dtype(dtype) for name, dtype in about["dtypes"].items()}
-            if stored.keys() != names.keys():
-                raise ValueError(f"it lacks {sorted(names.keys() ^ stored.keys())[0]!r}")
-            arrays = {name: stored[name].view(dtype) for name, dtype in names.items()}
-    except FileNotFoundError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+        version = about["version"]
+        if version == _VERSION:
+            variables, features = _read_contents(about, stored)
+    # Of a text that anybody may have written.
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
+    if version != _VERSION:
         raise ValueError(
-            f"path: {path} is not a readable file of a shrunk network ({error}): damaged, or "
-            "written by something else. Restore it, or shrink the network again."
-        ) from error
-    if about["version"] != _VERSION:
-        raise ValueError(
-            f"path: {path} has version {about['version']!r} of the format, expected {_VERSION}. "
+            f"path: {path} has version {str(version)[:20]} of the format, expected {_VERSION}. "
             "Read it with the version of ntksap_jax that wrote it."
         )
     original, _ = _resized.taken_apart(model)
+    return _resized.resize(original, features), variables
+
+
+_NOTHING = _npz.Header((), np.dtype(bool), False, False)
+
+
+def _read_contents(
+    about: dict[str, Any], stored: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Returns the variables and the numbers of features.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: they are not as `save` writes them.
+    """
+    dtypes = {name: jnp.dtype(dtype) for name, dtype in about["dtypes"].items()}
+    if stored.keys() != dtypes.keys():
+        raise ValueError(f"it lacks {sorted(dtypes.keys() ^ stored.keys())[0]!r}")
     variables: dict[str, Any] = {}
-    for name, array in arrays.items():
+    for name, dtype in dtypes.items():
+        array = stored[name]
+        if not jnp.issubdtype(dtype, jnp.number) and dtype.kind != "b":
+            raise ValueError(f"{name!r} is of type {dtype}, expected numbers")
+        if array.dtype != (dtype if dtype.kind != "V" else f"u{dtype.itemsize}"):
+            raise ValueError(f"{name!r} is of type {array.dtype}, expected {dtype}")
         *parents, leaf = name.split("/")
         node = variables
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = jnp.asarray(array)
-    return _resized.resize(original, features), variables
+        if not isinstance(node, dict) or leaf in node:
+            raise ValueError(f"{name!r} is a leaf and holds others")
+        node[leaf] = jnp.asarray(array.view(dtype))
+    # A layer of so many features has as many numbers.
+    largest = max((array.size for array in stored.values()), default=0)
+    features = about["features"]
+    for name, number in features.items():
+        if type(number) is not int or not 1 <= number <= largest:
+            raise ValueError(f"{name!r} has {number!r} features, expected 1 to {largest}")
+    return variables, features
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    return (
+        f"path: {path} is not a readable file of a shrunk network ({reason[:200]}): damaged, or "
+        "written by something else. Restore it, or shrink the network again."
+    )
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

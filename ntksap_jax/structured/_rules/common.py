@@ -1,0 +1,59 @@
+"""What the rules have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ntksap_jax.structured._labels import Axis, Labels, Value, opaque
+
+
+def unknown(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:
+    """An operation that cannot be followed: all channels that enter it stay."""
+    for operand in operands:
+        for axis in operand.axes:
+            labels.fix(axis, f"{place} cannot be followed")
+    return [opaque(getattr(var.aval, "shape", ())) for var in eqn.outvars]
+
+
+def merge(labels: Labels, operands: list[Value], axis: int, size: int, place: str) -> Axis:
+    """What an axis of the result is: operands are of its size there, or of size 1 and repeated."""
+    given = [operand.axes[axis] for operand in operands if operand.axes]
+    channels = [one for one in given if isinstance(one, np.ndarray)]
+    for one in channels:
+        if len(one) != size:
+            labels.fix(one, f"{place} repeats a single one along an axis of {size}")
+    channels = [one for one in channels if len(one) == size]
+    positional = any(one is None for one in given)
+    for other in channels[1:]:
+        labels.tie(channels[0], other)
+    if channels and positional:
+        labels.fix(channels[0], f"{place} puts them together with what belongs to no channel")
+    if channels:
+        return channels[0]
+    return None if positional else "free"
+
+
+def number_of(operand: Value, axis: int) -> Any:
+    """What an operand is where the channel of an index of that axis is removed."""
+    if operand.axes and isinstance(operand.axes[axis], np.ndarray):
+        return operand.removed[axis]
+    return operand.uniform
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two numbers are known, and equal."""
+    return left is not None and right is not None and bool(left == right)
+
+
+def if_zero(number: Any) -> Any:
+    """A sum of so many of a number: known only if it is 0."""
+    return number if number is not None and number == 0 else None
+
+
+def without_axes(operand: Value, gone: Any, numbers: Callable[[Any], Any]) -> Value:
+    """The same array after the entries along some axes were mixed or moved."""
+    axes = tuple(None if axis in gone else kind for axis, kind in enumerate(operand.axes))
+    return Value(axes, tuple(map(numbers, operand.removed)), numbers(operand.uniform))
