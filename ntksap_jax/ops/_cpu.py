@@ -205,7 +205,7 @@ def _taps(geometry: Geometry) -> Iterator[tuple[Pair, Window, Window]]:
 
 def _outputs_by_taps(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     channels, taps = _by_group(inputs, geometry), _by_group(kernel, geometry)
-    total = jnp.zeros((len(inputs), *geometry.output_size, *taps.shape[3:]), inputs.dtype)
+    total = jnp.zeros((inputs.shape[0], *geometry.output_size, *taps.shape[3:]), inputs.dtype)
     for tap, met, added_to in _taps(geometry):
         product = _einsum("nhwgi,igo->nhwgo", channels[:, *met], taps[tap], geometry)
         total = total.at[:, *added_to].add(product)
@@ -217,7 +217,7 @@ def _input_gradient_by_taps(
 ) -> jax.Array:
     features, taps = _by_group(cotangent, geometry), _by_group(kernel, geometry)
     channels = (*features.shape[3:-1], taps.shape[2])
-    total = jnp.zeros((len(cotangent), *geometry.input_size, *channels), cotangent.dtype)
+    total = jnp.zeros((cotangent.shape[0], *geometry.input_size, *channels), cotangent.dtype)
     for tap, met, added_to in _taps(geometry):
         product = _einsum("nhwgo,igo->nhwgi", features[:, *added_to], taps[tap], geometry)
         total = total.at[:, *met].add(product)

@@ -27,10 +27,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import AxisType
 
 from ntksap_jax.ops import _cpu
 from ntksap_jax.ops._geometry import CANONICAL, Geometry, forward
+from ntksap_jax.ops._types import needs_no_sharding_rule
 
 Form = Callable[[Any, Any, Geometry], jax.Array]
 Padding = str | Sequence[tuple[int, int]]
@@ -143,7 +143,7 @@ def conv_general_dilated(
         and preferred_element_type in (None, result.dtype)
         and jnp.issubdtype(result.dtype, jnp.floating)
         and 0 not in (*lhs.shape, *rhs.shape, *result.shape)
-        and _needs_no_sharding_rule(lhs, rhs)
+        and needs_no_sharding_rule(lhs, rhs)
     )
     if not applies:
         return general(lhs, rhs)
@@ -170,18 +170,6 @@ def conv_general_dilated(
 def _default_precision() -> Any:
     """Read at the call, as `lax` does: once the operation is lowered, a context may be over."""
     return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-
-
-def _needs_no_sharding_rule(*arrays: Any) -> bool:
-    """Whether types say nothing about the layout over devices: our primitives have no rules for it.
-
-    XLA alone decides on it along Auto axes. Along Manual ones, inside of `shard_map`, only the
-    check of what varies between devices (`check_vma`) is part of the types.
-    """
-    types = [jax.typeof(x) for x in arrays]
-    meshes = [jax.sharding.get_abstract_mesh(), *(t.sharding.mesh for t in types)]
-    kinds = {kind for mesh in meshes for kind in mesh.axis_types}
-    return AxisType.Explicit not in kinds and not any(t.manual_axis_type.varying for t in types)
 
 
 def _pair(values: Any) -> tuple[int, int]:

@@ -1,0 +1,140 @@
+"""The sums of batch normalisation: against NumPy, against Flax's module in every derivative."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, PartitionSpec
+
+from ntksap_jax import networks, ops
+from ntksap_jax.models import _layers
+
+
+def plain(x):
+    return jnp.sum(x, axis=tuple(range(x.ndim - 1)))
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5))
+@settings(max_examples=40)
+def test_sum_and_broadcast_are_those_of_the_definition(shape):
+    x = np.random.default_rng(0).standard_normal(shape)
+    expected = x.reshape(-1, shape[-1]).sum(0)
+    np.testing.assert_allclose(ops.channel_sum(jnp.float32(x)), expected, atol=1e-5)
+    repeated = ops.channel_broadcast(jnp.float32(expected), tuple(shape))
+    np.testing.assert_array_equal(repeated, np.broadcast_to(np.float32(expected), shape))
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (4, 5, 3), (4, 3, 5, 2)])
+def test_derivatives_of_any_order_and_vmap(shape):
+    x, y = jax.random.normal(jax.random.key(0), (2, *shape))
+
+    def through(total, spread):
+        def f(x):
+            mean = total(x) / x.shape[0]
+            return jnp.sum(total(jnp.sin(x) * spread(mean, x.shape)) ** 2)
+
+        return f
+
+    ours = through(ops.channel_sum, ops.channel_broadcast)
+    theirs = through(plain, jnp.broadcast_to)
+    for transform in (
+        jax.grad,
+        lambda f: lambda x: jax.jvp(jax.grad(f), (x,), (y,))[1],
+        lambda f: jax.grad(lambda x: jax.jvp(f, (x,), (y,))[1]),
+        lambda f: lambda x: jax.vmap(jax.grad(f))(jnp.stack([x, y])),
+        lambda f: lambda x: jax.vmap(f, in_axes=-1)(jnp.stack([x, y], axis=-1)),
+    ):
+        found, expected = (jax.jit(transform(f))(x) for f in (ours, theirs))
+        scale = 1 + float(jnp.max(jnp.abs(expected)))
+        np.testing.assert_allclose(found / scale, expected / scale, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_training_is_by_flax_s_arithmetic(dtype):
+    """Outputs, running averages and gradients, with activations that are far from centred."""
+    x = (3 + 2 * jax.random.normal(jax.random.key(0), (6, 4, 5, 3))).astype(dtype)
+    weights = jax.random.normal(jax.random.key(1), x.shape)
+    options = {"use_running_average": False, "momentum": 0.9, "epsilon": 1e-5}
+    theirs = nn.BatchNorm(**options)
+    variables = theirs.init(jax.random.key(0), x)
+    variables["params"]["scale"] = jnp.array([0.5, -1.5, 2.0])
+    variables["params"]["bias"] = jnp.array([0.1, 0.2, -0.3])
+
+    def outcome(module):
+        def loss(params, x):
+            y, updated = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+            return jnp.sum(nn.relu(y) * weights), (y, updated)
+
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], x)
+
+    ours = _layers.TrainingBatchNorm(**options)
+    drawn = ours.init(jax.random.key(0), x)
+    assert jax.tree.structure(drawn) == jax.tree.structure(variables)
+    expected = theirs.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, drawn, expected)
+    for found, wanted in zip(*map(jax.tree.leaves, map(outcome, (ours, theirs))), strict=True):
+        assert found.dtype == wanted.dtype
+        tolerance = 2e-5 if found.dtype == jnp.float32 else 2e-2
+        np.testing.assert_allclose(
+            found.astype(np.float32), wanted.astype(np.float32), atol=tolerance, rtol=tolerance
+        )
+
+
+def test_forward_and_backward_sums_are_matrix_products_on_cpu():
+    """XLA's own reductions of products, by windows, are the slow ones."""
+    x = jnp.ones((64, 16, 16, 8))
+
+    def normalised(module):
+        variables = module.init(jax.random.key(0), x)
+
+        def loss(params, x):
+            y, _ = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+            return jnp.sum(nn.relu(y) ** 2)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(variables["params"], x).compile().as_text()
+
+    ours, theirs = (
+        normalised(kind(use_running_average=False))
+        for kind in (_layers.TrainingBatchNorm, nn.BatchNorm)
+    )
+    assert " reduce-window(" in theirs
+    assert ours.count(" dot(") >= 4
+    assert ours.count(" reduce-window(") < theirs.count(" reduce-window(")
+
+
+def test_a_network_in_training_mode_is_still_refused():
+    with pytest.raises(ValueError, match="BatchNorm 'bn' is in training mode"):
+        networks.linen(Normalised(), (4, 4, 3), train=True)
+
+
+class Normalised(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return _layers.batch_norm(train=train, name="bn")(x)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_on_a_mesh(kind):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+    x = jax.random.normal(jax.random.key(0), (4, 3, 5))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, jax.NamedSharding(mesh, PartitionSpec("data")))
+        found = jax.jit(jax.grad(lambda x: jnp.sum(ops.channel_sum(x) ** 2)))(sharded)
+    expected = jnp.broadcast_to(2 * plain(x), x.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_inside_of_shard_map(check_vma):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    x = jax.random.normal(jax.random.key(0), (4, 3, 5))
+
+    def local(x):
+        return jax.lax.psum(ops.channel_sum(x), "data")
+
+    specs = {"in_specs": PartitionSpec("data"), "out_specs": PartitionSpec()}
+    found = jax.shard_map(local, mesh=mesh, check_vma=check_vma, **specs)(x)
+    np.testing.assert_allclose(found, plain(x), rtol=1e-5, atol=1e-5)
