@@ -25,7 +25,7 @@ import hypothesis
 import pytest
 
 # Several devices, so that sharding is tested on any machine.
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 
 # The same examples on every run, and no verdict that depends on how busy the machine is.
 hypothesis.settings.register_profile("ntksap_jax", deadline=None, derandomize=True)

@@ -48,21 +48,24 @@ def status(config: Config) -> Status:
     """Looks into the run folder of a cell."""
     path = folder(config)
     if run_folder.is_complete(path):
-        return Status("complete", run_folder.read_summary(path)["last_test_accuracy"])
+        accuracy = run_folder.read_summary(path).get("last_test_accuracy")
+        if not isinstance(accuracy, int | float):
+            raise UserError(f"{path / 'summary.json'} holds no accuracy. Restore it")
+        return Status("complete", accuracy)
     if not (path / "config.json").exists():
         return Status("new")
     if locking.is_held(path) or locking.is_held(path, "log.txt"):
         return Status("running")
     if (path / "error.txt").exists():
-        return Status("failed", error=(path / "error.txt").read_text(encoding="utf-8").strip())
+        error = (path / "error.txt").read_text(encoding="utf-8", errors="replace")
+        return Status("failed", error=error.strip())
     return Status("interrupted")
 
 
 def fail(config: Config, error: str) -> Status:
     """Records that a cell failed, in its run folder (unless the disk is full)."""
     try:
-        with files.aside(_make_folder(config) / "error.txt") as path:
-            path.write_text(error.strip() + "\n", encoding="utf-8")
+        files.write_text(_make_folder(config) / "error.txt", error.strip() + "\n")
     except OSError as failure:
         if not faults.disk_full(failure):
             raise

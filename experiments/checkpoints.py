@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments import files
+from experiments import distributed, files, run_folder
 from experiments.command_line import UserError
 from experiments.run_folder import Row
 from experiments.training import EpochSums, TrainState
@@ -51,21 +51,36 @@ class Damaged(Exception):
 
 
 @contextlib.contextmanager
-def open_manager(folder: Path) -> Iterator[ocp.CheckpointManager]:
-    """Opens (and makes) the checkpoint folder.
+def open_manager(folder: Path, *, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
+    """Opens (and makes) the checkpoint folder; with several processes, only for the leader.
 
     Leaving the context waits for what is being written, and raises what went wrong with it.
+
+    Args:
+        folder: holds the checkpoints.
+        read_only: nothing is made, removed or cleaned up: the folder is another run's.
     """
+    _silence()
+    if not read_only:
+        folder.mkdir(parents=True, exist_ok=True)
+    # The other processes do not come here, and Orbax must not wait for them.
+    alone = {distributed.LEADER} if distributed.is_joined() else None
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(KEEP),
         enable_async_checkpointing=True,
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+        create=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=alone),
     )
-    _silence()
-    with ocp.CheckpointManager(
-        folder.absolute(), options=options, item_names=("state", "record")
-    ) as manager:
+    with _Manager(folder.absolute(), options=options, item_names=("state", "record")) as manager:
         yield manager
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Leaves preemption to `distributed`; Orbax would ask JAX too, and miscount its calls."""
+        return False
 
 
 @functools.cache
@@ -99,6 +114,9 @@ def save(
         progress: what it came to.
         run: identifies the run, see `run_folder.identity`.
     """
+    if distributed.is_joined():
+        # Orbax writes arrays of devices only if all processes take part.
+        state = jax.device_get(state)
     value = {"run": run, "step": step, "state": digest(state), "progress": progress}
     saved = manager.save(
         step,
@@ -169,16 +187,28 @@ def restore(
         record = files.unseal(found.record)
         if (record["run"], record["step"]) != (run, step):
             raise ValueError("it is of another run")
+        digest_recorded, progress = record["state"], _read_progress(record["progress"])
         found = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )
     except Exception as error:  # Orbax documents no common base class for what it raises here.
         reason = str(error).strip().split("\n")[0][:200]
         raise Damaged(f"{type(error).__name__}: {reason}") from error
-    if digest(found.state) != record["state"]:
+    if digest(found.state) != digest_recorded:
         raise Damaged("its arrays are not those whose SHA-256 was recorded")
-    rows, sums, seconds = record["progress"]
-    return found.state, Progress(tuple(rows), EpochSums(*sums), seconds)
+    return found.state, progress
+
+
+def _read_progress(value: Any) -> Progress:
+    """Returns what a record holds, whoever wrote it.
+
+    Raises:
+        ValueError, TypeError: something else.
+    """
+    rows, sums, seconds = value
+    if not all(isinstance(number, int | float) for number in (*sums, seconds)):
+        raise ValueError("its sums are no numbers")
+    return Progress(tuple(run_folder.check_rows(rows)), EpochSums(*sums), seconds)
 
 
 def digest(state: Any) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import flax.linen as nn
+from jax.sharding import NamedSharding
 
 from experiments.command_line import UserError
 from ntksap_jax import criteria, models, ntk, scopes
@@ -36,8 +37,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 """Name to a function of `num_classes` that makes the network."""
 
 
-def ntk_sap(network: Network, search: SearchConfig) -> ScoreFn:
-    """Makes the NTK-SAP criterion that the configuration describes."""
+def ntk_sap(
+    network: Network, search: SearchConfig, samples: NamedSharding | None = None
+) -> ScoreFn:
+    """Makes the NTK-SAP criterion that the configuration describes, its samples over `samples`."""
     estimators: dict[str, Any] = {
         "jvp": ntk.jvp,
         "vjp": ntk.vjp,
@@ -52,6 +55,7 @@ def ntk_sap(network: Network, search: SearchConfig) -> ScoreFn:
         calibrate=search.calibrate,
         reinit=search.reinit,
         inputs=search.inputs,
+        shard_samples=samples,
     )
 
 
@@ -108,21 +112,31 @@ def num_rounds(search: SearchConfig) -> int:
     return 1 if criterion is not None and criterion.one_shot else search.rounds
 
 
-def make_score(network: Network, search: SearchConfig) -> ScoreFn:
-    """Makes the criterion that the configuration describes, which is not `dense`."""
+def make_score(
+    network: Network, search: SearchConfig, *, samples: NamedSharding | None = None
+) -> ScoreFn:
+    """Makes the criterion that the configuration describes, which is not `dense`.
+
+    Args:
+        network: what to prune.
+        search: its criterion, and the options of that.
+        samples: the devices that the samples of NTK-SAP are spread over; by default one. The other
+            criteria take one in any case.
+    """
     # Density, rounds and what happens to the mask afterwards are not the criterion's affair.
     search = dataclasses.replace(
         search, density=1.0, rounds=1, shuffle_mask=False, redraw_weights=False
     )
-    return _make_score(network, search)
+    return _make_score(network, search, samples)
 
 
 @functools.lru_cache(maxsize=32)
-def _make_score(network: Network, search: SearchConfig) -> ScoreFn:
+def _make_score(network: Network, search: SearchConfig, samples: NamedSharding | None) -> ScoreFn:
     """Kept from one run to the next, with what was compiled for it."""
     criterion = CRITERIA[search.criterion]
     assert criterion is not None
-    score = criterion.make(network, search)
+    make = criterion.make
+    score = make(network, search) if make is not ntk_sap else make(network, search, samples)
     return criteria.inverted(score) if search.invert_scores else score
 
 
@@ -137,9 +151,9 @@ def parse_scope(scope: str) -> scopes.Scope:
     if scope == "channels":
         return scopes.Block(None, 1)
     try:
-        if match := re.fullmatch(r"(\d+):(\d+)", scope):
+        if match := re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", scope):
             return scopes.NofM(int(match[1]), int(match[2]))
-        if match := re.fullmatch(r"block:(\d+)x(\d+)", scope):
+        if match := re.fullmatch(r"block:([0-9]{1,9})x([0-9]{1,9})", scope):
             return scopes.Block(int(match[1]), int(match[2]))
     except ValueError as error:
         raise UserError(f"--scope {scope}: {error}") from error

@@ -17,14 +17,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
+import optax
 from rich.console import Console
 
 from experiments import (
     command_line,
+    distributed,
     exits,
     faults,
     interruption,
+    joining,
     locking,
     plan,
     run_folder,
@@ -56,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exits.in_one_line(PROG, again):
         config = command_line.parse(arguments, PRESETS, prog=PROG)
         config_lib.check(config)
-        run(config, screen.open_console())
+        # Within, too: by their exit codes processes tell each other how they end.
+        with joining.joined(config.processes), exits.in_one_line(PROG, again):
+            run(config, screen.open_console(quiet=not distributed.is_leader()))
 
 
 def run(config: Config, console: Console, *, job: Job | None = None) -> list[dict[str, Any]]:
@@ -83,27 +89,44 @@ def run(config: Config, console: Console, *, job: Job | None = None) -> list[dic
             for criterion in (config.search.criterion, *config.compare)
         )
     }
-    for folder, each in runs.items():
-        run_folder.check(folder, each)
+    is_leader = distributed.is_leader()
+    if is_leader:
+        for folder, each in runs.items():
+            run_folder.check(folder, each)
 
+    distributed.meet()
     job = make_job(config) if job is None else job
     spectrum.check(config, job)
+    distributed.check_same(lambda: _facts(config, job))
     with contextlib.ExitStack() as stack:
-        stop_requested = stack.enter_context(interruption.deferred())
+        stop_requested = distributed.stop_agreed
+        if not distributed.is_joined():
+            stop_requested = stack.enter_context(interruption.deferred())
         if config.debug_nans:
             stack.enter_context(jax.debug_nans(True))
-        for folder, each in runs.items():
+        for folder, each in runs.items() if is_leader else ():
             run_folder.make(folder)
             stack.enter_context(locking.hold(folder))
             # Again: another program may have been there until now.
             run_folder.check(folder, each)
         screen.show_plan(console, "Plan", plan.describe(config, job, list(runs)))
-        for folder, each in runs.items():
+        for folder, each in runs.items() if is_leader else ():
             run_folder.prepare(folder, each, data_source=job.dataset.source)
         try:
             return _run_all(runs, config, job, console, stop_requested)
         except FloatingPointError as error:
             raise RunFailed(f"--debug-nans found an {faults.operation(error)}") from error
+
+
+def _facts(config: Config, job: Job) -> dict[str, str]:
+    """What must be the same in all processes of a run."""
+    options = config_lib.computed(config_lib.to_dict(config)) | {"compare": config.compare}
+    nested = options.pop("search") | options.pop("training")
+    return {
+        **{f"--{name.replace('_', '-')}": str(value) for name, value in (options | nested).items()},
+        "images": job.dataset.source,
+        "versions": f"jax {jax.__version__}, flax {flax.__version__}, optax {optax.__version__}",
+    }
 
 
 def _run_all(
@@ -114,14 +137,19 @@ def _run_all(
     stop_requested: Callable[[], bool],
 ) -> list[dict[str, Any]]:
     # Drawn once: compiling a draw for every shape of kernel takes longer on CPU than a round.
-    variables = None if all(map(run_folder.is_complete, runs)) else init_variables(config, job)
+    found = distributed.from_leader(
+        lambda: [
+            run_folder.read_summary(folder) if run_folder.is_complete(folder) else None
+            for folder in runs
+        ]
+    )
+    variables = None if all(found) else init_variables(config, job)
     summaries = [
-        run_folder.read_summary(folder)
-        if run_folder.is_complete(folder)
-        else run_one(each, job, variables, folder, console, stop_requested)
-        for folder, each in runs.items()
+        run_one(each, job, variables, folder, console, stop_requested) if known is None else known
+        for known, (folder, each) in zip(found, runs.items(), strict=True)
     ]
-    summary.show(list(runs), summaries, console)
+    if distributed.is_leader():
+        summary.show(list(runs), summaries, console)
     return summaries
 
 
@@ -146,11 +174,14 @@ def run_one(
         config, job, variables, mask, folder, console, stop_requested=stop_requested
     )
 
-    results = summary.make(config, job, mask, rounds, epochs)
-    summary.draw(folder, results, rounds, epochs)
-    run_folder.write_json(folder / "summary.json", results)
-    search_files.drop_rounds(folder)
-    return results
+    def finish() -> dict[str, Any]:
+        results = summary.make(config, job, mask, rounds, epochs)
+        summary.draw(folder, results, rounds, epochs)
+        run_folder.write_json(folder / "summary.json", results)
+        search_files.drop_rounds(folder)
+        return results
+
+    return distributed.from_leader(finish)
 
 
 if __name__ == "__main__":

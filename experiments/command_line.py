@@ -15,7 +15,7 @@ import tyro
 ConfigT = TypeVar("ConfigT")
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """What the person at the keyboard can put right: shown as one line, without traceback."""
 
 
@@ -87,6 +87,7 @@ def check_name(what: str, name: str, known: Iterable[str]) -> None:
     """Raises a `UserError` that suggests the nearest known name, unless `name` is one of them."""
     known = list(known)
     if name not in known:
+        name = name[:100]  # It may come from anybody's file.
         raise UserError(f"unknown {what} {name!r}.{suggest(name, known)} Known: {', '.join(known)}")
 
 

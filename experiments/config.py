@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from experiments import data
+from experiments import values as values_lib
 from experiments.choices import CRITERIA, MODELS, parse_scope
 from experiments.command_line import UserError, check_name
 from ntksap_jax import scopes
@@ -72,7 +73,7 @@ class SearchConfig:
     calibrate: Literal["one_pass", "two_pass"] = "one_pass"
     """NTK-SAP: how batch statistics are taken (authors' code: two_pass)."""
     vmap_samples: int = 1
-    """NTK-SAP: draws that one vmap evaluates together (more than 1 pays on TPU only)."""
+    """NTK-SAP: draws that one vmap evaluates together (more than 1 pays nowhere that we know)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,23 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProcessConfig:
+    """Several processes at one run, on one machine or on many."""
+
+    distributed: bool = False
+    """This is one of several processes at the run: those of a Slurm job, of a Cloud TPU slice or of
+    a GKE job find each other, elsewhere the next three flags say where they are."""
+    coordinator: str | None = None
+    """With --distributed: HOST:PORT of process 0 (default: from the environment)."""
+    num_processes: int | None = None
+    """With --distributed: number of processes (default: from the environment)."""
+    process_id: int | None = None
+    """With --distributed: number of this process, from 0 (default: from the environment)."""
+    start_seconds: int = 300
+    """With --distributed: time until all processes must have started."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Prune a network before training, and train what is left."""
 
@@ -122,6 +140,7 @@ class Config:
     every epoch (paper: 10; default: not measured)."""
     search: SearchConfig = field(default_factory=SearchConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    processes: ProcessConfig = field(default_factory=ProcessConfig)
     compare: Annotated[
         tuple[str, ...],
         _one_of("Criteria to run in the same way, for comparison", CRITERIA, metavar="[NAME ...]"),
@@ -138,7 +157,7 @@ class Config:
 
 NOT_PART_OF_A_RUN = (
     *("data_dir", "data_workers", "compare", "runs_dir", "resume"),
-    *("save_minutes", "debug_nans"),
+    *("save_minutes", "debug_nans", "processes"),
 )
 """Fields that may differ when a run is resumed: they do not change what it computes."""
 
@@ -151,6 +170,9 @@ def check(config: Config) -> None:
     for name in (search.criterion, *config.compare):
         check_name("criterion", name, CRITERIA)
 
+    for name, value in (to_dict(config) | to_dict(search) | to_dict(training)).items():
+        if isinstance(value, int) and name != "seed":
+            _require(value < 2**31, name, value, "an integer below 2^31")
     _require(0 < search.density <= 1, "density", search.density, "a fraction in (0, 1]")
     _require(0 <= config.seed < 2**32, "seed", config.seed, "an integer from 0 to 2^32 - 1")
     for name in ("rounds", "num_samples", "vmap_samples", "samples_per_class"):
@@ -176,7 +198,7 @@ def check(config: Config) -> None:
         "an integer of at least 1",
     )
     workers = config.data_workers
-    _require(workers >= 0, "data_workers", workers, "an integer of at least 0")
+    _require(0 <= workers <= 1000, "data_workers", workers, "an integer from 0 to 1000")
     minutes = config.save_minutes
     _require(_is_positive(minutes), "save_minutes", minutes, "a positive number")
     _require(
@@ -186,10 +208,10 @@ def check(config: Config) -> None:
         "an integer of at least 0",
     )
     _require(
-        re.fullmatch(r"[A-Za-z0-9_.+-]*", config.label) is not None,
+        re.fullmatch(r"[A-Za-z0-9_.+-]{,100}", config.label) is not None,
         "label",
         repr(config.label),
-        "letters, digits and . _ + - (it becomes part of a folder's name)",
+        "letters, digits and . _ + -, at most 100 (it becomes part of a folder's name)",
     )
     for name in ("epochs", "batch_size"):
         value = getattr(training, name)
@@ -224,6 +246,30 @@ def check(config: Config) -> None:
         training.warmup_epochs,
         f"from 0 to less than --epochs ({training.epochs})",
     )
+
+    _check_processes(config.processes)
+
+
+def _check_processes(options: ProcessConfig) -> None:
+    for name in ("coordinator", "num_processes", "process_id"):
+        value = getattr(options, name)
+        _require(options.distributed or value is None, name, value, "--distributed with it")
+    address, count, number = options.coordinator, options.num_processes, options.process_id
+    _require(
+        address is None or re.fullmatch(r".+:\d+", address) is not None,
+        "coordinator",
+        repr(address),
+        "HOST:PORT",
+    )
+    _require(count is None or count >= 1, "num_processes", count, "an integer of at least 1")
+    _require(
+        number is None or 0 <= number < (math.inf if count is None else count),
+        "process_id",
+        number,
+        "an integer from 0 to less than --num-processes",
+    )
+    seconds = options.start_seconds
+    _require(seconds >= 1, "start_seconds", seconds, "an integer of at least 1")
 
 
 def _is_positive(number: float) -> bool:
@@ -292,23 +338,17 @@ def _to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def from_dict(values: dict[str, Any]) -> Config:
-    """Returns the configuration that `to_dict` turned into `values`."""
-    paths = {
-        name: None if values.get(name) is None else Path(values[name])
-        for name in ("data_dir", "weights", "runs_dir")
-    }
-    search = dict(values["search"], exclude=tuple(values["search"].get("exclude", ())))
-    training = dict(values["training"], drop_epochs=tuple(values["training"]["drop_epochs"]))
-    return Config(
-        **dict(
-            values,
-            **paths,
-            compare=tuple(values["compare"]),
-            search=SearchConfig(**search),
-            training=TrainingConfig(**training),
-        )
-    )
+def from_dict(values: Any, where: str = "the configuration") -> Config:
+    """Returns the configuration that `to_dict` turned into `values`; what is missing has defaults.
+
+    Args:
+        values: from JSON, whoever wrote it.
+        where: names them in messages.
+
+    Raises:
+        UserError: an unknown field, or a value of the wrong type; the message names the field.
+    """
+    return values_lib.convert(values, Config, where)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -319,10 +359,16 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         new: another one. Fields that do not change what a run computes are not compared.
     """
     found = []
+    old, new = computed(old), computed(new)
     for name in dict.fromkeys((*old, *new)):
         before, after = old.get(name, "(none)"), new.get(name, "(none)")
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after)
-        elif before != after and name not in NOT_PART_OF_A_RUN:
+        elif before != after:
             found.append(f"{name}: {before} -> {after}")
     return found
+
+
+def computed(config: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out of a configuration, from `to_dict`, what does not change what a run computes."""
+    return {name: config[name] for name in config if name not in NOT_PART_OF_A_RUN}

@@ -29,11 +29,15 @@ SILENT_FOR = 30.0
 """Seconds without a line after which, without a terminal, the progress itself gets one."""
 
 
-def open_console() -> Console:
-    """Makes the console for standard output; without a terminal it writes plain lines."""
-    console = Console(highlight=False)
+def open_console(*, quiet: bool = False) -> Console:
+    """Makes the console for standard output; without a terminal it writes plain lines.
+
+    Args:
+        quiet: it writes nothing.
+    """
+    console = Console(highlight=False, quiet=quiet)
     if not console.is_terminal:
-        console = Console(highlight=False, width=120, color_system=None)
+        console = Console(highlight=False, quiet=quiet, width=120, color_system=None)
     return console
 
 

@@ -6,6 +6,8 @@
 74   the disk is full; what was saved before is kept
 75   preempted (SIGTERM): all is saved, --resume goes on
 130  Ctrl-C; --resume goes on from the last round or checkpoint
+
+Several processes at one run (`--distributed`) all end with the code of the first that failed.
 """
 
 from __future__ import annotations
@@ -49,5 +51,7 @@ def in_one_line(prog: str, again: Sequence[str]) -> Iterator[None]:
 
 def stop(message: str, *, code: int) -> NoReturn:
     """Prints one line about the end of the program, and ends it."""
-    print(" ".join(message.split()), file=sys.stderr)
+    # What it quotes may come from anybody's file, and is not to command the terminal.
+    line = "".join(char if char.isprintable() else "?" for char in " ".join(message.split()))
+    print(line, file=sys.stderr)
     sys.exit(code)

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import run_folder
+from experiments import files, run_folder
 from ntksap_jax import masks
 
 DISK_FULL_CODE = os.EX_IOERR
@@ -79,7 +79,7 @@ def save(folder: Path, about: Mapping[str, Any], **trees: Any) -> Path:
     path.mkdir()
     for name, tree in trees.items():
         arrays = masks.leaf_paths(jax.device_get(tree))
-        with (path / f"{name}.npz").open("wb") as file:
+        with files.aside(path / f"{name}.npz") as aside, aside.open("wb") as file:
             np.savez(
                 file, allow_pickle=False, **{key or name: leaf for key, leaf in arrays.items()}
             )

@@ -1,39 +1,66 @@
-"""Files that neither a crash nor a power cut leaves half-written, and records that show damage."""
+"""Files that are written as a whole, read whoever wrote them, and records that show damage."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
 from pathlib import Path
 from typing import Any
 
+from ntksap_jax._files import aside as aside
+from ntksap_jax._files import sync as sync
 
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """Yields a path to write to, which takes the place of `path` when all went well.
+LARGEST = 1 << 26
+"""Bytes of a text that is read at once: 64 MiB, more than any run writes."""
 
-    The contents are on the disk before the name is, and the name before this returns.
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text as a whole or not at all."""
+    with aside(path) as made:
+        made.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path, *, largest: int = LARGEST) -> str:
+    """Reads a text that anybody may have written.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, larger than `largest` bytes, or not UTF-8.
     """
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield made
-        sync(made)
-        os.replace(made, path)
-        sync(path.parent)
-    finally:
-        made.unlink(missing_ok=True)
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no regular file")
+    if found.st_size > largest:
+        raise ValueError(f"it has {found.st_size} bytes, expected at most {largest}")
+    return path.read_text(encoding="utf-8")
 
 
-def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, would survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Reads JSON that anybody may have written.
+
+    Args:
+        path: the file.
+        kind: what it must hold: dict or list.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such text, or holds something else.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        value = json.loads(read_text(path), object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"expected a {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return value
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """A grid of runs: from a TOML file, or from flags, to the configuration of every cell.
 
     preset = "short"                 # a preset of experiments.cifar: what the tables do not say
-    runs_dir = "runs/table"          # where the run folders go; data_dir likewise
+    runs_dir = "runs/table"          # where the run folders go, below the current folder
+    data_dir = "data"                # where prepared data sets are
 
     [set]                            # the same in every cell
     epochs = 4
@@ -25,21 +26,29 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import choices, fields
+from experiments import choices, fields, files
 from experiments import config as config_lib
+from experiments import values as values_lib
 from experiments.command_line import UserError, check_name, suggest
 from experiments.config import Config
 from experiments.presets import PRESETS
+from experiments.values import show, show_short
 
 NAMED: dict[str, Path] = {
     path.stem: path for path in sorted((Path(__file__).parent / "grids").glob("*.toml"))
 }
 """Name to file of the grids that come with the programs."""
+
+LARGEST = 1 << 16
+"""Bytes of a grid file."""
+
+MOST_CELLS = 10_000
 
 SECTIONS = ("preset", "runs_dir", "data_dir", "set", "grid", "grids")
 
@@ -74,11 +83,16 @@ def read(path: Path) -> Grid:
             which, and where.
     """
     try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the grid file {path}: {error.strerror}") from error
+        text = files.read_text(path, largest=LARGEST)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot read the grid file {path}: {reason}") from error
+    try:
+        sections = tomllib.loads(text)
     except ValueError as error:  # TOMLDecodeError names line and column.
         raise UserError(f"{path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not TOML: it is nested too deeply") from error
 
     for key in sections:
         if key in fields.TYPES:
@@ -86,18 +100,18 @@ def read(path: Path) -> Grid:
         check_name(f"key in {path}", key, SECTIONS)
     base = Config()
     if "preset" in sections:
-        name = fields.convert(sections["preset"], str, f"{path}: preset")
+        name = values_lib.convert(sections["preset"], str, f"{path}: preset")
         check_name(f"preset in {path}", name, PRESETS)
         _, base = PRESETS[name]
     folders = {
-        key: fields.convert(sections[key], Path, f"{path}: {key}")
+        key: values_lib.convert(sections[key], Path, f"{path}: {key}")
         for key in ("runs_dir", "data_dir")
         if key in sections
     }
     base = dataclasses.replace(base, **folders)
     where = f"{path}, [set]"
     fixed = {
-        key: fields.convert(value, _field_type(key, where), f"{where} {key}")
+        key: values_lib.convert(value, _field_type(key, where), f"{where} {key}")
         for key, value in _items(sections.get("set", {}), where)
     }
 
@@ -120,12 +134,12 @@ def _read_table(table: Any, where: str) -> Table:
         field_type = _field_type(key, where)
         if not isinstance(values, list):
             raise UserError(
-                f"{where} {key}: expected a list of values, such as [{fields.show(values)}], got "
-                f"{fields.show(values)}; what is the same in every cell may also go in [set]"
+                f"{where} {key}: expected a list of values, such as [{show_short(values)}], got "
+                f"{show_short(values)}; what is the same in every cell may also go in [set]"
             )
         if not values:
             raise UserError(f"{where} {key}: the grid is empty: the list has no values")
-        lists[key] = [fields.convert(value, field_type, f"{where} {key}") for value in values]
+        lists[key] = [values_lib.convert(value, field_type, f"{where} {key}") for value in values]
     if not lists:
         raise UserError(f"{where}: the grid is empty. Give it lists, such as seed = [0, 1, 2]")
     return Table(where, lists)
@@ -134,7 +148,7 @@ def _read_table(table: Any, where: str) -> Table:
 def _items(table: Any, where: str) -> Iterable[tuple[str, Any]]:
     if not isinstance(table, dict):
         raise UserError(
-            f"{where}: expected a table, lines of `key = value`, got {fields.show(table)}"
+            f"{where}: expected a table, lines of `key = value`, got {show_short(table)}"
         )
     return table.items()
 
@@ -144,7 +158,7 @@ def _field_type(key: str, where: str) -> Any:
         raise UserError(f"{where}: {key} belongs at the top of the file, above the tables")
     if key not in fields.TYPES:
         raise UserError(
-            f"{where}: unknown key {key!r}.{suggest(key, list(fields.TYPES))} "
+            f"{where}: unknown key {key[:100]!r}.{suggest(key[:100], list(fields.TYPES))} "
             "Keys are the flags of python -m experiments.cifar, with underscores"
         )
     return fields.TYPES[key]
@@ -179,8 +193,8 @@ def narrow(grid: Grid, lists: Mapping[str, Sequence[Any]], *, name: str) -> Grid
         for value in wanted:
             if not _is_in(value, known):
                 raise UserError(
-                    f"--{key.replace('_', '-')} {fields.show(value)}: the grid {name} has no such "
-                    f"cell (there: {', '.join(dict.fromkeys(map(fields.show, known)))}). Flags "
+                    f"--{key.replace('_', '-')} {show(value)}: the grid {name} has no such "
+                    f"cell (there: {', '.join(dict.fromkeys(map(show, known)))}). Flags "
                     "choose from a grid; for other values write a file"
                 )
     kept = []
@@ -197,7 +211,7 @@ def narrow(grid: Grid, lists: Mapping[str, Sequence[Any]], *, name: str) -> Grid
 
 def _is_in(value: Any, values: Sequence[Any]) -> bool:
     """Compares as the names of run folders do, in which a density has four digits."""
-    return fields.show(value) in map(fields.show, values)
+    return show(value) in map(show, values)
 
 
 # -- From a grid to its cells --------------------------------------------------------------------
@@ -209,8 +223,13 @@ def cells(grid: Grid) -> list[Config]:
     The dense network is the same at every density, and there is one cell of it.
 
     Raises:
-        UserError: a value that makes no sense, or two cells that would share a run folder.
+        UserError: a value that makes no sense, too many cells, or two that would share a run
+            folder.
     """
+    number = sum(math.prod(map(len, table.lists.values())) for table in grid.tables)
+    if number > MOST_CELLS:
+        where = grid.tables[0].where.partition(",")[0] or "the flags"
+        raise UserError(f"{where}: {number:,} cells, expected at most {MOST_CELLS:,}")
     found: dict[str, tuple[str, Config]] = {}
     for table in grid.tables:
         for config in _combinations(grid.base, table):

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import costs, data, pretrained, training
+from experiments import costs, data, distributed, pretrained, training
 from experiments.choices import MODELS
 from experiments.command_line import UserError
 from experiments.config import Config
-from ntksap_jax import masks, networks, sharding
+from ntksap_jax import masks, networks
 from ntksap_jax.types import Network
 
 
@@ -81,11 +81,7 @@ def make_job(config: Config) -> Job:
         num_workers=config.data_workers,
     )
     model = MODELS[config.model](num_classes=dataset.num_classes)
-    trained = (
-        None
-        if config.weights is None
-        else pretrained.load(config.weights, config, model, dataset.image_shape)
-    )
+    trained = None if config.weights is None else _load_trained(config, model, dataset.image_shape)
     try:
         network = networks.linen(
             model,
@@ -106,7 +102,7 @@ def make_job(config: Config) -> Job:
         layers=len(jax.tree.leaves(mask)),
         flops=sum(kernel_flops.values()),
     )
-    mesh = sharding.data_mesh()
+    mesh = distributed.data_mesh()
     _check_sizes(config, num_train=dataset.num_train, size=size, num_devices=mesh.size)
 
     steps_per_epoch = dataset.num_train // options.batch_size
@@ -165,8 +161,21 @@ def init_variables(config: Config, job: Job, *, redrawn: bool = False) -> dict[s
     if job.trained is not None and not redrawn:
         return job.trained
     keys = make_keys(config.seed)
+    key = keys.redrawn if redrawn else keys.init
     example = jnp.zeros((1, *job.dataset.image_shape))
-    return _compiled_init(job.model)(keys.redrawn if redrawn else keys.init, example)
+    return distributed.arrays_from_leader(
+        lambda: _compiled_init(job.model)(key, example),
+        like=jax.eval_shape(job.model.init, key, example),
+    )
+
+
+def _load_trained(config: Config, model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    assert config.weights is not None
+    folder = config.weights
+    return distributed.arrays_from_leader(
+        lambda: pretrained.load(folder, config, model, image_shape),
+        like=jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape))),
+    )
 
 
 @functools.lru_cache(maxsize=1)

@@ -55,7 +55,8 @@ def hold(folder: Path) -> Iterator[None]:
     path = folder / NAME
     with try_lock(path) as is_ours:
         if not is_ours:
-            holder = path.read_text(errors="replace").strip() or "another process"
+            with path.open(errors="replace") as file:
+                holder = file.read(200).strip() or "another process"
             raise Held(
                 f"{folder} is in use by {holder}, and two programs cannot write there. Wait for it "
                 "or end it, or use another --runs-dir or --label"

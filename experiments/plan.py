@@ -51,7 +51,9 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
         f"{training.momentum:g}, weight decay {training.weight_decay:g}",
         "learning rate": _learning_rate(training),
         "seed": str(config.seed),
-        "devices": f"{job.mesh.size} x {jax.devices()[0].device_kind}, jax {jax.__version__}",
+        "devices": f"{job.mesh.size} x {jax.devices()[0].device_kind}"
+        f"{f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''}, "
+        f"jax {jax.__version__}",
         "writes to": "\n".join(f"{folder}{run_folder.describe(folder)}" for folder in folders),
     }
     return [(name, value) for name, value in rows.items() if value]

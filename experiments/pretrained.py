@@ -33,7 +33,11 @@ def load(folder: Path, config: Config, model: nn.Module, input_shape: tuple[int,
     """
     if not run_folder.is_complete(folder):
         raise UserError(f"--weights {folder}: no complete run is there (no summary.json)")
-    source = config_lib.from_dict(run_folder.read_config(folder))
+    try:
+        source = config_lib.from_dict(run_folder.read_config(folder))
+        config_lib.check(source)
+    except UserError as error:
+        raise UserError(f"--weights {folder / 'config.json'}: {error}") from error
     for what, ours, theirs in (
         ("network", config.model, source.model),
         ("data set", config.dataset, source.dataset),
@@ -42,14 +46,20 @@ def load(folder: Path, config: Config, model: nn.Module, input_shape: tuple[int,
             raise UserError(f"--weights {folder}: its {what} is {theirs}, this run's is {ours}")
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
     like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    try:
+        mask = masks.create(like["params"], exclude=source.search.exclude)
+    except ValueError as error:
+        raise UserError(f"--weights {folder / 'config.json'}: {error}") from error
     state = training.init_state(
         like["params"],
         like.get("batch_stats", {}),
-        masks.create(like["params"], exclude=source.search.exclude),
+        mask,
         training.make_optimizer(source.training, steps_per_epoch=1),
     )
-    with checkpoints.open_manager(folder / "checkpoints") as manager:
-        run = run_folder.identity(folder, run_folder.read_summary(folder)["mask_sha256"])
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"--weights {folder}: it has no checkpoints")
+    with checkpoints.open_manager(folder / "checkpoints", read_only=True) as manager:
+        run = run_folder.identity(folder, str(run_folder.read_summary(folder).get("mask_sha256")))
         step = manager.latest_step() or 0
         try:
             state, progress = checkpoints.restore(manager, step, state, run=run)

@@ -20,6 +20,7 @@ from typing import Annotated
 
 import tyro
 
+from experiments import files
 from experiments.command_line import UserError, one_line_errors
 from experiments.reporting import comparison, gallery, page, runs, setups, tables, text
 from experiments.reporting.runs import Found
@@ -90,15 +91,16 @@ def write(found: Found, out: Path, *, command: str) -> None:
         comparisons = comparison.compare(section)
         pictures = list(gallery.draw(section, comparisons))
         for picture in pictures:
-            (out / f"{picture.name}.png").write_bytes(picture.light)
+            with files.aside(out / f"{picture.name}.png") as path:
+                path.write_bytes(picture.light)
         blocks += text.section(section, sections, comparisons, pictures)
         markdown.append(text.markdown(section, sections, comparisons))
     blocks += text.how_it_was_made(found, command)
 
-    (out / "report.html").write_text(page.page(text.TITLE, blocks), encoding="utf-8")
-    (out / "table.md").write_text("\n".join(markdown), encoding="utf-8")
-    (out / "table.csv").write_text(tables.cells_csv(sections), encoding="utf-8")
-    (out / "runs.csv").write_text(tables.runs_csv(sections), encoding="utf-8")
+    files.write_text(out / "report.html", page.page(text.TITLE, blocks))
+    files.write_text(out / "table.md", "\n".join(markdown))
+    files.write_text(out / "table.csv", tables.cells_csv(sections))
+    files.write_text(out / "runs.csv", tables.runs_csv(sections))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from __future__ import annotations
 import csv
 import datetime
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -57,13 +58,14 @@ def check(folder: Path, config: config_lib.Config) -> None:
         return
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} exists and is not a run folder. Choose another --runs-dir")
+    _refuse_links(folder)
     if not config.resume:
         state = "a complete run" if is_complete(folder) else "an interrupted run"
         raise UserError(
             f"{folder} exists and holds {state}. Use --resume to go on with it, another --runs-dir "
             "to start anew beside it, or delete it"
         )
-    different = config_lib.differences(_read_json(folder / "config.json"), _plain(config))
+    different = config_lib.differences(read_config(folder), _plain(config))
     if different:
         raise UserError(
             f"{folder} was made with another configuration ({'; '.join(different)}). Resume with "
@@ -72,11 +74,22 @@ def check(folder: Path, config: config_lib.Config) -> None:
 
 
 def make(folder: Path) -> None:
-    """Makes the folder, if need be; raises a `UserError` if that cannot be."""
+    """Makes the folder, if need be; raises a `UserError` if that cannot be or it holds links."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--runs-dir: cannot make the folder {folder}: {error.strerror}") from error
+    _refuse_links(folder)
+
+
+def _refuse_links(folder: Path) -> None:
+    # Whoever made the folder would decide which files, anywhere, are written to.
+    for path in folder.iterdir():
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a link, and the run would write to where it points. Replace it by what "
+                "it points to, or use another --runs-dir"
+            )
 
 
 def prepare(folder: Path, config: config_lib.Config, *, data_source: str) -> None:
@@ -92,12 +105,15 @@ def prepare(folder: Path, config: config_lib.Config, *, data_source: str) -> Non
     """
     files.remove_leftovers(folder)
     environments = folder / "environment.json"
-    sessions = _read_json(environments) if environments.exists() else []
-    if sessions and sessions[-1]["data"] != data_source:
-        raise UserError(
-            f"{folder} was begun with other images ({sessions[-1]['data']}) than those found now "
-            f"({data_source}). Name the folder of the former by --data-dir, or another --runs-dir"
-        )
+    sessions = read_json(environments, list) if environments.exists() else []
+    if sessions:
+        before = sessions[-1].get("data") if isinstance(sessions[-1], dict) else None
+        if before != data_source:
+            raise UserError(
+                f"{folder} was begun with other images ({before}) than those found now "
+                f"({data_source}). Name the folder of the former by --data-dir, or another "
+                "--runs-dir"
+            )
     if not (folder / "config.json").exists():
         write_json(folder / "config.json", _plain(config))
     write_json(environments, [*sessions, {**environment(), "data": data_source}])
@@ -152,18 +168,17 @@ def _plain(config: config_lib.Config) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, indented."""
-    with files.aside(path) as aside:
-        aside.write_text(json.dumps(value, indent=2) + "\n")
+    files.write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Returns the configuration of a run, for `config.from_dict`."""
-    return _read_json(folder / "config.json")
+    return read_json(folder / "config.json")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Returns the results of a complete run."""
-    return _read_json(folder / "summary.json")
+    return read_json(folder / "summary.json")
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -175,11 +190,20 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_table(path: Path) -> list[Row]:
-    """Returns the rows that `write_table` wrote, numbers as numbers; none if there is no file."""
+    """Returns the rows that `write_table` wrote, numbers as numbers; none if there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [{name: _number(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+    try:
+        rows = list(csv.DictReader(io.StringIO(files.read_text(path)), strict=True))
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("its rows differ in length")
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error}. Restore it, or delete the folder") from error
+    return [{name: _number(cell) for name, cell in row.items()} for row in rows]
 
 
 def write_picture(path: Path, figure: Figure) -> None:
@@ -188,11 +212,29 @@ def write_picture(path: Path, figure: Figure) -> None:
         figure.savefig(aside, format="png", dpi=150)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Returns what a JSON file of a run folder holds, see `files.read_json`.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
     try:
-        return json.loads(path.read_text())
+        return files.read_json(path, kind)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}. Restore it, or delete the folder") from error
+
+
+def check_rows(rows: Any) -> list[Row]:
+    """Returns rows from JSON, if they are rows of one table; raises a `ValueError` if not."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("it holds no rows of a table")
+    for row in rows:
+        if row.keys() != rows[0].keys():
+            raise ValueError("its rows differ in their columns")
+        for name, value in row.items():
+            if not isinstance(value, int | float | str):
+                raise ValueError(f"its column {name[:99]!r} holds a {type(value).__name__}")
+    return rows
 
 
 def _number(cell: str) -> int | float | str:

@@ -8,7 +8,6 @@ search.csv            the rows, to be read by people and by the report; never by
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,7 +47,7 @@ def save_round(folder: Path, rows: Sequence[Row], mask: Mask) -> None:
     """Records the mask and the rows so far, after a round of the search."""
     number, rounds = rows[-1]["round"], folder / "search"
     rounds.mkdir(exist_ok=True)
-    _save_mask(rounds / f"round-{number}.npz", mask)
+    masks.save(rounds / f"round-{number}.npz", mask)
     record = files.seal({"run": run_folder.identity(folder), "rows": list(rows)})
     run_folder.write_json(rounds / f"round-{number}.json", record)
     run_folder.write_table(folder / "search.csv", rows)
@@ -75,7 +74,7 @@ def load_round(
     for number in sorted(_numbers(rounds), reverse=True):
         try:
             rows, mask = _read_round(folder, number, like)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             lost.append(f"round {number}: {' '.join(str(error).split())}")
             continue
         if lost:
@@ -97,11 +96,13 @@ def _numbers(rounds: Path) -> list[int]:
 
 def _read_round(folder: Path, number: int, like: Params) -> tuple[list[Row], Mask]:
     record = _read_sealed(folder / "search" / f"round-{number}.json")
+    if not isinstance(record, dict) or record.keys() != {"run", "rows"}:
+        raise ValueError("it is not a record of a round")
     if record["run"] != run_folder.identity(folder):
         raise ValueError("it is of another run")
-    rows = record["rows"]
-    if rows[-1]["round"] != number:
-        raise ValueError(f"it is round {rows[-1]['round']}")
+    rows = _check_rounds(record["rows"])
+    if len(rows) != number:
+        raise ValueError(f"it is round {len(rows)}")
     return rows, _read_mask(folder / "search" / f"round-{number}.npz", like, rows[-1]["sha256"])
 
 
@@ -110,13 +111,12 @@ def _read_round(folder: Path, number: int, like: Params) -> tuple[list[Row], Mas
 
 def save_mask(folder: Path, rows: Sequence[Row], mask: Mask) -> None:
     """Writes the mask that the search found, and the rows of all its rounds."""
-    _save_mask(folder / "mask.npz", mask)
+    masks.save(folder / "mask.npz", mask)
     run_folder.write_json(folder / "search.json", files.seal(list(rows)))
     if rows:
         # Again, for the case that all was done but this: what people read follows what is verified.
         run_folder.write_table(folder / "search.csv", rows)
-    with files.aside(folder / "mask.sha256") as path:
-        path.write_text(masks.digest(mask) + "\n")
+    files.write_text(folder / "mask.sha256", masks.digest(mask) + "\n")
 
 
 def load_mask(folder: Path, like: Params) -> tuple[list[Row], Mask] | None:
@@ -129,12 +129,12 @@ def load_mask(folder: Path, like: Params) -> tuple[list[Row], Mask] | None:
         return None
     path = folder / "mask.npz"
     try:
-        mask = _read_mask(path, like, (folder / "mask.sha256").read_text().strip())
-    except (OSError, ValueError, TypeError) as error:
+        mask = _read_mask(path, like, files.read_text(folder / "mask.sha256").strip())
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the mask {path}: {error}") from error
     path = folder / "search.json"
     try:
-        return _read_sealed(path), mask
+        return _check_rounds(_read_sealed(path)), mask
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
 
@@ -147,12 +147,6 @@ def drop_rounds(folder: Path) -> None:
 # -- Files ---------------------------------------------------------------------------------------
 
 
-def _save_mask(path: Path, mask: Mask) -> None:
-    masks.save(path, mask)
-    files.sync(path)
-    files.sync(path.parent)
-
-
 def _read_mask(path: Path, like: Params, digest: str) -> Mask:
     mask = masks.load(path, like=like)
     if masks.digest(mask) != digest:
@@ -161,4 +155,13 @@ def _read_mask(path: Path, like: Params, digest: str) -> Mask:
 
 
 def _read_sealed(path: Path) -> Any:
-    return files.unseal(json.loads(path.read_text()))
+    return files.unseal(files.read_json(path))
+
+
+def _check_rounds(rows: Any) -> list[Row]:
+    """Returns rows from a file, if they are one a round; raises a `ValueError` if not."""
+    rows = run_folder.check_rows(rows)
+    for number, row in enumerate(rows, start=1):
+        if row.get("round") != number or "sha256" not in row:
+            raise ValueError(f"its row {number} is not that of round {number}")
+    return rows

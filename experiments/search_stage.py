@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
 from collections.abc import Callable
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from experiments import choices, data, faults, run_folder, search_files
+from experiments import choices, data, distributed, faults, run_folder, search_files
 from experiments import console as screen
 from experiments.choices import CRITERIA
 from experiments.command_line import UserError
@@ -48,37 +50,40 @@ def find_mask(
     def say(text: str) -> None:
         console.print(f"warning: {text}", soft_wrap=True)
 
-    found = _found(folder, params, say)
-    if found is not None:
-        return found
+    dense = _dense(config, params)
+    rows, mask = _from_leader(lambda: _found(folder, params, say), like=dense)
+    if mask is not None:
+        return rows, mask
     if criterion is None:
-        mask = masks.create(params)
-        search_files.save_mask(folder, [], mask)
-        return [], mask
+        _save_mask(folder, [], dense)
+        return [], dense
 
     keys = make_keys(config.seed)
-    rows, mask = search_files.load_round(folder, params, say=say)
+    rows, mask = _from_leader(lambda: search_files.load_round(folder, params, say=say), like=dense)
     num_rounds = choices.num_rounds(options)
     with screen.track(
         console, "Pruning", done=len(rows), total=num_rounds, unit="round"
     ) as progress:
 
         def on_round(info: RoundInfo, mask: Mask) -> None:
-            rows.append(search_files.round_row(info, mask))
-            search_files.save_round(folder, rows, mask)
+            row = search_files.round_row(info, mask)
+            distributed.check_same(lambda: {f"mask after round {info.round}": row["sha256"]})
+            rows.append(row)
+            if distributed.is_leader():
+                search_files.save_round(folder, rows, mask)
             progress.advance()
             progress.line(_describe_round(info, num_rounds))
             if stop_requested():
                 raise Preempted
 
-        score, last_call = _remembering(choices.make_score(job.network, options))
+        score, last_call = _remembering(_make_score(config, job))
         try:
             mask, _ = search.prune(
                 keys.search,
                 params,
                 score,
                 schedule=schedules.exponential(options.density, rounds=num_rounds),
-                mask=masks.create(params, exclude=options.exclude) if mask is None else mask,
+                mask=dense if mask is None else mask,
                 start_round=len(rows),
                 batch=pruning_batch(config, job),
                 scope=choices.parse_scope(options.scope),
@@ -87,20 +92,58 @@ def find_mask(
                 regrow=criterion.regrow,
                 on_round=on_round,
             )
+        except UserError:
+            raise
         except (ValueError, FloatingPointError) as error:
             if not last_call:
                 raise UserError(f"the search cannot go on: {error}") from error
-            place = _save_failure(folder, len(rows) + 1, error, **last_call)
-            raise RunFailed(_describe_failure(error, len(rows) + 1, params, place)) from error
+            number = len(rows) + 1
+            # The others wait for it: who fails first ends all.
+            save = functools.partial(_save_failure, folder, number, error, **last_call)
+            place = distributed.from_leader(lambda: str(save()))
+            raise RunFailed(_describe_failure(error, number, params, place)) from error
     if options.shuffle_mask:
         mask = masks.shuffle(keys.shuffle, mask)
-    search_files.save_mask(folder, rows, mask)
+    _save_mask(folder, rows, mask)
     return rows, mask
+
+
+def _dense(config: Config, params: Params) -> Mask:
+    is_searched = CRITERIA[config.search.criterion] is not None
+    try:
+        return masks.create(params, exclude=config.search.exclude if is_searched else ())
+    except ValueError as error:
+        raise UserError(f"the search cannot go on: {error}") from error
+
+
+def _save_mask(folder: Path, rows: list[Row], mask: Mask) -> None:
+    if distributed.is_leader():
+        search_files.save_mask(folder, rows, mask)
+
+
+def _from_leader(
+    read: Callable[[], tuple[list[Row], Mask | None]], *, like: Mask
+) -> tuple[list[Row], Mask | None]:
+    """Returns, in all processes, the rows and the mask that `read()` returns in the leader."""
+    read_once = functools.cache(read)
+    rows, is_there = distributed.from_leader(lambda: (read_once()[0], read_once()[1] is not None))
+    if not is_there:
+        return rows, None
+    return rows, distributed.arrays_from_leader(lambda: read_once()[1], like=like)
+
+
+def _make_score(config: Config, job: Job) -> ScoreFn:
+    """Makes the criterion: the samples of NTK-SAP over all devices, the others on one a process."""
+    if job.mesh.size == 1:
+        return choices.make_score(job.network, config.search)
+    samples = NamedSharding(job.mesh, PartitionSpec("data"))
+    score = choices.make_score(job.network, config.search, samples=samples)
+    return lambda *args: distributed.local(score(*args))
 
 
 def _found(
     folder: Path, params: Params, say: Callable[[str], None]
-) -> tuple[list[Row], Mask] | None:
+) -> tuple[list[Row], Mask | None]:
     """Returns what a complete search found. If that is damaged, its rounds may still be there."""
     try:
         found = search_files.load_mask(folder, params)
@@ -108,8 +151,10 @@ def _found(
         if not (folder / "search").exists():
             raise UserError(f"{error}. Restore it, or delete {folder} and run again") from error
         say(f"the mask is made again from the last rounds of the search: {error}")
-        return None
-    if found is not None and found[0]:
+        return [], None
+    if found is None:
+        return [], None
+    if found[0]:
         # What people read follows what is verified.
         run_folder.write_table(folder / "search.csv", found[0])
     return found
@@ -158,7 +203,7 @@ def _save_failure(
     return faults.save(folder, about, **trees)
 
 
-def _describe_failure(error: Exception, number: int, params: Params, place: Path) -> str:
+def _describe_failure(error: Exception, number: int, params: Params, place: str) -> str:
     if isinstance(error, FloatingPointError):
         what = f"--debug-nans found an {faults.operation(error)}, in round {number}"
     else:

@@ -4,6 +4,7 @@
     python -m experiments.sweep paper-cifar10 --workers 4    the paper's figure
     python -m experiments.sweep my-grid.toml --list          a file, see experiments/grid.py
     python -m experiments.sweep short --criterion ntk_sap random --seed 0 1 2
+    python -m experiments.sweep paper-cifar10 --cluster auto --gpus-per-cell 0.5    on Ray
 
 Every cell is a run folder as `python -m experiments.cifar` makes it. The same command again goes on
 where it stopped. Exit codes: see `experiments.exits`; 1 also says that a cell failed.
@@ -12,18 +13,19 @@ where it stopped. Exit codes: see `experiments.exits`; 1 also says that a cell f
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shlex
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from experiments import cells, exits, interruption, workers
+from experiments import cells, cluster, exits, interruption, workers
 from experiments import config as config_lib
 from experiments import console as screen
 from experiments.cells import State, Status
@@ -78,20 +80,19 @@ def run(configs: Sequence[Config], options: Options, console: Console) -> set[St
     statuses = {config: cells.status(config) for config in configs}
     skipped = {"complete", "running"} | (set() if options.retry_failed else {"failed"})
     todo = [config for config, status in statuses.items() if status.state not in skipped]
-    num_workers = min(options.workers, len(todo))
     console.print(f"{_plural(len(configs), 'cell')}: {_count(statuses.values())}", soft_wrap=True)
     if todo:
         _make_folder(configs[0].runs_dir)
-        _share_accelerator_memory(num_workers)
-        console.print(
-            f"{len(todo)} to do by {_plural(num_workers, 'worker')}; what each prints goes to "
-            f"log.txt in the cell's folder in {configs[0].runs_dir}",
-            soft_wrap=True,
-        )
-        try:
-            statuses |= _work(todo, num_workers, console)
-        except workers.WorkerLost as error:
-            raise RunFailed(str(error)) from error
+        with _carriers(options, configs[0].runs_dir, len(todo), console) as carriers:
+            console.print(
+                f"{len(todo)} to do {carriers.describe}; what each prints goes to log.txt in the "
+                f"cell's folder in {configs[0].runs_dir}",
+                soft_wrap=True,
+            )
+            try:
+                statuses |= _work(todo, carriers, console)
+            except workers.WorkerLost as error:
+                raise RunFailed(str(error)) from error
         console.print(
             f"{_plural(len(configs), 'cell')}: {_count(statuses.values())}", soft_wrap=True
         )
@@ -105,8 +106,38 @@ def run(configs: Sequence[Config], options: Options, console: Console) -> set[St
     return {status.state for status in statuses.values()}
 
 
-def _work(todo: Sequence[Config], num_workers: int, console: Console) -> dict[Config, Status]:
-    """Has workers carry out cells; prints a line about each that ends."""
+class _Carriers(NamedTuple):
+    """Who carries out the cells: `run` of `workers` or `cluster`, and how many cells at once."""
+
+    run: Callable[..., Generator[Outcome]]
+    num_at_once: int
+    describe: str
+
+
+@contextlib.contextmanager
+def _carriers(
+    options: Options, runs_dir: Path, num_cells: int, console: Console
+) -> Iterator[_Carriers]:
+    if options.cluster is None:
+        number = min(options.workers, num_cells)
+        _share_accelerator_memory(number)
+        run = functools.partial(workers.run, num_workers=number)
+        yield _Carriers(run, number, f"by {_plural(number, 'worker')}")
+        return
+
+    def on_lost(config: Config, why: str) -> None:
+        console.print(f"tried again: {config_lib.run_name(config)}: {why}", soft_wrap=True)
+
+    needs = cluster.Needs(options.cpus_per_cell, options.gpus_per_cell, options.tpus_per_cell)
+    with cluster.connected(options.cluster):
+        cluster.check(runs_dir, needs)
+        number = min(cluster.num_at_once(needs), num_cells)
+        run = functools.partial(cluster.run, needs=needs, retries=options.retries, on_lost=on_lost)
+        yield _Carriers(run, number, f"on the cluster, {number} at once")
+
+
+def _work(todo: Sequence[Config], carriers: _Carriers, console: Console) -> dict[Config, Status]:
+    """Has cells carried out; prints a line about each that ends."""
     statuses: dict[Config, Status] = {}
     seconds: dict[Config, float] = {}
     running: list[Config] = []
@@ -119,9 +150,7 @@ def _work(todo: Sequence[Config], num_workers: int, console: Console) -> dict[Co
         running.append(config)
         show_running()
 
-    outcomes = workers.run(
-        todo, cells.carry_out, num_workers=num_workers, group=cells.group, on_start=on_start
-    )
+    outcomes = carriers.run(todo, cells.carry_out, group=cells.group, on_start=on_start)
     with spinner, contextlib.closing(outcomes):
         for outcome in outcomes:
             config = outcome.task
@@ -135,7 +164,8 @@ def _work(todo: Sequence[Config], num_workers: int, console: Console) -> dict[Co
             console.print(
                 f"{len(statuses):>{len(str(len(todo)))}}/{len(todo)}  "
                 f"{config_lib.run_name(config)}  {_describe(status)}  "
-                f"{screen.duration(outcome.seconds)}{_describe_left(left, seconds, num_workers)}",
+                f"{screen.duration(outcome.seconds)}"
+                f"{_describe_left(left, seconds, carriers.num_at_once)}",
                 soft_wrap=True,
             )
     return statuses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,17 @@ class Options:
     ]
     workers: int = 1
     """Worker processes, each with its share of the cores."""
+    cluster: str | None = None
+    """Carry out the cells on a Ray cluster instead: auto for the one that `ray start` made here (or
+    RAY_ADDRESS), or HOST:PORT. All machines must share the file system of --runs-dir."""
+    cpus_per_cell: float = 1.0
+    """With --cluster: CPU cores that a cell takes of a machine."""
+    gpus_per_cell: float = 0.0
+    """With --cluster: GPUs likewise; with 0.5, two cells share one."""
+    tpus_per_cell: float = 0.0
+    """With --cluster: TPU chips likewise."""
+    retries: int = 2
+    """With --cluster: how many times a cell is tried again whose process or machine was lost."""
     retry_failed: bool = False
     """Try again the cells that failed; otherwise they are only listed."""
     list: bool = False
@@ -84,12 +96,36 @@ def parse(arguments: Sequence[str]) -> Options:
         command_line.raise_unknown_flag(unknown[0], options, f"{PROG} --help")
     if options.workers < 1:
         raise UserError(f"--workers: expected an integer of at least 1, got {options.workers}")
+    _check_cluster(options)
     return options
+
+
+def _check_cluster(options: Options) -> None:
+    if options.cluster is not None and options.workers > 1:
+        raise UserError(
+            "--workers: with --cluster, as many cells run at once as the machines have room for; "
+            "see --cpus-per-cell, --gpus-per-cell and --tpus-per-cell"
+        )
+    for name in ("cpus_per_cell", "gpus_per_cell", "tpus_per_cell"):
+        number = getattr(options, name)
+        is_some = number > 0 or name != "cpus_per_cell"
+        if not (0 <= number < 1e6 and is_some and (number < 1 or number == int(number))):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag}: expected a whole number or a fraction of one, got {number:g}")
+    if options.retries < 0:
+        raise UserError(f"--retries: expected an integer of at least 0, got {options.retries}")
 
 
 def plan(options: Options) -> list[Config]:
     """Returns the configurations of all cells, checked, also against what their folders hold."""
-    cell_configs = grid_lib.cells(_grid(options))
+    grid = _grid(options)
+    place = grid.base.runs_dir
+    if options.runs_dir is None and (place.is_absolute() or ".." in place.parts):
+        raise UserError(
+            f"{options.grid}: runs_dir is {place}, and a grid file writes only below the current "
+            f"folder. To have the run folders there: --runs-dir {shlex.quote(str(place))}"
+        )
+    cell_configs = grid_lib.cells(grid)
     folders = {
         name: value
         for name in ("runs_dir", "data_dir")

@@ -43,10 +43,11 @@ class StepMetrics(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Sums over examples."""
+    """Sums over examples, and how many they are."""
 
     loss: jax.Array
     num_correct: jax.Array
+    num_examples: jax.Array
 
 
 class Score(NamedTuple):
@@ -203,7 +204,9 @@ def make_eval_step(model: nn.Module, normalise: Callable[[jax.Array], jax.Array]
         logits = outputs.astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         correct = jnp.argmax(logits, axis=-1) == labels
-        return Totals(jnp.sum(jnp.where(is_real, losses, 0)), jnp.sum(correct & is_real))
+        return Totals(
+            jnp.sum(jnp.where(is_real, losses, 0)), jnp.sum(correct & is_real), jnp.sum(is_real)
+        )
 
     return eval_step
 
@@ -288,9 +291,6 @@ def evaluate(
         batches: (images, labels, is_real) of one size each; those that are not real do not count.
         eval_step: from `make_eval_step`.
     """
-    totals, num_real = [], 0
-    for images, labels, is_real in batches:
-        totals.append(eval_step(state, images, labels, is_real))
-        num_real += int(np.sum(is_real))
+    totals = [eval_step(state, *batch) for batch in batches]
     sums = jax.tree.map(lambda *parts: float(np.sum(parts)), *jax.device_get(totals))
-    return Score(sums.loss / num_real, sums.num_correct / num_real)
+    return Score(sums.loss / sums.num_examples, sums.num_correct / sums.num_examples)

@@ -7,19 +7,19 @@ undisturbed one bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from rich.console import Console
 
-from experiments import checkpoints, faults, run_folder, spectrum, training
+from experiments import checkpoints, distributed, faults, run_folder, spectrum, training
 from experiments import console as screen
 from experiments.checkpoints import Progress
 from experiments.config import Config
@@ -28,7 +28,7 @@ from experiments.interruption import Preempted
 from experiments.job import Job, make_keys
 from experiments.run_folder import Row
 from experiments.training import EpochSums, TrainState
-from ntksap_jax import masks, sharding
+from ntksap_jax import masks
 from ntksap_jax.types import Mask
 
 EVAL_BATCH_SIZE = 500
@@ -52,38 +52,28 @@ def train(
         Preempted: SIGTERM came; the last step is saved.
     """
     num_epochs, steps = config.training.epochs, job.steps_per_epoch
-    run = run_folder.identity(folder, masks.digest(mask))
     state = training.init_state(
         variables["params"], variables.get("batch_stats", {}), mask, job.optimizer
     )
-    state = sharding.replicate(state, job.mesh)
 
     def say(text: str) -> None:
         console.print(f"warning: {text}", soft_wrap=True)
 
-    with checkpoints.open_manager(folder / "checkpoints") as manager:
-        restored = checkpoints.restore_last(manager, state, run=run, say=say)
-        if restored is None and (folder / "metrics.csv").exists():
-            say("no checkpoint was complete yet: the training begins again with its first epoch")
-        state, progress = (state, Progress()) if restored is None else restored
+    with _open_checkpoints(folder, mask) as saver:
+        state, progress = _restore(saver, state, folder, say=say)
+        state = distributed.replicate(state, job.mesh)
         rows = list(progress.rows)
-        if rows:
-            # What people read follows what is verified.
-            run_folder.write_table(folder / "metrics.csv", rows)
-        measure_spectrum = spectrum.follow(
-            config, job, variables["params"], mask, folder, done=len(rows)
-        )
+        record = _record(config, job, variables, mask, folder, rows)
         with screen.track(
             console, "Training", done=int(state.step), total=num_epochs * steps, unit="step"
         ) as tracker:
             for epoch in range(len(rows) + 1, num_epochs + 1):
                 on_step = _after_step(
-                    manager,
+                    saver,
                     progress,
                     steps_before=(epoch - 1) * steps,
                     steps_per_epoch=steps,
                     save_minutes=config.save_minutes,
-                    run=run,
                     stop_requested=stop_requested,
                     advance=tracker.advance,
                 )
@@ -92,24 +82,81 @@ def train(
                 except training.Diverged as error:
                     raise _failure(config, job, error, epoch, folder) from error
                 rows.append(row)
-                run_folder.write_table(folder / "metrics.csv", rows)
-                measure_spectrum(epoch, state.params)
+                record(rows, state)
                 progress = Progress(tuple(rows))
-                checkpoints.save(manager, epoch * steps, state, progress, run=run)
+                saver.save(epoch * steps, state, progress)
                 tracker.line(_describe_epoch(row, num_epochs))
                 if stop_requested():
                     raise Preempted
     return rows
 
 
+# -- What is saved, by the leader ----------------------------------------------------------------
+
+
+class _Saver(NamedTuple):
+    """The checkpoints of a run; in processes other than the leader there is no manager."""
+
+    manager: ocp.CheckpointManager | None
+    run: str
+
+    def save(self, step: int, state: TrainState, progress: Progress) -> None:
+        if self.manager is not None:
+            checkpoints.save(self.manager, step, state, progress, run=self.run)
+
+
+@contextlib.contextmanager
+def _open_checkpoints(folder: Path, mask: Mask) -> Iterator[_Saver]:
+    if not distributed.is_leader():
+        yield _Saver(None, "")
+        return
+    with checkpoints.open_manager(folder / "checkpoints") as manager:
+        yield _Saver(manager, run_folder.identity(folder, masks.digest(mask)))
+
+
+def _restore(
+    saver: _Saver, state: TrainState, folder: Path, *, say: Callable[[str], None]
+) -> tuple[TrainState, Progress]:
+    """Returns state and progress of the last intact checkpoint; if there is none, of the start."""
+    found: tuple[TrainState, Progress] = state, Progress()
+    if saver.manager is not None:
+        restored = checkpoints.restore_last(saver.manager, state, run=saver.run, say=say)
+        if restored is None and (folder / "metrics.csv").exists():
+            say("no checkpoint was complete yet: the training begins again with its first epoch")
+        found = found if restored is None else restored
+    state = distributed.arrays_from_leader(lambda: found[0], like=state)
+    rows, sums, seconds = distributed.from_leader(lambda: found[1])
+    return state, Progress(tuple(rows), EpochSums(*sums), seconds)
+
+
+def _record(
+    config: Config, job: Job, variables: Any, mask: Mask, folder: Path, rows: list[Row]
+) -> Callable[[list[Row], TrainState], None]:
+    """Brings what people read up to date, and returns what does so after each further epoch."""
+    if not distributed.is_leader():
+        return lambda rows, state: None
+    table = folder / "metrics.csv"
+    if rows:
+        # What people read follows what is verified.
+        run_folder.write_table(table, rows)
+    measure_spectrum = spectrum.follow(
+        config, job, variables["params"], mask, folder, done=len(rows)
+    )
+
+    def record(rows: list[Row], state: TrainState) -> None:
+        run_folder.write_table(table, rows)
+        measure_spectrum(len(rows), distributed.local(state.params))
+
+    return record
+
+
 def _after_step(
-    manager: ocp.CheckpointManager,
+    saver: _Saver,
     progress: Progress,
     *,
     steps_before: int,
     steps_per_epoch: int,
     save_minutes: float,
-    run: str,
     stop_requested: Callable[[], bool],
     advance: Callable[[], None],
 ) -> Callable[[TrainState, Callable[[], EpochSums]], None]:
@@ -118,7 +165,7 @@ def _after_step(
     Not after the last step: the evaluation comes first, and is saved with the epoch.
     """
     started = last = time.monotonic()
-    in_epoch = progress.sums.num_steps
+    first = in_epoch = progress.sums.num_steps
 
     def after_step(state: TrainState, sums: Callable[[], EpochSums]) -> None:
         nonlocal last, in_epoch
@@ -128,9 +175,11 @@ def _after_step(
         if in_epoch == steps_per_epoch:
             return
         stop = stop_requested()
-        if stop or now - last >= 60 * save_minutes:
+        # Clocks differ: processes save together only where all of them look at the losses anyway.
+        may_save = not distributed.is_joined() or (in_epoch - first) % training.CHECK_EVERY == 0
+        if stop or (may_save and now - last >= 60 * save_minutes):
             so_far = Progress(progress.rows, sums(), progress.seconds + now - started)
-            checkpoints.save(manager, steps_before + in_epoch, state, so_far, run=run)
+            saver.save(steps_before + in_epoch, state, so_far)
             last = now
         if stop:
             raise Preempted
@@ -160,7 +209,7 @@ def train_epoch(
     size = -(-EVAL_BATCH_SIZE // job.mesh.size) * job.mesh.size
     on_test = training.evaluate(
         state,
-        (sharding.shard_batch(batch, job.mesh) for batch in job.dataset.test_batches(size)),
+        _placed(job, job.dataset.test_batches(size, part=distributed.part())),
         eval_step=job.eval_step,
     )
     step = int(state.step)
@@ -179,9 +228,17 @@ def train_epoch(
 
 def _batches(config: Config, job: Job, epoch: int, *, start: int) -> Iterator[tuple[Any, Any]]:
     batches = job.dataset.train_batches(
-        make_keys(config.seed).order, epoch, config.training.batch_size, start=start
+        make_keys(config.seed).order,
+        epoch,
+        config.training.batch_size,
+        start=start,
+        part=distributed.part(),
     )
-    return (sharding.shard_batch(batch, job.mesh) for batch in batches)
+    return _placed(job, batches)
+
+
+def _placed(job: Job, batches: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    return (distributed.shard_batch(batch, job.mesh) for batch in batches)
 
 
 # -- A loss that is not finite -------------------------------------------------------------------
@@ -200,7 +257,10 @@ def _failure(
         "key": jax.random.key_data(key).tolist(),
         "command": shlex.join(sys.argv[1:]),
     }
-    place = faults.save(folder, about, state=state, batch=batch)
+    # The others wait for it: who fails first ends all.
+    place = distributed.from_leader(
+        lambda: str(faults.save(folder, about, state=state, batch=batch))
+    )
     return RunFailed(
         f"{error} (epoch {epoch}): {faults.describe_weights(state.params)}. Try a lower "
         "--learning-rate, a longer --warmup-epochs, or --resume --debug-nans to find the "
@@ -217,7 +277,7 @@ def _before(
     batches = _batches(config, job, epoch, start=start)
     for step, batch in enumerate(batches, start=int(state.step) + 1):
         if step == error.step:
-            return state, jax.tree.map(np.asarray, batch)
+            return distributed.local(state), distributed.gathered(batch)
         state, _ = job.train_step(key, state, *batch)
     raise AssertionError(f"step {error.step} is not in epoch {epoch}")
 

@@ -2,11 +2,13 @@
 
 Read it as a table of contents: `networks` makes a model into pure functions, `criteria` score its
 weights, `search` prunes round by round down to a density that `schedules` sets, `masks` holds what
-is left, `optim` keeps it so in training. `structured` removes whole filters.
+is left, `optim` keeps it so in training. `structured` removes whole filters,
+`exchange` takes masks and networks to PyTorch, into files and out as programs.
 """
 
 from ntksap_jax import connectivity as connectivity
 from ntksap_jax import criteria as criteria
+from ntksap_jax import exchange as exchange
 from ntksap_jax import masks as masks
 from ntksap_jax import models as models
 from ntksap_jax import networks as networks

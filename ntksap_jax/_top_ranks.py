@@ -88,35 +88,68 @@ def keep_highest(
         return [a | t for a, t in zip(above, tied, strict=True)]
 
     def first_tied() -> list[jax.Array]:
-        left, kept = places, []
-        for a, t, taken in zip(above, tied, sized(tied), strict=True):
-            if axis is None:
-                order = jnp.cumsum(taken.ravel(), dtype=jnp.int32).reshape(taken.shape)
-            else:
-                order = jnp.cumsum(taken, axis, dtype=jnp.int32)
-            kept.append(a | (t & (order <= left)))
-            left = left - _sum(taken, axis)
-        return kept
+        return [a | t for a, t in zip(above, _first(tied, sized(tied), places, axis), strict=True)]
 
-    # Ties at the threshold are rare, and counting through all positions takes as long as the rest.
+    # Ties at the threshold are rare, and finding the first of them takes as long as the rest.
     return jax.lax.cond(jnp.all(total(tied) <= places), all_tied, first_tied)
+
+
+def _first(
+    tied: Sequence[jax.Array], sizes: Sequence[jax.Array], places: jax.Array, axis: int | None
+) -> list[jax.Array]:
+    """Returns the first of those tied, as many as there are places for, in order of position.
+
+    By bisection as well, on the position up to which they are taken: it needs nothing but counts,
+    where a cumulative sum needs all the entries before, and so the parts on other devices.
+    """
+    rooms = []
+    for taken in sizes:
+        rooms.append(places)
+        places = places - _sum(taken, axis)
+    bits = max(t.size for t in tied).bit_length()
+
+    def set_bit(i: jax.Array, bounds: list[jax.Array]) -> list[jax.Array]:
+        bit = jnp.uint32(1) << (bits - 1 - i).astype(jnp.uint32)
+        highers = [bound | bit for bound in bounds]
+        fits = [
+            _sum(jnp.where(_positions(taken.shape, axis) < higher, taken, 0), axis) <= room
+            for higher, taken, room in zip(highers, sizes, rooms, strict=True)
+        ]
+        return [jnp.where(*each) for each in zip(fits, highers, bounds, strict=True)]
+
+    # The highest bounds below which there is room for all.
+    none = [jnp.zeros(room.shape, jnp.uint32) for room in rooms]
+    bounds = jax.lax.fori_loop(0, bits, set_bit, none)
+    return [t & (_positions(t.shape, axis) < b) for t, b in zip(tied, bounds, strict=True)]
+
+
+def _positions(shape: tuple[int, ...], axis: int | None) -> jax.Array:
+    """The position of each entry along an axis, or its flat index, without reshaping."""
+    if axis is not None:
+        return jax.lax.broadcasted_iota(jnp.uint32, shape, axis % len(shape))
+    flat = jnp.zeros(shape, jnp.uint32)
+    for i, size in enumerate(shape):
+        flat = flat * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, i)
+    return flat
 
 
 def _sum(x: jax.Array, axis: int | None) -> jax.Array:
     """Sums as int32, along one axis (kept with length 1) or over all.
 
     The sum of everything is taken over a few slices first, number by number: XLA on CPU does not
-    use its vector units for a sum of integers to a scalar.
+    use its vector units for a sum of integers to a scalar. A slice is every n-th row of the inputs,
+    of which up to sixteen devices that hold parts of them have as many each; any number of devices
+    may hold parts of the outputs.
     """
     if axis is not None:
         return jnp.sum(x, axis, dtype=jnp.int32, keepdims=True)
-    rows = x.astype(jnp.int32)
-    rows = rows.reshape(-1, *x.shape[-1:]) if x.ndim > 1 else rows.reshape(-1)
-    whole = len(rows) // 8 * 8
-    if not whole:
-        return jnp.sum(rows)
-    slices = rows[:whole].reshape(8, whole // 8, *rows.shape[1:])
-    return jnp.sum(functools.reduce(jnp.add, slices)) + jnp.sum(rows[whole:])
+    cut = max(0, x.ndim - 2)
+    slices = next((n for n in (8, 4, 2) if x.ndim and x.shape[cut] % (16 * n) == 0), None)
+    if slices:
+        x = x.reshape(*x.shape[:cut], x.shape[cut] // slices, slices, *x.shape[cut + 1 :])
+        rows = (jax.lax.index_in_dim(x, i, cut + 1, keepdims=False) for i in range(slices))
+        x = functools.reduce(jnp.add, (row.astype(jnp.int32) for row in rows))
+    return jnp.sum(x, dtype=jnp.int32)
 
 
 def lowest(ranks: Sequence[jax.Array], kept: Sequence[jax.Array]) -> jax.Array:

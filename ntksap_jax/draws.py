@@ -13,6 +13,10 @@ import numpy as np
 
 from ntksap_jax.types import Key
 
+LARGE = 2**24
+"""Numbers from which on an array is drawn in its own shape, so that devices which hold parts of it
+draw these only. Smaller ones are drawn as vectors, which XLA compiles much faster on CPU."""
+
 
 def typed_key(key: Key) -> Key:
     """Returns a PRNG key as a typed one, whose array holds keys and not their words.
@@ -48,7 +52,7 @@ def normal(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Arra
         key: PRNG key.
         shape: shape of the result.
         dtype: its type. Others than float32 are left to `jax.random.normal`, as are keys that are
-            not threefry's.
+            not threefry's, and arrays of `LARGE` numbers and more.
 
     Returns:
         Array of shape `shape`.
@@ -60,8 +64,10 @@ def normal(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Arra
     """
     key = typed_key(key)
     size = math.prod(shape)
-    if dtype != jnp.float32 or str(jax.random.key_impl(key)) != "threefry2x32" or size < 2:
+    if size >= LARGE:
         return jax.random.normal(key, shape, dtype)
+    if dtype != jnp.float32 or str(jax.random.key_impl(key)) != "threefry2x32" or size < 2:
+        return jax.random.normal(key, (size,), dtype).reshape(shape)
     words = jax.random.key_data(jax.random.split(key, (size + 1) // 2))
     bits = jnp.concatenate([words[:, 0], words[:, 1]])[:size]
     # 23 random bits as the mantissa of a number in [1, 2), then uniform in (-1, 1).
@@ -74,9 +80,10 @@ def normal(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Arra
 def random_like(key: Key, tree: Any, sampler: Callable[..., jax.Array] = normal) -> Any:
     """Draws independent random numbers in the shape of a pytree.
 
-    All leaves are cut from one draw: a random generator takes XLA about a second to compile on CPU,
-    and networks have dozens of leaves. (So it holds all numbers in one array for a moment; a
-    network whose params must be sharded wants a draw for each leaf.)
+    Leaves are cut from one draw of up to `LARGE` numbers: a random generator takes XLA about a
+    second to compile on CPU, and networks have dozens of leaves. Larger ones are drawn by
+    themselves, each part on the device that holds it where params are sharded. The numbers depend
+    on neither.
 
     Args:
         key: PRNG key.
@@ -91,13 +98,37 @@ def random_like(key: Key, tree: Any, sampler: Callable[..., jax.Array] = normal)
     (2, 3)
     """
     leaves, structure = jax.tree.flatten(tree)
+    dtype = jnp.result_type(*leaves)
+    groups = _groups([math.prod(leaf.shape) for leaf in leaves])
+    keys = [key] if len(groups) == 1 else jax.random.split(key, len(groups))
+    drawn = []
+    for group_key, group in zip(keys, groups, strict=True):
+        drawn += _draw_together(group_key, [leaves[i] for i in group], sampler, dtype)
+    return jax.tree.unflatten(structure, drawn)
+
+
+def _groups(sizes: Sequence[int]) -> list[list[int]]:
+    """Puts consecutive leaves together whose numbers are drawn at once: up to `LARGE`, or one."""
+    groups: list[list[int]] = [[]]
+    total = 0
+    for i, size in enumerate(sizes):
+        if groups[-1] and total + size > LARGE:
+            groups.append([])
+            total = 0
+        groups[-1].append(i)
+        total += size
+    return groups
+
+
+def _draw_together(
+    key: Key, leaves: Sequence[Any], sampler: Callable[..., jax.Array], dtype: Any
+) -> list[jax.Array]:
     sizes = [math.prod(leaf.shape) for leaf in leaves]
-    drawn = sampler(key, (sum(sizes),), jnp.result_type(*leaves))
+    if sum(sizes) >= LARGE and len(leaves) == 1:
+        return [sampler(key, leaves[0].shape, dtype).astype(leaves[0].dtype)]
+    drawn = sampler(key, (sum(sizes),), dtype)
     ends = itertools.accumulate(sizes)
-    return jax.tree.unflatten(
-        structure,
-        [
-            drawn[end - size : end].reshape(leaf.shape).astype(leaf.dtype)
-            for leaf, size, end in zip(leaves, sizes, ends, strict=True)
-        ],
-    )
+    return [
+        drawn[end - size : end].reshape(leaf.shape).astype(leaf.dtype)
+        for leaf, size, end in zip(leaves, sizes, ends, strict=True)
+    ]

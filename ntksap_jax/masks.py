@@ -13,8 +13,6 @@ import hashlib
 import math
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _top_ranks
+from ntksap_jax import _npz, _top_ranks, sharding
 from ntksap_jax.draws import random_like, typed_key
 from ntksap_jax.types import Key, Mask, Params
 
@@ -93,7 +91,7 @@ def create(
         exclude: regular expression(s); leaves that match are not prunable.
 
     Returns:
-        The mask, shaped like `params`.
+        The mask, shaped like `params`; it lies as they do where they are spread over devices.
 
     Raises:
         ValueError: a pattern that matches no leaf, or no prunable leaf at all.
@@ -116,7 +114,9 @@ def create(
 
     def mask_leaf(path: Any, leaf: Any) -> jax.Array | None:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return jnp.ones(leaf.shape, bool) if is_prunable(name, leaf) else None
+        if not is_prunable(name, leaf):
+            return None
+        return jnp.ones(leaf.shape, bool, device=sharding.of(leaf))
 
     mask = jax.tree_util.tree_map_with_path(mask_leaf, params)
     if not jax.tree.leaves(mask):
@@ -274,7 +274,19 @@ def num_prunable(mask: Mask) -> int:
 
 def num_kept(mask: Mask) -> int:
     """Returns the number of weights that the mask keeps (a Python integer: not for use in jit)."""
-    return sum(int(np.count_nonzero(np.asarray(leaf))) for leaf in jax.tree.leaves(mask))
+    return sum(_kept_in_leaves(mask))
+
+
+def _kept_in_leaves(mask: Mask) -> list[int]:
+    leaves = jax.tree.leaves(mask)
+    if sharding.is_split(leaves):  # Counted where its parts are.
+        return [int(count) for count in jax.device_get(_count(leaves))]
+    return [int(np.count_nonzero(np.asarray(leaf))) for leaf in leaves]
+
+
+@jax.jit
+def _count(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.sum(leaf, dtype=jnp.int32) for leaf in leaves]
 
 
 def density(mask: Mask) -> float:
@@ -289,7 +301,9 @@ def density(mask: Mask) -> float:
 
 def layer_densities(mask: Mask) -> dict[str, float]:
     """Returns the fraction kept in each prunable leaf, by path."""
-    return {path: num_kept(leaf) / leaf.size for path, leaf in leaf_paths(mask).items()}
+    leaves = leaf_paths(mask)
+    pairs = zip(leaves.items(), _kept_in_leaves(mask), strict=True)
+    return {path: count / leaf.size for (path, leaf), count in pairs}
 
 
 # -- Files ---------------------------------------------------------------------------------------
@@ -314,7 +328,8 @@ def save(path: str | os.PathLike[str], mask: Mask) -> None:
 
     The archive's comment holds the mask's digest, by which `load` recognises damage.
 
-    The file is written aside and renamed, so that a crash leaves the old one or none.
+    The file is written aside and renamed, and on the disk when this returns: a crash or a power cut
+    leaves the old one or none.
 
     Args:
         path: where to write; used as it is (give it the ending `.npz`).
@@ -323,23 +338,13 @@ def save(path: str | os.PathLike[str], mask: Mask) -> None:
     Raises:
         TypeError: a leaf that is not a boolean array.
     """
-    path = Path(path)
     check(mask, mask)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # As np.savez_compressed does, whose keyword arguments do not take every path for a name.
-        with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, leaf in leaf_paths(mask).items():
-                with archive.open(f"{name}.npy", "w") as member:
-                    np.lib.format.write_array(member, np.asarray(leaf), allow_pickle=False)
-            archive.comment = digest(mask).encode()
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    arrays = {name: np.asarray(leaf) for name, leaf in leaf_paths(mask).items()}
+    _npz.write(Path(path), arrays, compress=True, comment=digest(mask))
 
 
 def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
-    """Reads a mask that `save` wrote.
+    """Reads a mask that `save` wrote, or whoever: nothing is taken but what fits the params.
 
     Args:
         path: the `.npz` file.
@@ -360,39 +365,35 @@ def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
     ...     density(load(os.path.join(folder, "mask.npz"), like=params))
     1.0
     """
-    path = Path(path)
-    advice = "Restore it, or run the search again."
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            stored = {name: archive[name] for name in archive.files}
-            recorded = archive.zip.comment.decode(errors="replace")
-    except FileNotFoundError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        AttributeError,
-        RuntimeError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise ValueError(
-            f"path: {path} is not a readable mask file ({error}): truncated or damaged. {advice}"
-        ) from error
-    unknown = sorted(stored.keys() - leaf_paths(like).keys())
-    if unknown:
-        raise ValueError(
-            f"like: the mask file {path} holds leaf {unknown[0]!r}, which the params do not have. "
-            "Pass the params of the model that the mask was made for."
-        )
+    path, wanted = Path(path), leaf_paths(like)
+    headers, recorded = _npz.read_headers(path)
+    if not headers:
+        raise ValueError(f"path: {path} holds no mask: it has no leaf. Run the search again.")
+    # Before memory is taken: the file may be anybody's, and say that it holds anything.
+    for name, header in headers.items():
+        if name not in wanted:
+            raise ValueError(
+                f"like: the mask file {path} holds leaf {name[:200]!r}, which the params do not "
+                "have. Pass the params of the model that the mask was made for."
+            )
+        if header.dtype != np.dtype(bool) or header.shape != wanted[name].shape:
+            raise ValueError(
+                f"like: in the mask file {path}, leaf {name!r} has shape {header.shape} and type "
+                f"{header.dtype}, expected {wanted[name].shape} and bool. Pass the params of the "
+                "model that the mask was made for."
+            )
+    # From bytes, which may be others than 0 and 1.
+    stored = {
+        name: array.view(np.uint8).astype(bool)
+        for name, array in _npz.read_arrays(path, headers).items()
+    }
     mask = jax.tree_util.tree_map_with_path(
         lambda key, _: stored.get(jax.tree_util.keystr(key, simple=True, separator="/")), like
     )
     check(mask, like)
     if recorded and recorded != digest(mask):
         raise ValueError(
-            f"path: {path} is damaged: it does not hold the mask that was saved. {advice}"
+            f"path: {path} is damaged: it does not hold the mask that was saved. Restore it, or "
+            "run the search again."
         )
     return jax.tree.map(jnp.asarray, mask)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import _platform, masks, schedules, selection
+from ntksap_jax import _platform, masks, schedules, selection, sharding
 from ntksap_jax.draws import typed_key
 from ntksap_jax.types import (
     Batch,
@@ -167,7 +167,8 @@ def prune(
 ) -> tuple[Mask, list[RoundInfo]]:
     """Searches for a mask round by round, with checks, reports and the means to resume.
 
-    Everything is compiled in the first round; the others reuse it.
+    Everything is compiled in the first round; the others reuse it. The masks lie as the params do,
+    on one device or spread over several; see `sharding.shard_params`.
 
     Args:
         key: PRNG key of the search.
@@ -217,6 +218,12 @@ def prune(
     options: Any = {"scope": scope, "min_weights": min_weights, "min_channels": min_channels}
     mask, plan = _plan(params, mask, schedule, **options)
     _check_start(mask, plan, start_round, scope, regrow)
+    # As the params lie: one that lies elsewhere in the first round makes the second compile again.
+    mask = masks.map_prunable(
+        lambda m, p: m if sharding.of(p) is None else jax.device_put(m, sharding.of(p)),
+        mask,
+        params,
+    )
 
     history = []
     rounds = range(start_round, len(plan))

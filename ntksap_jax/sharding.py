@@ -1,19 +1,33 @@
-"""Placement on devices: a mesh of whatever there is, and where batches and replicated trees go.
+"""Placement on devices: a mesh of whatever there is, and where batches and params go.
 
 Programs keep the global view: `jax.jit` splits the work by where its arguments lie, and results do
 not depend on the number of devices beyond rounding. Batch statistics are those of the whole batch.
+Meshes of your own do as well as those made here, if their axes are of type Auto.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+
+from ntksap_jax.types import Network, is_traced
+
+Rule = Callable[[str, tuple[int, ...]], PartitionSpec]
+"""`rule(path, shape) -> PartitionSpec`: how the leaf at a path such as `"conv/kernel"` is split."""
+
+Layout = tuple[Sharding | None, ...]
+"""Where each leaf of a pytree lies, in the order of `jax.tree.leaves`; None: on one device."""
+
+
+# -- Meshes and batches ----------------------------------------------------------------------------
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -26,6 +40,30 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def model_mesh(size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Makes a mesh with axes `"data"` and `"model"`, for networks too large for one device.
+
+    Params are split over `"model"` (see `shard_params`), batches and samples over `"data"`.
+
+    Args:
+        size: number of devices along `"model"`; the others are along `"data"`.
+        devices: by default all there are.
+
+    Raises:
+        ValueError: a size that does not divide the number of devices.
+
+    >>> model_mesh(1).axis_names
+    ('data', 'model')
+    """
+    devices = jax.devices() if devices is None else devices
+    if not isinstance(size, numbers.Integral) or size < 1 or len(devices) % size:
+        raise ValueError(
+            f"size: got {size!r}, expected a divisor of the number of devices, {len(devices)}."
+        )
+    grid = np.array(devices).reshape(-1, size)
+    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -42,20 +80,222 @@ def shard_batch(tree: Any, mesh: Mesh) -> Any:
     """Splits every array along axis 0 over the mesh's `"data"` axis.
 
     Raises:
-        ValueError: an axis 0 that the number of devices does not divide.
+        ValueError: an axis 0 that the number of devices does not divide; a mesh without that axis.
 
     >>> import jax.numpy as jnp
     >>> mesh = data_mesh()
     >>> shard_batch(jnp.ones((2 * mesh.size, 3)), mesh).sharding.spec == PartitionSpec("data")
     True
     """
+    size = _axis_size(mesh, "data")
     for leaf in jax.tree.leaves(tree):
-        if leaf.shape[0] % mesh.size:
+        if leaf.shape[0] % size:
             raise ValueError(
-                f"tree: a batch of {leaf.shape[0]} cannot be split over {mesh.size} devices. Use a "
-                f"multiple of {mesh.size}, or a mesh of fewer devices."
+                f"tree: a batch of {leaf.shape[0]} cannot be split over {size} devices. Use a "
+                f"multiple of {size}, or a mesh of fewer devices."
             )
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("data")))
+
+
+def _axis_size(mesh: Mesh, axis: str) -> int:
+    if axis not in mesh.shape:
+        raise ValueError(
+            f"mesh: has axes {mesh.axis_names} and none called {axis!r}. Place arrays yourself by "
+            "jax.device_put(tree, NamedSharding(mesh, PartitionSpec(...)))."
+        )
+    return mesh.shape[axis]
+
+
+# -- Params ----------------------------------------------------------------------------------------
+
+
+def split_outputs(mesh: Mesh, *, axis: str = "model", min_size: int = 2**16) -> Rule:
+    """Makes the rule that `shard_params` follows by default: split the outputs of every kernel.
+
+    A leaf is split along its last axis, the outputs, or if the number of devices does not divide
+    it, along the largest one that it divides.
+
+    Args:
+        mesh: where to.
+        axis: the axis of the mesh to split over.
+        min_size: leaves with fewer entries, such as biases, are copied to every device.
+
+    Returns:
+        The rule.
+
+    Raises:
+        ValueError: a mesh without that axis.
+
+    >>> rule = split_outputs(model_mesh(1), min_size=100)
+    >>> rule("conv/kernel", (3, 3, 16, 64)) == PartitionSpec(None, None, None, "model")
+    True
+    >>> rule("conv/bias", (64,)) == PartitionSpec()
+    True
+    """
+    devices = _axis_size(mesh, axis)
+
+    def rule(path: str, shape: tuple[int, ...]) -> PartitionSpec:
+        del path
+        last = len(shape) - 1
+        divisible = [i for i, size in enumerate(shape) if size % devices == 0]
+        if math.prod(shape) < min_size or not divisible:
+            return PartitionSpec()
+        chosen = last if last in divisible else max(divisible, key=lambda i: shape[i])
+        return PartitionSpec(*[axis if i == chosen else None for i in range(len(shape))])
+
+    return rule
+
+
+def shard_params(tree: Any, mesh: Mesh, *, rule: Rule | None = None) -> Any:
+    """Splits params over the `"model"` axis of a mesh, each leaf as a rule says. Traceable.
+
+    All that is made of them lies as they do: `masks.create(params)`, scores, the masks that a
+    search finds, the weights that it draws, and the state of an optimiser. Results are those of one
+    device, to rounding.
+
+    Args:
+        tree: pytree of arrays.
+        mesh: with a `"model"` axis, such as `model_mesh(4)`; or any, with a rule of your own.
+        rule: `rule(path, shape) -> PartitionSpec`; `split_outputs(mesh)` by default.
+
+    Returns:
+        The tree, placed; under `jit`, constrained to lie so.
+
+    Raises:
+        ValueError: a spec that does not fit its leaf, whose path is named; axes that are not of
+            type Auto.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"up": jnp.ones((256, 512)), "down": jnp.ones((512, 256)), "bias": jnp.ones(512)}
+    >>> mesh = model_mesh(jax.device_count())
+    >>> shard_params(params, mesh)["up"].sharding.spec == PartitionSpec(None, "model")
+    True
+    >>> def in_pairs(path, shape):  # what leaves the first layer split goes into the second so
+    ...     specs = {"up": PartitionSpec(None, "model"), "down": PartitionSpec("model", None)}
+    ...     return specs.get(path, PartitionSpec())
+    >>> shard_params(params, mesh, rule=in_pairs)["down"].sharding.spec[0]
+    'model'
+    """
+    _check_auto(mesh)
+    rule = split_outputs(mesh) if rule is None else rule
+
+    def place(path: Any, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = rule(name, leaf.shape)
+        try:
+            sharding = NamedSharding(mesh, spec)
+            sharding.shard_shape(leaf.shape)
+        except (ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"rule: returned {spec} for leaf {name!r} of shape {leaf.shape}, which does not "
+                f"fit: {error}"
+            ) from error
+        return _place(leaf, sharding)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def shard_network(network: Network, mesh: Mesh, *, rule: Rule | None = None) -> Network:
+    """Returns the network with an `init` that draws params where they lie, as `shard_params` does.
+
+    No device ever holds all of them. The numbers are the same on any mesh.
+
+    Args:
+        network: from `ntksap_jax.networks`.
+        mesh: as for `shard_params`.
+        rule: as for `shard_params`.
+
+    >>> import flax.linen as nn, jax
+    >>> from ntksap_jax import networks
+    >>> mesh = model_mesh(jax.device_count())
+    >>> network = shard_network(networks.linen(nn.Dense(512), (256,)), mesh)
+    >>> network.init(jax.random.key(0))["kernel"].sharding.spec == PartitionSpec(None, "model")
+    True
+    """
+    init = network.init
+    return network._replace(init=jax.jit(lambda key: shard_params(init(key), mesh, rule=rule)))
+
+
+def of(array: Any) -> Sharding | None:
+    """Returns where an array lies that is spread over devices; None for others, and under `jit`.
+
+    >>> import jax.numpy as jnp
+    >>> of(jnp.ones(3)) is None
+    True
+    """
+    if not isinstance(array, jax.Array) or is_traced(array):
+        return None
+    return array.sharding if len(array.sharding.device_set) > 1 else None
+
+
+def layout(tree: Any) -> Layout | None:
+    """Returns where each leaf lies, for `constrain`; None if none of them is spread over devices.
+
+    Raises:
+        ValueError: an array on a mesh with axes that are not of type Auto.
+
+    >>> import jax.numpy as jnp
+    >>> layout({"w": jnp.ones(3)}) is None
+    True
+    """
+    shardings = tuple(_canonical(of(leaf)) for leaf in jax.tree.leaves(tree))
+    return shardings if any(shardings) else None
+
+
+def _check_auto(mesh: Any) -> None:
+    if set(mesh.axis_types) != {AxisType.Auto}:
+        raise ValueError(
+            f"mesh: has axes of types {mesh.axis_types}, expected Auto: pass "
+            "axis_types=(jax.sharding.AxisType.Auto,) * n to jax.make_mesh."
+        )
+
+
+def _canonical(sharding: Sharding | None) -> Sharding | None:
+    """Equal for equal placements: `P("model", None)` is `P("model")`, as `jit` returns it."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    _check_auto(sharding.mesh)
+    spec = list(sharding.spec)
+    while spec and spec[-1] is None:
+        spec.pop()
+    return sharding.update(spec=PartitionSpec(*spec))
+
+
+def is_split(tree: Any) -> bool:
+    """Whether a concrete tree has an array of which no device holds all.
+
+    >>> import jax.numpy as jnp
+    >>> is_split({"w": jnp.ones(3)})
+    False
+    """
+    leaves = jax.tree.leaves(tree)
+    return any(isinstance(x, jax.Array) and not x.is_fully_replicated for x in leaves)
+
+
+def constrain(tree: Any, layout: Layout | None) -> Any:
+    """Has the leaves of a tree lie as those of the tree that `layout` was taken of. Traceable.
+
+    Args:
+        tree: with as many leaves as the other one.
+        layout: from the function of that name; None leaves the tree as it is.
+    """
+    if layout is None:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    placed = [
+        leaf if sharding is None else _place(leaf, sharding)
+        for leaf, sharding in zip(leaves, layout, strict=True)
+    ]
+    return jax.tree.unflatten(structure, placed)
+
+
+def _place(array: Any, sharding: Sharding) -> jax.Array:
+    if is_traced(array):  # Knows what to do under `vmap`, which `device_put` does not.
+        return jax.lax.with_sharding_constraint(array, sharding)
+    return jax.device_put(array, sharding)
+
+
+# -- Sums over shards ------------------------------------------------------------------------------
 
 
 def sum_over(function: Callable[[Any], Any], items: Any, sharding: NamedSharding) -> Any:
@@ -102,19 +342,31 @@ def sum_over(function: Callable[[Any], Any], items: Any, sharding: NamedSharding
         def zeros_of(item: Any) -> Any:
             return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-        total, _ = jax.lax.scan(add, zeros_of(item), (items, counts))
-        return jax.lax.psum(total, axes)
+        return jax.lax.scan(add, zeros_of(item), (items, counts))[0]
 
+    counts = jnp.asarray(positions < count)
+    if shards == 1:  # XLA fails to compile an all-reduce over one shard beside other axes.
+        return local(padded, counts)
     spec = PartitionSpec(axes)
     return jax.shard_map(
-        local,
+        lambda items, counts: jax.lax.psum(local(items, counts), axes),
         mesh=sharding.mesh,
         in_specs=(spec, spec),
         out_specs=PartitionSpec(),
         axis_names=set(axes),
         # Nothing is differentiated across the boundary, and our convolution has no rule for it.
         check_vma=False,
-    )(padded, jnp.asarray(positions < count))
+    )(padded, counts)
+
+
+def axes_of(sharding: NamedSharding) -> set[str]:
+    """Returns the axes of the mesh over which an array is split.
+
+    >>> sorted(axes_of(NamedSharding(model_mesh(1), PartitionSpec(None, ("data", "model")))))
+    ['data', 'model']
+    """
+    entries = [(x,) if isinstance(x, str) else x or () for x in sharding.spec]
+    return set(itertools.chain.from_iterable(entries))
 
 
 def _axes_of_items(sharding: NamedSharding) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Damage to files, at random."""
 
+from hypothesis import strategies as st
+
 
 def damage(rng, folder):
     """Damages one to three files: cuts them, flips a bit, overwrites a block, or removes them."""
@@ -18,3 +20,21 @@ def damage(rng, folder):
         else:
             del data[at:]
         path.write_bytes(data)
+
+
+@st.composite
+def damage_bytes(draw, data):
+    """Bytes that are cut, changed, doubled or inserted in up to three places."""
+    data = bytearray(data)
+    for _ in range(draw(st.integers(1, 3))):
+        start, end = sorted(draw(st.tuples(*[st.integers(0, len(data))] * 2)))
+        how = draw(st.sampled_from(["cut", "change", "change", "double", "insert"]))
+        if how == "cut":
+            del data[start:end]
+        elif how == "double":
+            data[end:end] = data[start:end]
+        elif how == "insert":
+            data[start:start] = draw(st.binary(min_size=1, max_size=9))
+        elif start < len(data):
+            data[start] = draw(st.integers(0, 255))
+    return bytes(data)

@@ -3,11 +3,12 @@
 import dataclasses
 import errno
 import fcntl
+import os
 from pathlib import Path
 
 import pytest
 
-from experiments import cells, cifar, files, locking, run_folder
+from experiments import cells, cifar, locking, run_folder
 from experiments import config as config_lib
 from experiments.command_line import UserError
 from experiments.presets import PRESETS
@@ -102,7 +103,7 @@ def test_a_full_disk_fails_the_cell_also_when_that_cannot_be_written(config, qui
     status = cells.carry_out(config)
     assert status.state == "failed"
     assert status.error.startswith("the disk is full: No space left on device (a/file)")
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert cells.fail(config, "the cause") == ("failed", None, "the cause")
 
 

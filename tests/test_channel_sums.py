@@ -94,7 +94,12 @@ def test_forward_and_backward_sums_are_matrix_products_on_cpu():
             y, _ = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
             return jnp.sum(nn.relu(y) ** 2)
 
-        return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(variables["params"], x).compile().as_text()
+        return (
+            jax.jit(jax.grad(loss, argnums=(0, 1)))
+            .lower(variables["params"], x)
+            .compile()
+            .as_text()
+        )
 
     ours, theirs = (
         normalised(kind(use_running_average=False))

@@ -180,7 +180,7 @@ def test_a_complete_run_is_shown_again(undisturbed, capsys):
         ("demo --rounds 80000", "--rounds: 80000 is more than the 77072 weights"),
         ("demo --warmup-epochs 0.999 --epochs 1", "--warmup-epochs: 0.999 leaves none of the 22"),
         ("demo --batch-size 2000", "--batch-size: 2000 is more than the 1433 training images"),
-        ("demo --batch-size 63", "--batch-size: 63 cannot be split over 4 devices"),
+        ("demo --batch-size 63", "--batch-size: 63 cannot be split over 8 devices"),
         ("demo --model vgg16_bn", "--model vgg16_bn cannot take the images of digits"),
         ("demo --dataset cifar10 --data-dir nowhere", "cifar10 is not prepared in nowhere"),
     ],

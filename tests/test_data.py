@@ -405,12 +405,12 @@ def test_without_any_place_for_a_cache_the_images_still_come(read_only, caplog, 
 
 
 def test_an_interrupted_write_leaves_no_cache(root, monkeypatch):
-    def half(file, **arrays):
-        file.write(b"half")
+    def half(member, array, **options):
+        member.write(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(np, "savez", half)
+        patch.setattr(np.lib.format, "write_array", half)
         loading.load_prepared(SPEC, data_dir=root)
     assert list((root / "cifar10" / "decoded").iterdir()) == []
 

@@ -429,8 +429,8 @@ def test_scores_that_are_not_finite_stop_and_keep_what_led_there(tmp_path, monke
     options = ["demo", "--model", "mlp", "--criterion", "synflow", "--rounds", "3", "--compare"]
     make_score, rounds = choices.make_score, []
 
-    def make_failing_score(*args):
-        score = make_score(*args)
+    def make_failing_score(*args, **kwargs):
+        score = make_score(*args, **kwargs)
 
         def failing_score(*args):
             rounds.append(1)

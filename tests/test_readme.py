@@ -17,7 +17,10 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_library_example_runs_and_prunes():
-    first, second, third, fourth = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    # The last one, into PyTorch, is run by test_exchange_pytorch.py.
+    first, second, third, fourth, fifth, _ = re.findall(
+        r"```python\n(.*?)```", README, flags=re.DOTALL
+    )
     assert len(first.strip().splitlines()) <= 12
     names: dict = {}
     exec(first.replace("batch_size=100", "batch_size=4"), names)
@@ -44,8 +47,10 @@ def test_the_library_example_runs_and_prunes():
     assert kept.flops <= 0.25 * dense.flops
     found = sum(leaf.size for leaf in masks.leaf_paths(names["fewer"]["params"]).values())
     assert found == kept.params < dense.params
-    exec(fourth.replace("num_samples=8", "num_samples=8, batch_size=4"), names)
-    assert names["over"].mesh.size == jax.device_count()
+    for block, axes in ((fourth, ("data",)), (fifth, ("data", "model"))):
+        exec(block.replace("num_samples=8", "num_samples=8, batch_size=4"), names)
+        assert names["over"].mesh.axis_names == axes
+        assert names["over"].mesh.size == jax.device_count()
 
 
 def test_pictures_and_files_exist():

@@ -468,3 +468,24 @@ def test_an_image_that_cannot_be_read_ends_the_program_with_one_line(root, tmp_p
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert f"error: cannot read the images: {path}: no image" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_parts_are_those_of_the_whole_batches(pristine, start):
+    """Of a training set that fills 3 batches and half of another, for two epochs."""
+    key = jax.random.key(0)
+
+    def batches(part):
+        dataset = load(pristine, image_size=16)
+        train = [
+            batch
+            for epoch in (1, 2)
+            for batch in dataset.train_batches(key, epoch, 4, start=start, part=part)
+        ]
+        return [*train, *dataset.test_batches(4, part=part)]
+
+    whole = batches((0, 1))
+    assert len(whole) == 2 * (3 - start) + 2
+    for expected, *parts in zip(whole, batches((0, 2)), batches((1, 2)), strict=True):
+        for array, *rows in zip(expected, *parts, strict=True):
+            np.testing.assert_array_equal(array, np.concatenate(rows))

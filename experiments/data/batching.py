@@ -38,6 +38,28 @@ def check_batch_size(batch_size: int, num_examples: int) -> None:
         )
 
 
+def rows_of(part: tuple[int, int], batch_size: int) -> slice:
+    """Returns the rows of a batch that are part `index` of `count` equal ones.
+
+    Args:
+        part: index and count, such as number of a process and number of processes.
+        batch_size: rows of the whole batch.
+
+    Raises:
+        ValueError: the parts would not be equal, or there is none of that index.
+
+    >>> rows_of((1, 2), 6)
+    slice(3, 6, None)
+    """
+    index, count = part
+    if not 0 <= index < count or batch_size % count:
+        raise ValueError(
+            f"part: got {part}, expected an index and how many equal parts {batch_size} rows have"
+        )
+    size = batch_size // count
+    return slice(index * size, (index + 1) * size)
+
+
 def eval_batches(num_examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts the test set into batches of one shape that cover every example once.
 

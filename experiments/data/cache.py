@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from ntksap_jax import _npz as npz
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -51,8 +52,7 @@ def get(
         if path.exists():
             try:
                 return _read(path, expected)
-            # What NumPy and zipfile raise for files cut short or overwritten.
-            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            except (OSError, ValueError) as error:
                 _log.warning("cannot use %s (%s): decoding the images again", path, error)
     arrays = make()
     for place in places:
@@ -70,25 +70,17 @@ def get(
 
 
 def _read(path: Path, expected: set[str]) -> Arrays:
-    # Reading to the end checks the CRC-32 that the zip format keeps of every array.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        if set(stored.files) != expected:
-            raise ValueError(f"holds {sorted(stored.files)}, expected {sorted(expected)}")
-        return {key: stored[key] for key in stored.files}
+    headers, _ = npz.read_headers(path)
+    if set(headers) != expected:
+        raise ValueError(f"holds {sorted(headers)}, expected {sorted(expected)}")
+    if any(header.is_compressed for header in headers.values()):
+        raise ValueError("holds compressed arrays, which may be of any size")
+    return npz.read_arrays(path, headers)
 
 
 def _write(path: Path, arrays: Arrays) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    npz.write(path, arrays, compress=False)
 
 
 def is_writable(folder: Path) -> bool:

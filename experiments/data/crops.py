@@ -12,6 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+FORMATS = ("JPEG", "PNG")
+"""What is decoded. Pillow would decode anything else by its contents, and EPS by Ghostscript."""
+
 ATTEMPTS = 10
 """Crops that are drawn before the largest one in the centre is taken (as in torchvision)."""
 
@@ -111,7 +114,7 @@ def decode(encoded: bytes) -> Image.Image:
         ValueError: the bytes are no image, or not all of one.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             return image.convert("RGB")
     # What Pillow raises for damaged files; SyntaxError is for PNG chunks.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -74,6 +74,9 @@ def tiny_imagenet(folder: Path) -> ImageFolder:
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     if len(label_of) < len(wnids):
         raise DataError(f"{folder / 'wnids.txt'} names a class twice. {_RESTORE}")
+    for wnid in wnids:
+        if Path(wnid).name != wnid:  # Such as one that leads out of the folder.
+            raise DataError(f"{folder / 'wnids.txt'} names {wnid!r}, no class. {_RESTORE}")
     _refuse_unknown_classes(folder / "train", wnids)
     train = [
         (f"train/{wnid}/images/{name}", label)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from experiments.data import cache, catalogue, digits, image_folders, prepared, progress
-from experiments.data.batching import epoch_batches, eval_batches
+from experiments.data.batching import epoch_batches, eval_batches, rows_of
 from experiments.data.catalogue import DataError, Spec, StreamedSpec
 from experiments.data.crops import CentreCrop, RandomCrop
 from experiments.data.records import Records
@@ -88,7 +88,13 @@ class Dataset(NamedTuple):
         return self.train_images[indices]
 
     def train_batches(
-        self, key: jax.Array, epoch: int, batch_size: int, *, start: int = 0
+        self,
+        key: jax.Array,
+        epoch: int,
+        batch_size: int,
+        *,
+        start: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields uint8 images and int32 labels of one epoch, shuffled, not yet augmented.
 
@@ -99,13 +105,18 @@ class Dataset(NamedTuple):
             epoch: its number.
             batch_size: images a batch.
             start: batches to leave out at the beginning, for a training that resumes behind them.
+            part: which part of each batch, and of how many; see `batching.rows_of`.
         """
         order = epoch_batches(jax.random.fold_in(key, epoch), self.num_train, batch_size)
-        return ((self.train_images[batch], self.train_labels[batch]) for batch in order[start:])
+        order = order[start:, rows_of(part, batch_size)]
+        return ((self.train_images[batch], self.train_labels[batch]) for batch in order)
 
-    def test_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def test_batches(
+        self, batch_size: int, *, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yields uint8 images, int32 labels and `is_real` that cover the test set once."""
-        indices, is_real = eval_batches(self.num_test, batch_size)
+        rows = rows_of(part, batch_size)
+        indices, is_real = (each[:, rows] for each in eval_batches(self.num_test, batch_size))
         return (
             (self.test_images[batch], self.test_labels[batch], real)
             for batch, real in zip(indices, is_real, strict=True)

@@ -7,7 +7,6 @@ the network for minutes, and then blame the wrong thing.
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import shlex
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import files
 from experiments.data.catalogue import DataError, Spec
 
 METADATA = ("dataset_info.json", "features.json", "label.labels.txt")
@@ -77,7 +77,7 @@ def locate(spec: Spec, root: Path) -> Prepared:
             f"{problem}. {advice}, or name an existing TFDS folder in array_record format by "
             "--data-dir or TFDS_DATA_DIR"
         )
-    info = json.loads((folder / "dataset_info.json").read_text())
+    info = files.read_json(folder / "dataset_info.json")
     metadata = [folder / name for name in METADATA if (folder / name).exists()]
     return Prepared(root, folder, (*metadata, *_shards(spec, folder, info)))
 
@@ -92,7 +92,7 @@ def find_problem(spec: Spec, root: Path) -> str | None:
         state = "" if root.is_dir() else ", which does not exist"
         return f"{spec.name} is not prepared in {root}{state} (looked for {folder})"
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
+        info = files.read_json(folder / "dataset_info.json")
         declared = info["name"], info["version"]
         lengths = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
     except FileNotFoundError:
@@ -120,7 +120,7 @@ def find_problem(spec: Spec, root: Path) -> str | None:
 def label_names(spec: Spec, folder: Path) -> tuple[str, ...]:
     """Returns the class names of a checked folder; the numbers themselves if it has none."""
     path = folder / "label.labels.txt"
-    names = path.read_text().split("\n") if path.exists() else []
+    names = files.read_text(path).split("\n") if path.exists() else []
     return tuple(filter(None, names)) or tuple(map(str, range(spec.num_classes)))
 
 
@@ -153,7 +153,7 @@ def read_split(
                 labels[row] = record["label"]
                 num_jpeg += record["image"].startswith(b"\xff\xd8")
         # RuntimeError is array_record's, for a checksum that fails; the others come from decoding.
-        except (RuntimeError, OSError, ValueError, KeyError) as error:
+        except (RuntimeError, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{prepared.folder}: the {split} records {rows.start} to {rows.stop - 1} are "
                 f"truncated or damaged ({error}). Move the folder away and prepare it again"
@@ -199,10 +199,10 @@ def open_records(spec: Spec, prepared: Prepared, split: str) -> Any:
 def _decode(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
     from PIL import Image
 
-    with Image.open(io.BytesIO(encoded)) as image:
+    with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+        if image.size != (shape[1], shape[0]):  # Nothing is decoded yet.
+            raise ValueError(f"an image of {image.size} pixels, expected {(shape[1], shape[0])}")
         pixels = np.asarray(image.convert("L" if shape[-1] == 1 else "RGB"))
-    if pixels.shape[:2] != shape[:2]:
-        raise ValueError(f"an image of {pixels.shape[:2]} pixels, expected {shape[:2]}")
     return pixels.reshape(shape)
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from experiments.data.batching import check_batch_size, eval_batches
+from experiments.data.batching import check_batch_size, eval_batches, rows_of
 from experiments.data.catalogue import DataError
 from experiments.data.crops import CentreCrop, RandomCrop
 
@@ -122,7 +122,13 @@ class StreamedDataset:
             raise _data_error(error) from error
 
     def train_batches(
-        self, key: jax.Array, epoch: int, batch_size: int, *, start: int = 0
+        self,
+        key: jax.Array,
+        epoch: int,
+        batch_size: int,
+        *,
+        start: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields uint8 images and int32 labels of one epoch, shuffled and augmented.
 
@@ -133,6 +139,7 @@ class StreamedDataset:
             epoch: its number.
             batch_size: images a batch.
             start: batches to leave out at the beginning, for a training that resumes behind them.
+            part: which part of each batch, and of how many; no other images are decoded.
 
         Raises:
             ValueError: `batch_size` is not in [1, number of training images].
@@ -147,17 +154,18 @@ class StreamedDataset:
             .seed(seed)
             .shuffle()
             .random_map(_TrainExample(self.train, self.train_crop))
-            .batch(batch_size, drop_remainder=True)
         )
         return self._train_reader.read(
-            examples,
+            _batches(examples, len(self.train) // batch_size, batch_size, part),
             epoch,
             start=start,
-            which=(seed, batch_size),
+            which=(seed, batch_size, part),
             num_workers=self.num_workers,
         )
 
-    def test_batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def test_batches(
+        self, batch_size: int, *, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yields uint8 images, int32 labels and `is_real` that cover the test set once.
 
         Raises:
@@ -166,15 +174,23 @@ class StreamedDataset:
         import grain
 
         indices, _ = eval_batches(len(self.test), batch_size)
-        examples = (
-            grain.MapDataset.range(indices.size)
-            .map(_TestExample(self.test, self.test_crop, len(self.test)))
-            .batch(batch_size)
+        examples = grain.MapDataset.range(indices.size).map(
+            _TestExample(self.test, self.test_crop, len(self.test))
         )
         reader = self._test_reader
         return reader.read(
-            examples, reader.next_epoch, which=batch_size, num_workers=self.num_workers
+            _batches(examples, len(indices), batch_size, part),
+            reader.next_epoch,
+            which=(batch_size, part),
+            num_workers=self.num_workers,
         )
+
+
+def _batches(examples: Any, number: int, batch_size: int, part: tuple[int, int]) -> Any:
+    """Cuts examples into batches and takes the same rows of each, without making the others."""
+    rows = rows_of(part, batch_size)
+    index, count = part
+    return examples.batch(rows.stop - rows.start)[index : number * count : count]
 
 
 class _TrainExample(NamedTuple):

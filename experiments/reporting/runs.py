@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import config as config_lib
-from experiments import run_folder
+from experiments import files, run_folder
 from experiments.command_line import UserError
 from experiments.config import Config
 
-NEEDED: dict[str, type | tuple[type, ...]] = {
-    "density": (int, float),
-    "last_test_accuracy": (int, float),
-    "best_test_accuracy": (int, float),
-    "dense_flops": int,
-    "kept_flops": int,
-    "search_seconds": (int, float),
-    "training_seconds": (int, float),
-    "layer_densities": dict,
-}
-"""What summary.json must hold; it may hold more, which older versions did not write."""
+NUMBERS = (
+    *("density", "last_test_accuracy", "best_test_accuracy", "dense_flops", "kept_flops"),
+    *("search_seconds", "training_seconds"),
+)
+"""Numbers that summary.json must hold; it may hold more, which older versions did not write."""
 
 
 class Run(NamedTuple):
@@ -91,9 +84,15 @@ def _folders(roots: Sequence[Path]) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    for path, children, files in os.walk(root, followlinks=True):
+    seen = set()
+    for path, children, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:  # Links may lead round in circles.
+            children.clear()
+            continue
+        seen.add(real)
         children.sort()
-        if {"config.json", "summary.json"} & set(files):
+        if {"config.json", "summary.json"} & set(names):
             children.clear()  # A run folder: its checkpoints hold no others.
             yield Path(path)
 
@@ -106,13 +105,14 @@ def read(folder: Path) -> Run:
     """
     config = _read_config(folder / "config.json")
     summary = _read_json(folder / "summary.json", dict)
-    for name, kind in NEEDED.items():
-        if not isinstance(summary.get(name), kind):
-            raise Damaged(f"summary.json: {name!r} is missing or not a number or table")
-    sessions = folder / "environment.json"
+    _check_summary(summary)
+    path = folder / "environment.json"
+    sessions = _read_json(path, list) if path.exists() else []
+    if not all(map(_is_session, sessions)):
+        raise Damaged("environment.json: expected a list of tables, with packages and devices")
     try:
         spectrum = run_folder.read_table(folder / "spectrum.csv")
-    except (OSError, ValueError, TypeError) as error:
+    except UserError as error:
         raise Damaged(f"spectrum.csv: {error}") from error
     if any(isinstance(value, str) for row in spectrum for value in row.values()):
         raise Damaged("spectrum.csv: not all are numbers")
@@ -120,34 +120,52 @@ def read(folder: Path) -> Run:
         folder=folder,
         config=config,
         summary=summary,
-        sessions=_read_json(sessions, list) if sessions.exists() else [],
+        sessions=sessions,
         spectrum=spectrum,
     )
+
+
+def _check_summary(summary: dict[str, Any]) -> None:
+    for name in NUMBERS:
+        if not _is_number(summary.get(name)):
+            raise Damaged(f"summary.json: {name!r} is missing or not a number")
+    if summary["dense_flops"] <= 0:
+        raise Damaged("summary.json: 'dense_flops' is not positive")
+    for name in ("layer_densities", "live_channels"):
+        layers = summary.get(name, {} if name == "live_channels" else None)
+        if not isinstance(layers, dict) or not all(map(_is_number, layers.values())):
+            raise Damaged(f"summary.json: {name!r} is missing or not a table of numbers")
+    dead = summary.get("dead_layers", [])
+    if not isinstance(dead, list) or not all(isinstance(layer, str) for layer in dead):
+        raise Damaged("summary.json: 'dead_layers' is not a list of layers")
+    if "effective_density" in summary and not _is_number(summary["effective_density"]):
+        raise Damaged("summary.json: 'effective_density' is not a number")
+
+
+def _is_session(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("packages", {}), dict)
+        and isinstance(devices := value.get("devices", []), list)
+        and all(isinstance(device, str) for device in devices)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    # No infinity or NaN, nor integers that become infinite.
+    return isinstance(value, int | float) and -1e30 < value < 1e30
 
 
 def _read_config(path: Path) -> Config:
     values = _read_json(path, dict)
     try:
-        return config_lib.from_dict(_filled(config_lib.to_dict(Config()), values))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise Damaged(f"config.json is not of this version: {error!r}") from error
-
-
-def _filled(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Returns `values` with the options that did not exist when they were written."""
-    filled = {
-        name: _filled(default, values[name]) if isinstance(default, dict) else values[name]
-        for name, default in defaults.items()
-        if name in values
-    }
-    return {**defaults, **values, **filled}
+        return config_lib.from_dict(values)
+    except UserError as error:
+        raise Damaged(f"config.json is not of this version: {error}") from error
 
 
 def _read_json(path: Path, kind: type) -> Any:
     try:
-        value = json.loads(path.read_text())
+        return files.read_json(path, kind)
     except (OSError, ValueError) as error:
         raise Damaged(f"{path.name}: {error}") from error
-    if not isinstance(value, kind):
-        raise Damaged(f"{path.name}: expected a {kind.__name__}, got {type(value).__name__}")
-    return value

@@ -1,0 +1,154 @@
+"""Arrays in an `.npz` file: written as a whole or not at all, and read whoever wrote them.
+
+`numpy.load` takes the memory that a file asks for before it looks for the data, inflates whatever
+it finds, and parses headers as Python. Here the headers are read first, for the caller to judge,
+and nothing is taken that the file does not hold. No pickle, and no member becomes a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from ntksap_jax import _files
+
+_MAGIC = b"\x93NUMPY\x01\x00"
+_HEADER = re.compile(
+    r"\{'descr': '([<>|=]?[a-zA-Z][0-9]{0,9})', 'fortran_order': (False|True), "
+    r"'shape': \(((?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\), \} *\n?",
+    re.ASCII,
+)
+"""What NumPy writes for arrays of one type; what it can read is any Python literal."""
+
+
+class Header(NamedTuple):
+    """What a file says of one of its arrays.
+
+    Attributes:
+        shape: its shape.
+        dtype: of its elements; never of objects.
+        is_fortran: whether the first axis varies fastest.
+        is_compressed: whether it takes less space in the file than in memory.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    is_fortran: bool
+    is_compressed: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that it takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write(
+    path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool, comment: str = ""
+) -> None:
+    """Writes arrays by name, as `numpy.savez` does, but for any name and aside, then renamed.
+
+    Args:
+        path: where to write; used as it is.
+        arrays: name to array.
+        compress: whether to deflate them.
+        comment: of the archive.
+    """
+    method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    with _files.aside(path) as aside, zipfile.ZipFile(aside, "w", method) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+        archive.comment = comment.encode()
+
+
+def read_headers(path: Path) -> tuple[dict[str, Header], str]:
+    """Reads what a file says it holds, and its comment.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, or no such file as `write` makes.
+    """
+    with _open(path) as archive:
+        headers = {}
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name in headers:
+                raise ValueError(f"it holds {name!r} twice")
+            with archive.open(_checked(info)) as member:
+                headers[name] = _read_header(member, info)
+        return headers, archive.comment.decode(errors="replace")
+
+
+def read_arrays(path: Path, headers: Mapping[str, Header]) -> dict[str, np.ndarray]:
+    """Reads the arrays, after the caller has found that their headers are as they should be.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is damaged, or has changed since its headers were read.
+    """
+    arrays = {}
+    with _open(path) as archive:
+        for name, header in headers.items():
+            info = archive.getinfo(f"{name}.npy")
+            with archive.open(_checked(info)) as member:
+                if _read_header(member, info) != header:
+                    raise ValueError("it was changed while it was read")
+                data = member.read(header.num_bytes)
+                if len(data) < header.num_bytes or member.read(1):
+                    raise ValueError(f"{name!r} is not as long as it says")
+            order: Any = "F" if header.is_fortran else "C"
+            arrays[name] = np.ndarray(header.shape, header.dtype, data, order=order)
+    return arrays
+
+
+def _checked(info: zipfile.ZipInfo) -> zipfile.ZipInfo:
+    # Of the other methods zipfile inflates a whole block at once, however large it becomes.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{info.filename!r} is compressed by another method than deflate")
+    return info
+
+
+def _read_header(member: IO[bytes], info: zipfile.ZipInfo) -> Header:
+    start = member.read(len(_MAGIC) + 2)
+    text = member.read(int.from_bytes(start[-2:], "little")).decode("latin-1")
+    match = _HEADER.fullmatch(text)
+    if not start.startswith(_MAGIC) or match is None:
+        raise ValueError(f"{info.filename!r} is no plain array")
+    header = Header(
+        shape=tuple(int(size) for size in match[3].split(",") if size.strip()),
+        dtype=np.dtype(match[1]),
+        is_fortran=match[2] == "True",
+        is_compressed=info.compress_type != zipfile.ZIP_STORED,
+    )
+    if header.dtype.hasobject:
+        raise ValueError(f"{info.filename!r} holds Python objects, which are not read")
+    if len(start) + len(text) + header.num_bytes != info.file_size:
+        raise ValueError(f"{info.filename!r} is not as long as it says")
+    return header
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens the archive; what goes wrong with it becomes a `ValueError` that names it."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("no regular file")
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except FileNotFoundError:
+        raise
+    # zipfile and zlib raise a dozen kinds for damaged files, and document few of them.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"path: {path} is not a readable .npz file ({reason}): truncated or damaged, or "
+            "written by something else. Restore it, or make it again."
+        ) from error

@@ -1,0 +1,19 @@
+"""Masks and pruned networks that travel: into files, to PyTorch and jaxpruner, into a program.
+
+`save_mask` and `load_mask` keep a mask with where it comes from. `to_torch` and `from_torch` speak
+PyTorch's names and layouts, `to_jaxpruner` and `from_jaxpruner` jaxpruner's masks. `save_packed`
+stores a pruned network in the space of what is left of it; `export` makes it a program that runs
+without its code. Nothing here is pickled, and nothing imports PyTorch.
+"""
+
+from ntksap_jax.exchange.exporting import export as export
+from ntksap_jax.exchange.jaxpruner import from_jaxpruner as from_jaxpruner
+from ntksap_jax.exchange.jaxpruner import to_jaxpruner as to_jaxpruner
+from ntksap_jax.exchange.layer_pairing import pair_layers as pair_layers
+from ntksap_jax.exchange.mask_files import MaskInfo as MaskInfo
+from ntksap_jax.exchange.mask_files import load_mask as load_mask
+from ntksap_jax.exchange.mask_files import save_mask as save_mask
+from ntksap_jax.exchange.packed import load_packed as load_packed
+from ntksap_jax.exchange.packed import save_packed as save_packed
+from ntksap_jax.exchange.torch_states import from_torch as from_torch
+from ntksap_jax.exchange.torch_states import to_torch as to_torch
