@@ -1,6 +1,7 @@
 """Test configuration: at the top, because the doctests in ntksap_jax/ need it too."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -32,8 +33,21 @@ hypothesis.settings.register_profile("ntksap_jax", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("ntksap_jax")
 
 
+# What JAX keeps of thousands of compiled programs is not garbage: up to a fifth of all time went
+# into looking through it again and again.
+gc.set_threshold(100_000, 50, 50)
+
+SLOW_FILES = (
+    *("test_model_axis.py", "test_golden.py", "test_shrinking.py", "test_sweep.py"),
+    *("test_sharding.py", "test_distributed.py", "test_tpp_program.py", "test_durability.py"),
+    *("test_benchmark.py", "test_ntk.py", "test_ops.py", "test_filters.py", "test_search.py"),
+)
+"""Those that take longest start first, so that no worker ends long before the others."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips the tests marked `long`, which CI runs in a second go, unless told to run them."""
+    """Sorts slow files first; skips tests marked `long`, which CI runs in a second go."""
+    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
     if "NTKSAP_LONG_TESTS" not in os.environ:
         for item in items:
             if item.get_closest_marker("long"):

@@ -131,7 +131,8 @@ def _answer(host: str, port: int, number: int, count: int, seconds: float) -> No
         try:
             with socket.create_connection((host, port), min(left, _SECONDS_FOR_A_LINE)) as there:
                 there.sendall(b"ntksap_jax %d of %d\n" % (number, count))
-                there.settimeout(left)
+                # It is there, started at most now, and knows who is missing: it has the last word.
+                there.settimeout(seconds + _SECONDS_FOR_A_LINE)
                 line = there.makefile("rb").readline(2000)
         except OSError as error:
             reason = error.strerror or str(error)

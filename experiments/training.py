@@ -157,27 +157,39 @@ def make_train_step(
         key: jax.Array, state: TrainState, images: jax.Array, labels: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         inputs = augment(jax.random.fold_in(key, state.step), images)
-
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                inputs,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return jnp.mean(losses), (logits, updated.get("batch_stats", {}))
-
-        (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
-        )
         constrained = optim.constrain_to_mask(optimizer, state.opt_state.mask)
-        updates, opt_state = constrained.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(loss, _num_correct(logits, labels))
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        return take_step(model, constrained, state, inputs, labels)
 
     return train_step
+
+
+def take_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    inputs: jax.Array,
+    labels: jax.Array,
+) -> tuple[TrainState, StepMetrics]:
+    """Takes one step down the gradient of the mean cross-entropy of a batch. Traceable."""
+
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            inputs,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.mean(losses), (logits, updated.get("batch_stats", {}))
+
+    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params
+    )
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    num_correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+    state = TrainState(state.step + 1, params, batch_stats, opt_state)
+    return state, StepMetrics(loss, num_correct)
 
 
 def make_eval_step(model: nn.Module, normalise: Callable[[jax.Array], jax.Array]) -> EvalStep:
@@ -209,10 +221,6 @@ def make_eval_step(model: nn.Module, normalise: Callable[[jax.Array], jax.Array]
         )
 
     return eval_step
-
-
-def _num_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 
 
 # -- Loops ---------------------------------------------------------------------------------------

@@ -268,6 +268,7 @@ def test_alone_in_the_world(capfd, monkeypatch):
     assert error.count("\n") == 1
 
 
+@pytest.mark.long
 def test_an_error_in_one_process_ends_the_others(tmp_path):
     with two_processes(tmp_path, *OPTIONS, others=["--num-samples", "4"]) as processes:
         assert codes(processes) == [1, 1]

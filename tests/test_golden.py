@@ -56,6 +56,7 @@ def test_ntk_sap_scores_agree_with_the_authors(name):
         assert np.linalg.norm(leaf - want) <= 1e-3 * np.linalg.norm(want), path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", golden.FILES)
 def test_ntk_sap_scores_agree_in_float64(name):
     recorded = golden.load(name)
@@ -85,7 +86,7 @@ def test_masks_after_selection_agree_with_the_authors(name, scope):
     counts = jax.tree.map(lambda m: int(jnp.sum(m)), want)
     if scope == "global":
         counts = sum(jax.tree.leaves(counts))
-    got, _ = keep_top(scores, mask, counts)
+    got, _ = jax.jit(keep_top)(scores, mask, counts)
     assert masks.digest(got) == masks.digest(want)
 
 
@@ -93,7 +94,7 @@ def test_masks_after_selection_agree_with_the_authors(name, scope):
 def test_selection_by_our_scores_gives_their_mask(name):
     recorded = golden.load(name)
     want = golden.mask(recorded, "mask_after/global_0.2")
-    got, _ = keep_top(ntk_sap_scores(name), golden.mask(recorded), masks.num_kept(want))
+    got, _ = jax.jit(keep_top)(ntk_sap_scores(name), golden.mask(recorded), masks.num_kept(want))
     assert np.mean(flat(got) == flat(want)) >= 0.999
 
 
@@ -106,7 +107,10 @@ DATA_CRITERIA = {
 
 
 @pytest.mark.parametrize("name", golden.FILES)
-@pytest.mark.parametrize("criterion", DATA_CRITERIA)
+@pytest.mark.parametrize(
+    "criterion",
+    ["snip", *(pytest.param(n, marks=pytest.mark.long) for n in list(DATA_CRITERIA)[1:])],
+)
 def test_scores_on_data_agree_with_the_authors(name, criterion):
     recorded = golden.load(name)
     params, mask = golden.params(recorded, "init"), golden.mask(recorded)

@@ -139,7 +139,9 @@ def test_values_of_every_kind_come_in_their_own_type(tmp_path):
 
 def test_every_field_of_the_configuration_can_be_set_by_its_own_name():
     defaults = dict(fields.leaves(Config()))
-    assert set(fields.TYPES) == set(defaults) - {"runs_dir", "data_dir", "compare", "resume"}
+    of_all_runs = {"runs_dir", "data_dir", "compare", "resume"}
+    of_processes = {"distributed", "coordinator", "num_processes", "process_id", "start_seconds"}
+    assert set(fields.TYPES) == set(defaults) - of_all_runs - of_processes
     changed = fields.replace(Config(), {"seed": 3, "rounds": 4, "epochs": 5})
     assert dict(fields.leaves(changed)) == {**defaults, "seed": 3, "rounds": 4, "epochs": 5}
     assert changed.search == SearchConfig(rounds=4)

@@ -203,11 +203,11 @@ def over_data(mesh):
 @pytest.mark.parametrize(
     ("name", "batch", "shape"),
     [
-        ("conv_bn", "whole", (1, 2)),
-        ("conv_bn", "whole", (1, 4)),
+        pytest.param("conv_bn", "whole", (1, 2), marks=pytest.mark.long),
+        pytest.param("conv_bn", "whole", (1, 4), marks=pytest.mark.long),
         ("conv_bn", "whole", (1, 8)),
-        ("conv_bn", "shard_inputs", (2, 4)),
-        ("conv_bn", "shard_samples", (1, 2)),
+        pytest.param("conv_bn", "shard_inputs", (2, 4), marks=pytest.mark.long),
+        pytest.param("conv_bn", "shard_samples", (1, 2), marks=pytest.mark.long),
         ("relu_mlp", "shard_samples", (2, 4)),
     ],
 )
@@ -232,6 +232,7 @@ def test_scores_and_masks_are_those_of_one_device(name, batch, shape):
     np.testing.assert_array_equal(oracles.flat(mask), expected_mask)
 
 
+@pytest.mark.long
 def test_a_cotangent_probe_agrees_too():
     mesh = mesh_of(2, 2)
     network = split(conv_bn(), mesh)
@@ -244,6 +245,7 @@ def test_a_cotangent_probe_agrees_too():
     assert np.linalg.norm(oracles.flat(scores) - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
+@pytest.mark.long
 def test_samples_may_be_vectorised():
     mesh = mesh_of(2, 2)
     network = split(relu_mlp(), mesh)
@@ -424,8 +426,8 @@ def split_by_hand(params):
     ("place", "start", "regrow"),
     [
         (replicated, "no mask", False),
-        (replicated, "a mask", True),
-        (split_by_hand, "no mask", False),
+        pytest.param(replicated, "a mask", True, marks=pytest.mark.long),
+        pytest.param(split_by_hand, "no mask", False, marks=pytest.mark.long),
         (split_by_hand, "a mask", True),
     ],
 )
@@ -492,7 +494,7 @@ def trained_on_one_device():
     return losses, oracles.flat(state.params)
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", [*(pytest.param(n, marks=pytest.mark.long) for n in (2, 4)), 8])
 def test_training_losses_do_not_depend_on_the_devices(devices):
     expected, weights = trained_on_one_device()
     mesh = sharding.data_mesh(jax.devices()[:devices])
@@ -501,7 +503,7 @@ def test_training_losses_do_not_depend_on_the_devices(devices):
     np.testing.assert_allclose(oracles.flat(state.params), weights, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(1, 2), (2, 4)])
+@pytest.mark.parametrize("shape", [pytest.param((1, 2), marks=pytest.mark.long), (2, 4)])
 def test_training_losses_do_not_depend_on_where_the_params_lie(shape):
     expected, weights = trained_on_one_device()
     mesh = mesh_of(*shape)

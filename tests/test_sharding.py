@@ -77,7 +77,10 @@ def scores_on(placement, *, estimator=ntk.jvp, num_samples=5, **options):
     return oracles.flat(scores), float(metrics["trace"])
 
 
-@pytest.mark.parametrize("estimator", [ntk.finite_difference, ntk.jvp, ntk.vjp])
+@pytest.mark.parametrize(
+    "estimator",
+    [ntk.jvp, *(pytest.param(e, marks=pytest.mark.long) for e in (ntk.finite_difference, ntk.vjp))],
+)
 @pytest.mark.parametrize(
     "placement",
     [
@@ -103,7 +106,12 @@ def test_scores_do_not_depend_on_the_devices(estimator, placement):
 
 
 @pytest.mark.parametrize(
-    ("placement", "devices"), [("shard_samples", 1), ("shard_samples", 8), ("shard_inputs", 8)]
+    ("placement", "devices"),
+    [
+        pytest.param("shard_samples", 1, marks=pytest.mark.long),
+        ("shard_samples", 8),
+        ("shard_inputs", 8),
+    ],
 )
 def test_scores_do_not_depend_on_the_number_of_devices(placement, devices):
     expected, _ = scores_on({}, num_samples=8)

@@ -121,6 +121,8 @@ FAMILIES = {
     "bottlenecks": (Bottlenecks(), (6, 6, 2)),
     "tokens": (Tokens(), (5, 4)),
 }
+SLOW = ("vgg16", "vgg19", "option a", "basic", "bottlenecks")
+"""To compile; what they consist of is in the others too."""
 CHANNELS = {}
 
 
@@ -176,7 +178,7 @@ def init(model, shape):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.long] if "vgg" in n else []) for n in FAMILIES],
+    [pytest.param(n, marks=[pytest.mark.long] if n in SLOW else []) for n in FAMILIES],
 )
 def test_a_shrunk_network_is_the_zeroed_one(name):
     model, shape = FAMILIES[name]
@@ -342,7 +344,9 @@ def test_keeping_all_changes_nothing():
 # -- The shrunk network is a network -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mlp", "projections", "separable"])
+@pytest.mark.parametrize(
+    "name", ["mlp", pytest.param("projections", marks=pytest.mark.long), "separable"]
+)
 def test_trains_is_saved_and_shrinks_again(name, tmp_path):
     model, shape = FAMILIES[name]
     channels, variables = channels_of(name), random_variables(model, shape)

@@ -114,6 +114,7 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.long
 def test_a_resumed_run_measures_what_an_undisturbed_one_does(tmp_path, monkeypatch, capsys):
     cifar.main([*OPTIONS, "--runs-dir", str(tmp_path / "whole")])
     (whole,) = (tmp_path / "whole").iterdir()

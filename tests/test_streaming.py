@@ -440,6 +440,7 @@ def test_a_batch_size_that_gives_no_batch_is_refused(batch_size, pristine):
 # -- The program ---------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_program_prunes_and_trains_on_image_files(root, tmp_path, capsys):
     cifar.main(
         [

@@ -147,6 +147,7 @@ def quick(monkeypatch):
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.long
 def test_a_killed_worker_costs_its_cell_and_the_grid_goes_on(quick, tmp_path, capsys):
     options = ["demo", "--label", "a", "killed", "b", "--runs-dir", tmp_path]
     assert run(*options) == 1
@@ -160,6 +161,7 @@ def test_a_killed_worker_costs_its_cell_and_the_grid_goes_on(quick, tmp_path, ca
     assert lines(capsys.readouterr().out, "3 cells: 2 complete, 1 failed")
 
 
+@pytest.mark.long
 def test_what_failed_is_listed_and_retried_on_request(quick, tmp_path, capsys, monkeypatch):
     options = ["demo", "--label", "a", "fails", "b", "--runs-dir", tmp_path]
     (tmp_path / "cause").touch()

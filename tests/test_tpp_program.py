@@ -93,6 +93,7 @@ def test_the_runs_share_one_dense_network(undisturbed):
     assert accuracy == read(undisturbed / L1)["dense_accuracy"]
 
 
+@pytest.mark.long
 def test_a_run_that_was_interrupted_in_two_stages_ends_as_the_undisturbed_one(
     undisturbed, tmp_path, monkeypatch, capsys
 ):
@@ -162,7 +163,9 @@ def test_filters_go_until_the_measured_time_is_within_the_budget(monkeypatch):
         return {name: [size - 1, size, size + 1] for name, size in sizes.items()}
 
     monkeypatch.setattr(measure, "latency_at", timed)
-    config = dataclasses.replace(PRESETS["demo"][1], latency_budget=0.5, model="linear_mlp")
+    config = dataclasses.replace(
+        PRESETS["demo"][1], latency_budget=0.5, model="linear_mlp", width=10
+    )
     made = job.make(config)
     variables = job.init_variables(config, made, made.model, jax.random.key(0))
     kept = selection.by_l1(config, made, variables)

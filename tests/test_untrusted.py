@@ -1,6 +1,6 @@
 """Files from strangers: what they hold is used or refused by name, and nothing else happens.
 
-`NTKSAP_LONG_TESTS=all` tries 3000 inputs of each kind instead of 300.
+`NTKSAP_LONG_TESTS=all` tries 3000 inputs of each kind instead of 100.
 """
 
 import copy
@@ -37,7 +37,7 @@ from ntksap_jax.structured import shrinking
 
 LONG = os.environ.get("NTKSAP_LONG_TESTS") == "all"
 fuzzed = settings(
-    max_examples=3000 if LONG else 300,
+    max_examples=3000 if LONG else 100,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

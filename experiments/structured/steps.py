@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments import training
 from experiments.training import StepMetrics, TrainState
 
 TakeSteps = Callable[..., tuple[TrainState, StepMetrics]]
@@ -67,26 +68,7 @@ def make_take_steps(
         key: jax.Array, state: TrainState, images: jax.Array, labels: jax.Array, batch: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         inputs = augment(jax.random.fold_in(key, state.step), images[batch])
-        targets = labels[batch]
-
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                inputs,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-            return jnp.mean(losses), (logits, updated.get("batch_stats", {}))
-
-        (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
-        )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        num_correct = jnp.sum(jnp.argmax(logits, axis=-1) == targets)
-        state = TrainState(state.step + 1, params, batch_stats, opt_state)
-        return state, StepMetrics(loss, num_correct)
+        return training.take_step(model, optimizer, state, inputs, labels[batch])
 
     @functools.partial(jax.jit, donate_argnames="state")
     def scan(
