@@ -279,9 +279,11 @@ def test_a_search_in_the_callers_jit_stays_split():
     [
         pytest.param(lambda network: criteria.random(), id="random"),
         pytest.param(criteria.snip, id="snip"),
-        pytest.param(criteria.synflow, id="synflow"),
+        pytest.param(criteria.synflow, id="synflow", marks=pytest.mark.long),
         pytest.param(
-            lambda network: criteria.ntk_sap(network, reinit=False, batch_size=8), id="given params"
+            lambda network: criteria.ntk_sap(network, reinit=False, batch_size=8),
+            id="given params",
+            marks=pytest.mark.long,
         ),
     ],
 )

@@ -85,7 +85,11 @@ def scores_on(placement, *, estimator=ntk.jvp, num_samples=5, **options):
     "placement",
     [
         pytest.param(lambda: {"shard_samples": over(2)}, id="two shards"),
-        pytest.param(lambda: {"shard_samples": over(4)}, id="more shards than some need"),
+        pytest.param(
+            lambda: {"shard_samples": over(4)},
+            id="more shards than some need",
+            marks=pytest.mark.long,
+        ),
         pytest.param(lambda: {"shard_inputs": over(4)}, id="inputs"),
         pytest.param(
             lambda: {

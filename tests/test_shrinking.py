@@ -281,6 +281,7 @@ def test_training_mode_is_preserved_too(name):
         np.testing.assert_allclose(leaf, masks.leaf_paths(expected)[path], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_zeroing_is_what_it_takes():
     """Filters that are not zeroed did something: without them the function is another."""
     model, shape = FAMILIES["vgg16"]

@@ -215,6 +215,7 @@ def test_a_worker_that_is_preempted_leaves_its_cell_interrupted_and_the_grid_goe
     assert lines(capsys.readouterr().out, "3 cells: 3 complete")
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_preempted_has_its_workers_save(quick, tmp_path, capsys):
     options = ["demo", "--label", "a", "all-preempted", "b", "--runs-dir", str(tmp_path)]
     assert run(*options) == 75

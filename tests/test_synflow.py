@@ -47,7 +47,7 @@ def scores_in_float64(params, factor):
         (criteria.synflow, np.abs, 3),
         (criteria.synflow, np.abs, 30),
         (criteria.synflow_l2, np.square, 3),
-        (criteria.synflow_l2, np.square, 30),
+        pytest.param(criteria.synflow_l2, np.square, 30, marks=pytest.mark.long),
     ],
 )
 def test_exact_at_any_depth(make, factor, depth):
