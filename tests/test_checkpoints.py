@@ -1,7 +1,6 @@
 """Checkpoints: resuming, what is kept, and what is made of damaged and foreign ones."""
 
 import functools
-import gc
 import os
 import random
 import shutil
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from damage import damage
+from damage import ORBAX_LEAVES_SOMETHING, collected_here, damage  # noqa: F401
 from test_training import ConvNet, Linear, compiled_step, make_batches, noisy, start
 
 from experiments import checkpoints, training
@@ -19,17 +18,7 @@ from experiments.checkpoints import Progress
 from experiments.command_line import UserError
 from experiments.training import EpochSums
 
-# What Orbax leaves unfinished when it meets a damaged file is collected whenever Python pleases.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected_here():
-    """Has it collected before the tests of the next file."""
-    yield
-    gc.collect()
-
-
+pytestmark = ORBAX_LEAVES_SOMETHING
 LONG = os.environ.get("NTKSAP_LONG_TESTS") == "all"
 NUM_DAMAGES = 300 if LONG else 20
 

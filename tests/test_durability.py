@@ -7,7 +7,6 @@ checkpoint folders instead of 20 (in test_checkpoints.py).
 import csv
 import dataclasses
 import errno
-import gc
 import itertools
 import json
 import os
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import kill_harness
 import numpy as np
 import pytest
-from damage import damage
+from damage import ORBAX_LEAVES_SOMETHING, collected_here, damage  # noqa: F401
 from test_training import Linear, start
 
 from experiments import (
@@ -43,17 +42,7 @@ from experiments.checkpoints import Progress
 from experiments.job import make_job
 from ntksap_jax import masks
 
-# What Orbax leaves unfinished when it meets a damaged file is collected whenever Python pleases.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def collected_here():
-    """Has it collected before the tests of the next file."""
-    yield
-    gc.collect()
-
-
+pytestmark = ORBAX_LEAVES_SOMETHING
 LONG = os.environ.get("NTKSAP_LONG_TESTS") == "all"
 NUM_KILLS = 60 if LONG else 4
 NUM_DAMAGES = 200 if LONG else 5

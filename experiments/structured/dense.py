@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import optax
 from rich.console import Console
 
 from experiments import console as screen
@@ -102,26 +104,51 @@ def from_scratch(
         seed_of: which of `job.Keys` decides the order of the images.
     """
     options = config.pretrain
-    schedule = schedules.drops(
-        options.pretrain_lr, options.pretrain_drop_epochs, steps_per_epoch=job.steps_per_epoch
+    return plain_training(
+        config,
+        job,
+        model,
+        name=name,
+        folder=folder,
+        run=run,
+        key=getattr(job_lib.make_keys(config.seed), seed_of),
+        schedule=schedules.drops(
+            options.pretrain_lr, options.pretrain_drop_epochs, steps_per_epoch=job.steps_per_epoch
+        ),
+        num_epochs=options.pretrain_epochs,
     )
+
+
+def plain_training(
+    config: Config,
+    job: Job,
+    model: Any,
+    *,
+    name: str,
+    folder: Path,
+    run: str,
+    key: jax.Array,
+    schedule: optax.Schedule,
+    num_epochs: int,
+) -> stage.Stage:
+    """Makes a stage of training without penalty, with a row of metrics.csv for each epoch."""
     return stage.Stage(
         name=name,
         checkpoints=folder / "checkpoints",
         table=folder / "metrics.csv",
         run=run,
-        key=getattr(job_lib.make_keys(config.seed), seed_of),
+        key=key,
         model=model,
         optimizer=schedules.sgd(config, schedule),
         learning_rate=schedule,
-        num_steps=options.pretrain_epochs * job.steps_per_epoch,
+        num_steps=num_epochs * job.steps_per_epoch,
         row_steps=job.steps_per_epoch,
         measure=measure.make_columns(config, job, model),
-        describe=lambda row: describe_epoch(name, row, options.pretrain_epochs),
+        describe=lambda row: _describe_epoch(name, row, num_epochs),
     )
 
 
-def describe_epoch(name: str, row: Row, num_epochs: int) -> str:
+def _describe_epoch(name: str, row: Row, num_epochs: int) -> str:
     """Returns a row of metrics.csv in words."""
     jsv = f"  JSV {row['jsv_mean']:.4f}" if "jsv_mean" in row else ""
     return (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import flax.linen as nn
 
-from experiments.structured import dense, measure, schedules, stage
+from experiments.structured import dense, schedules, stage
 from experiments.structured.config import Config, finetune_drop_epochs, method_of
 from experiments.structured.job import Job, make_keys
 
@@ -28,20 +28,16 @@ def make_stage(
             config, job, model, name="training", folder=folder, run=run, seed_of="finetune"
         )
     options = config.finetune
-    schedule = schedules.drops(
-        options.finetune_lr, finetune_drop_epochs(config), steps_per_epoch=job.steps_per_epoch
-    )
-    return stage.Stage(
+    return dense.plain_training(
+        config,
+        job,
+        model,
         name="fine-tuning",
-        checkpoints=folder / "checkpoints",
-        table=folder / "metrics.csv",
+        folder=folder,
         run=run,
         key=make_keys(config.seed).finetune,
-        model=model,
-        optimizer=schedules.sgd(config, schedule),
-        learning_rate=schedule,
-        num_steps=options.finetune_epochs * job.steps_per_epoch,
-        row_steps=job.steps_per_epoch,
-        measure=measure.make_columns(config, job, model),
-        describe=lambda row: dense.describe_epoch("fine-tuning", row, options.finetune_epochs),
+        schedule=schedules.drops(
+            options.finetune_lr, finetune_drop_epochs(config), steps_per_epoch=job.steps_per_epoch
+        ),
+        num_epochs=options.finetune_epochs,
     )
