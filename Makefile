@@ -29,5 +29,5 @@ $(INSTALLED): setup.cfg pyproject.toml .ci/constraints.txt
 	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Installing into .venv: a few minutes, 1.3 GB"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[experiments,dev]'
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[experiments,dev,docs]'
 	touch $@

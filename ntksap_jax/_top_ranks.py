@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,16 +138,18 @@ def _sum(x: jax.Array, axis: int | None) -> jax.Array:
     """Sums as int32, along one axis (kept with length 1) or over all.
 
     The sum of everything is taken over a few slices first, number by number: XLA on CPU does not
-    use its vector units for a sum of integers to a scalar. A slice is every n-th row of the inputs,
-    of which up to sixteen devices that hold parts of them have as many each; any number of devices
-    may hold parts of the outputs.
+    use its vector units for a sum of integers to a scalar. Slices are cut from within sixteen parts
+    of the inputs' axis, so that two to sixteen devices can hold parts of it and exchange nothing
+    but their sums; any number of devices may hold parts of the outputs.
     """
     if axis is not None:
         return jnp.sum(x, axis, dtype=jnp.int32, keepdims=True)
     cut = max(0, x.ndim - 2)
-    slices = next((n for n in (8, 4, 2) if x.ndim and x.shape[cut] % (16 * n) == 0), None)
+    length = x.shape[cut] if x.ndim else 1
+    parts = math.gcd(length, 16)  # Devices hold equal parts: where 16 do not divide, 8 may.
+    slices = next((n for n in range(12, 1, -1) if length % (parts * n) == 0), None)
     if slices:
-        x = x.reshape(*x.shape[:cut], x.shape[cut] // slices, slices, *x.shape[cut + 1 :])
+        x = x.reshape(*x.shape[:cut], parts, slices, -1, *x.shape[cut + 1 :])
         rows = (jax.lax.index_in_dim(x, i, cut + 1, keepdims=False) for i in range(slices))
         x = functools.reduce(jnp.add, (row.astype(jnp.int32) for row in rows))
     return jnp.sum(x, dtype=jnp.int32)

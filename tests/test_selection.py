@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ntksap_jax import masks, selection
+from ntksap_jax import _host_selection, masks, selection
 from ntksap_jax.selection import Block, NofM
 
 keep_top = jax.jit(selection.keep_top, static_argnames=("scope", "min_weights", "min_channels"))
@@ -54,6 +54,38 @@ def test_global_selection_is_a_stable_sort(keep, problem):
     want = oracle(scores, mask, count)
     np.testing.assert_array_equal(join(new), want)
     assert threshold == (scores[want].min() if want.any() else np.inf)
+
+
+@pytest.mark.parametrize("order", ["random", "few values", "sorted", "periodic"])
+@pytest.mark.parametrize("sampled", [2, 8])
+def test_selection_from_a_sample_is_a_stable_sort(order, sampled, monkeypatch):
+    """A sample tells where the threshold is, or, where it is unlike the rest, is found to be so."""
+    monkeypatch.setattr(_host_selection, "SAMPLED", sampled)
+    random = np.random.default_rng(0)
+    flat = random.standard_normal(6000).astype(np.float32)
+    mask = random.random(6000) < 0.9
+    if order == "few values":
+        flat = np.round(flat)
+    elif order == "sorted":
+        flat = np.sort(flat)
+    elif order == "periodic":
+        mask[:] = True
+        flat[::sampled] -= 100  # all that is sampled
+    sizes = []
+    partition = _host_selection._around
+    monkeypatch.setattr(
+        _host_selection,
+        "_around",
+        lambda *a: (found := partition(*a), sizes.append(found[1].size))[0],
+    )
+    pieces, masks_ = np.split(flat, [1234]), np.split(mask, [1234])
+    for count in (1, 300, 3000, 5000):
+        kept, lowest = _host_selection.keep_highest(pieces, masks_, count)
+        want = oracle(flat, mask, count)
+        np.testing.assert_array_equal(np.concatenate(kept), want)
+        assert lowest == flat[want].min()
+    narrowed = [size < 0.9 * mask.sum() for size in sizes]
+    assert any(narrowed) if order != "periodic" else not all(narrowed)
 
 
 @given(problems(), st.integers(0, 5), st.integers(0, 6))
