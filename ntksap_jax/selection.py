@@ -197,8 +197,8 @@ def keep_top_concrete(
 ) -> tuple[Mask, jax.Array]:
     """`keep_top` for concrete, finite scores: by partition where they lie in the host's memory.
 
-    The result is the same, ties included, in a tenth of the time: 11 million scores are copied once
-    and take some 50 ms. Elsewhere (other devices, scopes, floors; scores that are spread over
+    The result is the same, ties included, in a third of the time, without a copy of the scores: 11
+    million take some 50 ms. Elsewhere (other devices, scopes, floors; scores that are spread over
     devices) it is `keep_top` under `jit`. The new mask lies where the old one does.
 
     Args:
@@ -310,6 +310,11 @@ def select(
 def check_counts(counts: Any, mask: Mask, *, scope: Scope = "global") -> None:
     """Raises if a concrete mask has fewer weights left than should be kept.
 
+    Args:
+        counts: how many to keep, from `kept_counts` with the same scope.
+        mask: the current mask.
+        scope: what one threshold ranges over.
+
     Raises:
         ValueError: masks only ever shrink, so that the counts cannot be reached.
 
@@ -344,6 +349,11 @@ def kept_range(counts: Any, mask: Mask, *, scope: Scope = "global") -> range:
 
     It is one number, but for blocks, which may not fill the count.
 
+    Args:
+        counts: how many to keep, from `kept_counts` with the same scope.
+        mask: only its shapes are used.
+        scope: what one threshold ranges over.
+
     >>> import jax.numpy as jnp
     >>> mask = {"w": jnp.ones((8, 4), bool)}
     >>> kept_range(7, mask), kept_range(7, mask, scope=Block(2, 2)), kept_range(
@@ -364,6 +374,10 @@ def kept_range(counts: Any, mask: Mask, *, scope: Scope = "global") -> range:
 
 def check_scores(scores: Scores, mask: Mask) -> None:
     """Raises unless the scores can rank the weights; for concrete arrays.
+
+    Args:
+        scores: what a criterion returned.
+        mask: the mask that it was given.
 
     Raises:
         ValueError: scores shaped unlike the mask; a score that is not finite; scores that are all
