@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 PYTEST_OPTIONS ?= -n 2 --dist loadfile --no-loadscope-reorder
 DEMO_OPTIONS ?=
 
-.PHONY: help demo test lint
+.PHONY: help demo test lint docs notebooks
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
@@ -22,6 +22,12 @@ lint: $(INSTALLED)  ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy ntksap_jax experiments
+
+docs: $(INSTALLED)  ## build the documentation into .docs-build
+	$(BIN)/sphinx-build -q -W --keep-going experiments/docs .docs-build
+
+notebooks: $(INSTALLED)  ## renew the notebooks from their scripts
+	$(BIN)/jupytext --sync experiments/notebooks/[a-z]*.ipynb
 
 # Installs again when a requirement or a pinned version changed.
 $(INSTALLED): setup.cfg pyproject.toml .ci/constraints.txt

@@ -8,6 +8,7 @@ is left, `optim` keeps it so in training. `structured` removes whole filters,
 
 from ntksap_jax import connectivity as connectivity
 from ntksap_jax import criteria as criteria
+from ntksap_jax import draws as draws
 from ntksap_jax import exchange as exchange
 from ntksap_jax import masks as masks
 from ntksap_jax import models as models

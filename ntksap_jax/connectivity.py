@@ -30,6 +30,13 @@ class Connectivity(NamedTuple):
         dead_layers: paths of the prunable leaves of which nothing lies on such a path.
         dead_outputs: number of the network's outputs that no input reaches.
         is_collapsed: whether no path at all is left from any input to any output.
+
+    >>> import jax.numpy as jnp
+    >>> from ntksap_jax import networks
+    >>> network = networks.plain(lambda key: {"w": jnp.ones((2, 1))}, lambda p, x: x @ p["w"], (2,))
+    >>> found = analyse(network, {"w": jnp.zeros((2, 1), bool)})
+    >>> found.is_collapsed, found.dead_layers
+    (True, ['w'])
     """
 
     effective: Mask

@@ -131,9 +131,18 @@ def create(
 def check(mask: Mask, params: Params) -> None:
     """Raises unless `mask` fits `params`: same structure, boolean arrays of the same shapes.
 
+    Args:
+        mask: what is to be checked.
+        params: what it is to fit; shapes are enough.
+
     Raises:
         ValueError: a leaf that is missing, unexpected or of another shape; the path is named.
         TypeError: a leaf that is not a boolean array.
+
+    >>> import jax.numpy as jnp
+    >>> check({"kernel": jnp.ones(3, bool)}, {"kernel": jnp.ones(2)})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: mask: leaf 'kernel' has shape (3,), params have (2,) there. ...
     """
     wanted, found = leaf_paths(params), leaf_paths(mask)
     advice = "Make masks with masks.create(params) from the very params they are used with."
@@ -224,7 +233,11 @@ def apply(mask: Mask, params: Params) -> Params:
 
 
 def merge(weights: Any, params: Params) -> Params:
-    """Returns params with the prunable leaves taken from `weights`, a pytree shaped like a mask.
+    """Returns params with the prunable leaves taken from `weights`.
+
+    Args:
+        weights: pytree shaped like a mask: an array per prunable leaf, `None` elsewhere.
+        params: where the other leaves come from.
 
     >>> merge({"kernel": 1.0, "bias": None}, {"kernel": 2.0, "bias": 3.0})
     {'bias': 3.0, 'kernel': 1.0}
@@ -268,12 +281,22 @@ def shuffle(key: Key, mask: Mask) -> Mask:
 
 
 def num_prunable(mask: Mask) -> int:
-    """Returns N, the number of weights that the mask ranges over."""
+    """Returns N, the number of weights that the mask ranges over.
+
+    >>> import jax.numpy as jnp
+    >>> num_prunable({"kernel": jnp.array([True, False, False]), "bias": None})
+    3
+    """
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(mask))
 
 
 def num_kept(mask: Mask) -> int:
-    """Returns the number of weights that the mask keeps (a Python integer: not for use in jit)."""
+    """Returns the number of weights that the mask keeps (a Python integer: not for use in jit).
+
+    >>> import jax.numpy as jnp
+    >>> num_kept({"kernel": jnp.array([True, False, False]), "bias": None})
+    1
+    """
     return sum(_kept_in_leaves(mask))
 
 
@@ -300,7 +323,12 @@ def density(mask: Mask) -> float:
 
 
 def layer_densities(mask: Mask) -> dict[str, float]:
-    """Returns the fraction kept in each prunable leaf, by path."""
+    """Returns the fraction kept in each prunable leaf, by path.
+
+    >>> import jax.numpy as jnp
+    >>> layer_densities({"fc": {"kernel": jnp.array([True, False]), "bias": None}})
+    {'fc/kernel': 0.5}
+    """
     leaves = leaf_paths(mask)
     pairs = zip(leaves.items(), _kept_in_leaves(mask), strict=True)
     return {path: count / leaf.size for (path, leaf), count in pairs}
@@ -337,6 +365,13 @@ def save(path: str | os.PathLike[str], mask: Mask) -> None:
 
     Raises:
         TypeError: a leaf that is not a boolean array.
+
+    >>> import jax.numpy as jnp, os, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "mask.npz")
+    ...     save(path, {"fc": {"kernel": jnp.array([True, False]), "bias": None}})
+    ...     print(np.load(path)["fc/kernel"])
+    [ True False]
     """
     check(mask, mask)
     arrays = {name: np.asarray(leaf) for name, leaf in leaf_paths(mask).items()}

@@ -117,6 +117,11 @@ def vjp(key: Key, fn: Fn, params: Params) -> jax.Array:
 def tangent_norm(fn: Fn, params: Params, tangent: Params) -> jax.Array:
     """Returns ‖J v‖² for the tangent v.
 
+    Args:
+        fn: function from params to outputs.
+        params: where the Jacobian is taken.
+        tangent: v, shaped like the params.
+
     >>> import jax.numpy as jnp
     >>> float(tangent_norm(lambda w: w**2, jnp.array([1.0, 2.0]), jnp.array([1.0, 1.0])))
     20.0
@@ -128,6 +133,13 @@ def difference_norm(
     fn: Fn, params: Params, tangent: Params, *, sigma: float, central: bool = False
 ) -> jax.Array:
     """Returns ‖f(θ + σ v) − f(θ)‖² / σ², or its central form, for the tangent v.
+
+    Args:
+        fn: function from params to outputs.
+        params: θ.
+        tangent: v, shaped like the params.
+        sigma: σ, the size of the step.
+        central: ‖f(θ + σ v) − f(θ − σ v)‖² / (2σ)² instead.
 
     >>> import jax.numpy as jnp
     >>> round(float(difference_norm(lambda w: 3 * w, jnp.ones(2), jnp.ones(2), sigma=0.5)), 4)
@@ -146,12 +158,16 @@ def difference_norm(
 
 
 def cotangent_norm(fn: Fn, params: Params, cotangent: Any) -> jax.Array:
-    """Returns ‖Jᵀ u‖² for the cotangent u, shaped like the outputs.
+    """Returns ‖Jᵀ u‖² for the cotangent u. To be differentiated at most once.
 
-    To be differentiated at most once.
     With g = Jᵀu held constant, ‖Jᵀu‖² = 2 ⟨u, J g⟩ − ‖g‖² in value and in first derivative. The
     right side makes its gradient reverse over forward mode, which XLA runs several times faster
     than the reverse over reverse mode of the left.
+
+    Args:
+        fn: function from params to outputs.
+        params: where the Jacobian is taken.
+        cotangent: u, shaped like the outputs.
 
     >>> import jax.numpy as jnp
     >>> float(cotangent_norm(lambda w: w**2, jnp.array([1.0, 2.0]), jnp.array([1.0, 1.0])))
@@ -164,7 +180,12 @@ def cotangent_norm(fn: Fn, params: Params, cotangent: Any) -> jax.Array:
 
 
 def squared_norm(tree: Any) -> jax.Array:
-    """Returns the sum of squares of all entries; a norm would have no gradient at 0."""
+    """Returns the sum of squares of all entries; a norm would have no gradient at 0.
+
+    >>> import jax.numpy as jnp
+    >>> float(squared_norm({"w": jnp.array([3.0, 4.0])}))
+    25.0
+    """
     return sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), jnp.zeros(()))
 
 

@@ -13,7 +13,17 @@ from ntksap_jax.types import Mask, Params
 
 
 class ConstrainToMaskState(NamedTuple):
-    """The mask, which checkpoints so carry along, and the state of the wrapped optimiser."""
+    """The mask, which checkpoints so carry along, and the state of the wrapped optimiser.
+
+    Attributes:
+        mask: the mask.
+        inner: the state of the wrapped optimiser.
+
+    >>> import jax.numpy as jnp, optax
+    >>> optimizer = constrain_to_mask(optax.sgd(0.1), {"kernel": jnp.array([True, False])})
+    >>> optimizer.init({"kernel": jnp.ones(2)}).mask
+    {'kernel': Array([ True, False], dtype=bool)}
+    """
 
     mask: Mask
     inner: Any

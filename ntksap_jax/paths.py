@@ -27,12 +27,26 @@ from jax.extend import core
 from ntksap_jax.types import ApplyFn, Inputs, Params
 
 Gate = Callable[[jax.Array], jax.Array]
+"""What a nonlinearity becomes: a function of the values that go into it."""
+
 Normalise = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-Step = Callable[[Any, list[Any]], list[Any]]
+"""Splits an array into another and an exponent of two, such as `power_of_two`."""
+
+_Step = Callable[[Any, list[Any]], list[Any]]
 
 
 class Path(NamedTuple):
-    """A value that depends on the inputs: `array` · 2^`exponent`."""
+    """A value that depends on the inputs: `array` · 2^`exponent`.
+
+    Attributes:
+        array: the value, scaled.
+        exponent: a whole number, one for the array.
+
+    >>> import jax.numpy as jnp
+    >>> path = Path(*power_of_two(jnp.array([3.0, 6.0])))
+    >>> (path.array * 2**path.exponent).tolist()
+    [3.0, 6.0]
+    """
 
     array: jax.Array
     exponent: jax.Array
@@ -73,7 +87,11 @@ def power_of_two(array: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def scale(array: jax.Array, exponent: jax.Array) -> jax.Array:
-    """Returns array · 2^exponent, exactly (which `exp2` is not), for a whole exponent.
+    """Returns array · 2^exponent, exactly (which `exp2` is not).
+
+    Args:
+        array: floating point.
+        exponent: a whole number.
 
     >>> import jax.numpy as jnp
     >>> scale(jnp.array([3.0]), jnp.array(-2.0)).tolist()
@@ -134,7 +152,13 @@ def evaluate(
 
 
 def total(outputs: Any) -> jax.Array:
-    """Sums all entries of what `evaluate` returned, up to a positive factor that is constant."""
+    """Sums all entries of what `evaluate` returned, up to a positive factor that is constant.
+
+    >>> import jax.numpy as jnp
+    >>> outputs = [Path(jnp.array([1.0, 2.0]), jnp.array(3.0)), Path(jnp.ones(1), jnp.array(2.0))]
+    >>> float(total(outputs))  # (8 + 16 + 4) / 8
+    3.5
+    """
     paths = jax.tree.leaves(outputs, is_leaf=lambda node: isinstance(node, Path))
     largest = jax.lax.stop_gradient(jnp.max(jnp.stack([path.exponent for path in paths])))
     return sum(
@@ -181,7 +205,7 @@ def gates(apply: ApplyFn, params: Params, inputs: Inputs) -> list[jax.Array]:
 # -- The walk through a network's operations -----------------------------------------------------
 
 
-def _run(jaxpr: Any, consts: Any, arguments: list[Any], step: Step) -> list[Any]:
+def _run(jaxpr: Any, consts: Any, arguments: list[Any], step: _Step) -> list[Any]:
     """Carries out the operations of a jaxpr, each by `step(eqn, operands) -> results`."""
     values: dict[Any, Any] = {}
 
@@ -258,8 +282,15 @@ class _Rules(NamedTuple):
         if self.sum_pools and name == "reduce_max":
             summed = jnp.sum(paths[0].array, axis=eqn.params["axes"])
             return [Path(summed, paths[0].exponent)]
-        if name in _HOMOGENEOUS:
+        looks_up = name == "gather" and not isinstance(operands[0], Path)
+        if name in _HOMOGENEOUS and not looks_up:
             return _together(eqn, operands, add=name == "add" or (self.sum_pools and name == "max"))
+        if any(jnp.issubdtype(path.array.dtype, jnp.integer) for path in paths):
+            raise ValueError(
+                f"apply: the network takes {name!r} of integers, as nn.Embed does to look them up "
+                "in its table, and no path goes through that. Paths may begin at the embedded "
+                "inputs: make the network by networks.linen(model, (length, features))."
+            )
         raise ValueError(
             f"apply: the network takes {name!r} of {len(paths)} value(s) that depend on the "
             "inputs, so that it is no sum over paths. Criteria by paths (SynFlow, PX) and live "

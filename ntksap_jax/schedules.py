@@ -54,6 +54,9 @@ def check(schedule: np.ndarray) -> np.ndarray:
 
     Raises:
         ValueError: an empty schedule, densities outside (0, 1], or densities that rise.
+
+    >>> check([0.5, 0.1]).tolist()
+    [0.5, 0.1]
     """
     densities = np.asarray(schedule, np.float64)
     if densities.ndim != 1 or not densities.size:

@@ -32,6 +32,12 @@ class NofM:
 
     Raises:
         ValueError: unless 1 <= n <= m.
+
+    >>> import jax.numpy as jnp
+    >>> from ntksap_jax import selection
+    >>> scores, mask = {"w": jnp.array([[1.0], [4.0], [3.0], [2.0]])}, {"w": jnp.ones((4, 1), bool)}
+    >>> selection.select(scores, mask, density=0.5, scope=NofM(2, 4))["w"].ravel().tolist()
+    [False, True, True, False]
     """
 
     n: int
@@ -61,6 +67,12 @@ class Block:
 
     Raises:
         ValueError: a size that is no positive integer.
+
+    >>> import jax.numpy as jnp
+    >>> from ntksap_jax import selection
+    >>> scores, mask = {"w": jnp.array([[1.0, 4.0], [3.0, 2.0]])}, {"w": jnp.ones((2, 2), bool)}
+    >>> selection.select(scores, mask, density=0.5, scope=Block(None, 1))["w"].tolist()
+    [[False, True], [False, True]]
     """
 
     inputs: int | None
@@ -83,7 +95,11 @@ def _is_size(value: Any) -> bool:
 
 
 def check(scope: Scope, mask: Mask) -> None:
-    """Raises unless every prunable leaf can be divided as the scope says; shapes are enough.
+    """Raises unless every prunable leaf can be divided as the scope says.
+
+    Args:
+        scope: what one threshold ranges over.
+        mask: its leaves' shapes are enough.
 
     Raises:
         ValueError: an unknown scope, or a leaf that it does not divide; the leaf is named.
@@ -125,6 +141,10 @@ def check(scope: Scope, mask: Mask) -> None:
 def grouped_shape(scope: Scope, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape in which axis -2 runs over a group, for scopes with a threshold a group.
 
+    Args:
+        scope: `"layer"`, `"filter"` or a `NofM`.
+        shape: that of the leaf.
+
     >>> shape = (3, 3, 8, 16)
     >>> [grouped_shape(scope, shape) for scope in ("layer", "filter", NofM(2, 4))]
     [(1152, 1), (72, 16), (18, 4, 16)]
@@ -143,6 +163,10 @@ def grouped_shape(scope: Scope, shape: tuple[int, ...]) -> tuple[int, ...]:
 def largest_block(block: Block, mask: Mask) -> tuple[str, int]:
     """Returns the path of the leaf that has the largest blocks, and how many weights they have.
 
+    Args:
+        block: the scope.
+        mask: its leaves' shapes are enough.
+
     >>> import jax.numpy as jnp
     >>> largest_block(Block(None, 1), {"a": jnp.ones((3, 3, 2, 8)), "b": jnp.ones((8, 4))})
     ('a', 18)
@@ -158,6 +182,10 @@ def largest_block(block: Block, mask: Mask) -> tuple[str, int]:
 def sum_blocks(block: Block, leaf: jax.Array) -> jax.Array:
     """Sums a leaf over each block; the axes that were summed over remain, with length 1.
 
+    Args:
+        block: the scope.
+        leaf: array (..., inputs, outputs).
+
     >>> import jax.numpy as jnp
     >>> sum_blocks(Block(2, 1), jnp.ones((4, 3))).ravel().tolist()
     [2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
@@ -166,7 +194,12 @@ def sum_blocks(block: Block, leaf: jax.Array) -> jax.Array:
 
 
 def spread_blocks(block: Block, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Gives every weight of a leaf of that shape the value of its block, from `sum_blocks`' shape.
+    """Gives every weight of a leaf the value of its block.
+
+    Args:
+        block: the scope.
+        values: a value for each block, in the shape that `sum_blocks` returns.
+        shape: that of the leaf.
 
     >>> import jax.numpy as jnp
     >>> spread_blocks(Block(2, 1), jnp.array([5, 6]).reshape(1, 1, 1, 2, 1), (2, 2)).tolist()

@@ -69,6 +69,10 @@ def model_mesh(size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts a copy of every array on every device of the mesh.
 
+    Args:
+        tree: pytree of arrays.
+        mesh: where to.
+
     >>> import jax.numpy as jnp
     >>> replicate({"w": jnp.ones(3)}, data_mesh())["w"].sharding.is_fully_replicated
     True
@@ -78,6 +82,10 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 def shard_batch(tree: Any, mesh: Mesh) -> Any:
     """Splits every array along axis 0 over the mesh's `"data"` axis.
+
+    Args:
+        tree: pytree of arrays, the examples along axis 0.
+        mesh: with an axis `"data"`, such as `data_mesh()`.
 
     Raises:
         ValueError: an axis 0 that the number of devices does not divide; a mesh without that axis.
@@ -278,6 +286,12 @@ def constrain(tree: Any, layout: Layout | None) -> Any:
     Args:
         tree: with as many leaves as the other one.
         layout: from the function of that name; None leaves the tree as it is.
+
+    >>> import jax.numpy as jnp
+    >>> spread = shard_batch({"w": jnp.ones(jax.device_count())}, data_mesh())
+    >>> placed = constrain({"scores": jnp.ones(jax.device_count())}, layout(spread))
+    >>> len(placed["scores"].devices()) == jax.device_count()
+    True
     """
     if layout is None:
         return tree

@@ -43,12 +43,18 @@ Pruned entries score 0 (save with FORCE, where they may come back).
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether a leaf of the tree is a tracer: its value is not known yet, and cannot be checked."""
+    """Whether a leaf of the tree is a tracer: its value is not known yet, and cannot be checked.
+
+    >>> is_traced({"w": jax.numpy.ones(2)})
+    False
+    >>> jax.eval_shape(lambda tree: print(is_traced(tree)), {"w": jax.numpy.ones(2)})
+    True
+    """
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 class Network(NamedTuple):
-    """A model as pure functions; see `ntksap_jax.networks` for how to make one from a Flax module.
+    """A model as pure functions; see `ntksap_jax.networks` for how to make one.
 
     Attributes:
         init: `init(key) -> params`, drawing fresh weights; compiled.
@@ -64,6 +70,12 @@ class Network(NamedTuple):
             `unbiased` stores the n/(n - 1) variance, as PyTorch's running statistics do.
         input_shape: shape of one example, without the batch axis.
         input_dtype: type of the inputs.
+
+    >>> import jax.numpy as jnp
+    >>> from ntksap_jax import networks
+    >>> network = networks.plain(lambda key: {"w": jnp.ones((2, 1))}, lambda p, x: x @ p["w"], (2,))
+    >>> network.apply(network.init(jax.random.key(0)), jnp.array([[3.0, 4.0]])).tolist()
+    [[7.0]]
     """
 
     init: Callable[[Key], Params]
@@ -86,6 +98,13 @@ class RoundInfo(NamedTuple):
         layer_densities: fraction kept in each prunable leaf, by path.
         metrics: the criterion's own scalars, such as the estimated `"trace"`.
         seconds: wall-clock time of the round; the first one includes compilation.
+
+    >>> import jax.numpy as jnp
+    >>> from ntksap_jax import criteria, search
+    >>> params = {"kernel": jnp.array([[3.0, -1.0]])}
+    >>> _, history = search.prune(jax.random.key(0), params, criteria.magnitude(), schedule=[0.5])
+    >>> history[0].density, history[0].threshold, history[0].layer_densities
+    (0.5, 3.0, {'kernel': 0.5})
     """
 
     round: int

@@ -11,7 +11,10 @@ from ntksap_jax import criteria, masks, networks
 
 
 def linear(features):
-    return networks.plain(lambda key: {}, lambda p, x: x @ p["w"], (features,))
+    def init(key):
+        return {"w": jax.random.normal(key, (features, 1))}
+
+    return networks.plain(init, lambda p, x: x @ p["w"], (features,))
 
 
 def square(outputs, labels):

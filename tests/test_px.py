@@ -108,8 +108,8 @@ def test_three_copies_of_a_residual_network(micro_batch_size):
 
 
 def test_integer_images_are_squared_as_numbers():
-    network = networks.plain(lambda key: {}, lambda p, x: x @ p["w"], (2,))
     params = {"w": jnp.ones((2, 1))}
+    network = networks.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
     mask = masks.create(params)
     images = np.array([[10, 16]], np.uint8)  # 16² is 0 modulo 256
     scores = [

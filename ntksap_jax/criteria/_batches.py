@@ -31,8 +31,8 @@ def check_network(network: Any) -> None:
     """Raises a TypeError unless given a `Network`."""
     if not isinstance(network, Network):
         raise TypeError(
-            f"network: got {type(network).__name__}, expected a Network: networks.linen(model, "
-            "input_shape) makes one of a Flax module."
+            f"network: got {type(network).__name__}, expected a Network, as networks.linen, "
+            "networks.nnx and networks.plain make one of a model."
         )
 
 

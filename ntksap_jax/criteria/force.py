@@ -38,11 +38,12 @@ def force(
 
     >>> import jax, jax.numpy as jnp
     >>> from ntksap_jax import networks
-    >>> network = networks.plain(lambda key: {}, lambda p, x: x @ p["w"], (2,))
+    >>> params = {"w": jnp.array([[3.0], [4.0]])}
+    >>> network = networks.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
     >>> score = force(network, loss_fn=lambda outputs, labels: outputs[:, 0] * labels)
     >>> mask = {"w": jnp.array([[True], [False]])}
     >>> batch = (jnp.array([[1.0, -2.0]]), jnp.ones(1))
-    >>> score(None, {"w": jnp.array([[3.0], [4.0]])}, mask, batch)[0]["w"].ravel().tolist()
+    >>> score(None, params, mask, batch)[0]["w"].ravel().tolist()
     [3.0, 8.0]
     """
     sensitivity = connection_sensitivity(

@@ -54,10 +54,10 @@ def grasp(
 
     >>> import jax, jax.numpy as jnp
     >>> from ntksap_jax import networks
-    >>> network = networks.plain(lambda key: {}, lambda p, x: x @ p["w"], (2,))
+    >>> params, x = {"w": jnp.array([[3.0], [1.0]])}, jnp.array([[1.0, 2.0]])
+    >>> network = networks.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
     >>> square = lambda outputs, labels: 0.5 * outputs[:, 0] ** 2
     >>> score = grasp(network, temperature=1.0, loss_fn=square)
-    >>> params, x = {"w": jnp.array([[3.0], [1.0]])}, jnp.array([[1.0, 2.0]])
     >>> scores, _ = score(None, params, masks.create(params), (x, jnp.zeros(1)))
     >>> scores["w"].ravel().tolist()  # θ x |x|² (x θ)
     [75.0, 50.0]

@@ -77,7 +77,10 @@ def ntk_sap(
             the given params, such as pretrained ones.
         inputs: `"noise"`: Gaussian, of the network's `input_shape` (the paper); `"data"`: those of
             the batch given to the score, the same for every sample; or a function
-            `(key, batch_size) -> inputs`.
+            `(key, batch_size) -> inputs`. Where the network takes integers, as a language model
+            does, that function draws tokens, or floating-point noise of shape
+            (N, length, features), which `nn.Embed` and `nnx.Embed` pass on as they are: noise after
+            the embedding (see `networks.linen`), to be drawn as large as embeddings are.
         output_fn: what the NTK is taken of, as a function of the network's outputs; by default the
             outputs (logits) themselves.
         calibrate: `"one_pass"`: batch statistics with the biased variance, shared with the pass
@@ -113,8 +116,8 @@ def ntk_sap(
     """
     if not isinstance(network, Network):
         raise TypeError(
-            f"network: got {type(network).__name__}, expected a Network: networks.linen(model, "
-            "input_shape) makes one of a Flax module."
+            f"network: got {type(network).__name__}, expected a Network, as networks.linen, "
+            "networks.nnx and networks.plain make one of a model."
         )
     if not callable(estimator):
         raise TypeError(f"estimator: got {estimator!r}, expected a function such as ntk.jvp.")
@@ -130,8 +133,11 @@ def ntk_sap(
         raise ValueError(f"inputs: got {inputs!r}, expected 'noise', 'data' or a function.")
     if inputs == "noise" and not jnp.issubdtype(network.input_dtype, jnp.floating):
         raise ValueError(
-            f"inputs: 'noise' is Gaussian, but the network takes {network.input_dtype}. Pass "
-            "inputs='data', or a function (key, batch_size) -> inputs."
+            f"inputs: 'noise' is Gaussian, but the network takes {network.input_dtype}. Draw such "
+            "inputs by a function: inputs=lambda key, n: jax.random.randint(key, (n, length), 0, "
+            "vocabulary). Or put the noise after the embedding: inputs=lambda key, n: "
+            "jax.random.normal(key, (n, length, features)) / features**0.5, which nn.Embed and "
+            "nnx.Embed pass on. Or inputs='data'."
         )
     if calibrate not in ("one_pass", "two_pass"):
         raise ValueError(f"calibrate: got {calibrate!r}, expected 'one_pass' or 'two_pass'.")
@@ -278,9 +284,10 @@ def trace_and_gradient(
         The estimate, and its gradient at every mask entry, pruned ones included.
 
     >>> import jax.numpy as jnp
-    >>> network = networks.plain(lambda key: {}, lambda p, x: x @ p["w"], (2,))
+    >>> params = {"w": jnp.ones((2, 1))}
+    >>> network = networks.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
     >>> trace, gradient = trace_and_gradient(
-    ...     network, {"w": jnp.ones((2, 1))}, {"w": jnp.ones((2, 1), bool)},
+    ...     network, params, {"w": jnp.ones((2, 1), bool)},
     ...     jnp.array([[3.0, 4.0]]),
     ...     estimate=lambda fn, w: ntk.cotangent_norm(fn, w, jnp.ones((1, 1))))
     >>> float(trace), gradient["w"].ravel().tolist()

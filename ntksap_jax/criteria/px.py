@@ -49,8 +49,8 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
     >>> import jax, jax.numpy as jnp
     >>> from ntksap_jax import networks
     >>> apply = lambda p, x: jax.nn.relu(x @ p["w"]) @ p["v"]
-    >>> network = networks.plain(lambda key: {}, apply, (1,))
     >>> params = {"w": jnp.array([[1.0, -2.0]]), "v": jnp.array([[1.0], [3.0]])}
+    >>> network = networks.plain(lambda key: params, apply, (1,))
     >>> batch = (jnp.array([[1.0], [3.0]]), None)
     >>> scores, _ = px(network)(None, params, masks.create(params, include="w|v"), batch)
     >>> (scores["w"] / scores["w"][0, 0]).tolist()  # (1·1)², (-2·3)²: all paths, gated or not

@@ -49,9 +49,9 @@ def snip(
 
     >>> import jax, jax.numpy as jnp
     >>> from ntksap_jax import networks
-    >>> network = networks.plain(lambda key: {}, lambda p, x: x @ p["w"], (2,))
-    >>> score = snip(network, loss_fn=lambda outputs, labels: outputs[:, 0] * labels)
     >>> params = {"w": jnp.array([[3.0], [4.0]])}
+    >>> network = networks.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
+    >>> score = snip(network, loss_fn=lambda outputs, labels: outputs[:, 0] * labels)
     >>> scores, _ = score(None, params, masks.create(params), (jnp.array([[1.0, -2]]), jnp.ones(1)))
     >>> scores["w"].ravel().tolist()  # |θ x|
     [3.0, 8.0]

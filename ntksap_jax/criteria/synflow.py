@@ -46,8 +46,8 @@ def synflow(network: Network) -> ScoreFn:
 
     >>> import jax.numpy as jnp
     >>> from ntksap_jax import networks
-    >>> network = networks.plain(lambda key: {}, lambda p, x: x @ p["w"] @ p["v"], (1,))
     >>> params = {"w": jnp.array([[1.0, -2.0]]), "v": jnp.array([[1.0], [3.0]])}
+    >>> network = networks.plain(lambda key: params, lambda p, x: x @ p["w"] @ p["v"], (1,))
     >>> scores, _ = synflow(network)(None, params, masks.create(params, include="w|v"), None)
     >>> (scores["w"] / scores["w"][0, 0]).tolist(), (scores["v"] / scores["v"][0]).tolist()
     ([[1.0, 6.0]], [[1.0], [6.0]])
@@ -66,8 +66,8 @@ def synflow_l2(network: Network) -> ScoreFn:
 
     >>> import jax.numpy as jnp
     >>> from ntksap_jax import networks
-    >>> network = networks.plain(lambda key: {}, lambda p, x: x @ p["w"] @ p["v"], (1,))
     >>> params = {"w": jnp.array([[1.0, -2.0]]), "v": jnp.array([[1.0], [3.0]])}
+    >>> network = networks.plain(lambda key: params, lambda p, x: x @ p["w"] @ p["v"], (1,))
     >>> scores, _ = synflow_l2(network)(None, params, masks.create(params, include="w|v"), None)
     >>> (scores["w"] / scores["w"][0, 0]).tolist()
     [[1.0, 36.0]]

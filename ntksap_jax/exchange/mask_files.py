@@ -40,6 +40,15 @@ class MaskInfo(NamedTuple):
         digest: `masks.digest` of the mask.
         criterion: what chose the weights; `None` where nobody said.
         config: how, as JSON gives it back.
+
+    >>> import jax.numpy as jnp, os, tempfile
+    >>> mask = {"kernel": jnp.array([[True, False]])}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "mask.npz")
+    ...     masks.save(path, mask)  # which says nothing of where it comes from
+    ...     _, info = load_mask(path, like=mask)
+    >>> info.density, info.digest == masks.digest(mask), info.criterion, info.config
+    (0.5, True, None, {})
     """
 
     density: float
@@ -68,6 +77,14 @@ def save_mask(
         ValueError: another ending, or too long a `config`.
         TypeError: a leaf that is not a boolean array, or a `config` that JSON cannot hold.
         ImportError: `.safetensors` without safetensors.
+
+    >>> import jax.numpy as jnp, os, tempfile
+    >>> mask = {"kernel": jnp.array([[True, False]])}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "mask.npz")
+    ...     save_mask(path, mask, criterion="magnitude")
+    ...     load_mask(path, like=mask)[1].criterion
+    'magnitude'
     """
     path = Path(path)
     masks.check(mask, mask)

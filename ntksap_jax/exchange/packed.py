@@ -62,6 +62,15 @@ def save_packed(path: str | os.PathLike[str], tree: Any, mask: Mask) -> None:
         ValueError: a leaf of the mask that the tree does not have, or has in another shape; or a
             pruned weight that is not 0; the leaf is named.
         TypeError: a leaf of the mask that is not a boolean array.
+
+    >>> import jax.numpy as jnp, os, tempfile
+    >>> mask = {"kernel": jnp.arange(100_000).reshape(100, 1000) % 50 == 0}
+    >>> params = masks.apply(mask, {"kernel": jnp.full((100, 1000), 3.0)})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "network.npz")
+    ...     save_packed(path, params, mask)
+    ...     os.path.getsize(path) < params["kernel"].nbytes / 20
+    True
     """
     arrays = {name: np.asarray(leaf) for name, leaf in masks.leaf_paths(tree).items()}
     kept = {name: np.asarray(leaf) for name, leaf in masks.leaf_paths(mask).items()}

@@ -25,6 +25,12 @@ class MLP(nn.Module):
 
     Raises:
         ValueError: on construction if a width is below 1; on call if the inputs have no batch axis.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model, images = MLP(hidden=(8,), num_classes=3), jnp.zeros((2, 4, 4, 1))
+        >>> jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].shape
+        (2, 3)
     """
 
     hidden: Sequence[int] = (300, 100)

@@ -78,6 +78,12 @@ class ResNet(nn.Module):
     Raises:
         ValueError: on construction if a size is below 1 or `shortcut` unknown; on call if the
             inputs are not a batch of images.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model, images = ResNet(blocks=(1, 1, 1), width=4), jnp.ones((2, 8, 8, 3))
+        >>> model.init_with_output(jax.random.key(0), images)[0].shape
+        (2, 10)
     """
 
     blocks: Sequence[int] = (3, 3, 3)
@@ -142,6 +148,11 @@ def resnet20(
 ) -> ResNet:
     """ResNet-20, NTK-SAP's network for CIFAR-10: 272,474 parameters, 270,896 of them prunable.
 
+    Args:
+        width: channels of the first stage.
+        num_classes: number of outputs.
+        shortcut: "projection" or "pad", see `ResNet`.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> images = jnp.zeros((1, 32, 32, 3))
@@ -155,7 +166,17 @@ def resnet20(
 def resnet32(
     *, width: int = 16, num_classes: int = 10, shortcut: Shortcut = "projection"
 ) -> ResNet:
-    """ResNet-32: 466,906 parameters."""
+    """ResNet-32: 466,906 parameters.
+
+    Args:
+        width: channels of the first stage.
+        num_classes: number of outputs.
+        shortcut: "projection" or "pad", see `ResNet`.
+
+    Example:
+        >>> resnet32().blocks
+        (5, 5, 5)
+    """
     return cifar_resnet(32, width=width, num_classes=num_classes, shortcut=shortcut)
 
 
@@ -163,6 +184,11 @@ def resnet56(
     *, width: int = 16, num_classes: int = 10, shortcut: Shortcut = "projection"
 ) -> ResNet:
     """ResNet-56: 855,770 parameters; with `shortcut="pad"` 853,018, TPP's network for CIFAR-10.
+
+    Args:
+        width: channels of the first stage.
+        num_classes: number of outputs.
+        shortcut: "projection" or "pad", see `ResNet`.
 
     Example:
         >>> import jax, jax.numpy as jnp

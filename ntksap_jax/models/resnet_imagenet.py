@@ -69,6 +69,13 @@ class ImageNetResNet(nn.Module):
     Raises:
         ValueError: on construction if a size is below 1 or `stem` unknown; on call if the inputs
             are not a batch of images.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = ImageNetResNet(blocks=(1, 1), bottleneck=True, width=4, num_classes=5)
+        >>> images = jnp.zeros((1, 32, 32, 3))
+        >>> jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].shape
+        (1, 5)
     """
 
     blocks: Sequence[int] = (2, 2, 2, 2)
@@ -111,6 +118,11 @@ def resnet18(
 
     With the small stem 11,681,832.
 
+    Args:
+        width: channels of the stem and of the first stage.
+        num_classes: number of outputs.
+        stem: "imagenet" or "small", see `ImageNetResNet`.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> images = jnp.zeros((1, 224, 224, 3))
@@ -124,14 +136,34 @@ def resnet18(
 def resnet34(
     *, width: int = 64, num_classes: int = 1000, stem: Stem = "imagenet"
 ) -> ImageNetResNet:
-    """ResNet-34: 21,797,672 parameters."""
+    """ResNet-34: 21,797,672 parameters.
+
+    Args:
+        width: channels of the stem and of the first stage.
+        num_classes: number of outputs.
+        stem: "imagenet" or "small", see `ImageNetResNet`.
+
+    Example:
+        >>> resnet34().blocks
+        (3, 4, 6, 3)
+    """
     return ImageNetResNet(blocks=(3, 4, 6, 3), width=width, num_classes=num_classes, stem=stem)
 
 
 def resnet50(
     *, width: int = 64, num_classes: int = 1000, stem: Stem = "imagenet"
 ) -> ImageNetResNet:
-    """ResNet-50, with bottlenecks; NTK-SAP's second network for ImageNet: 25,557,032 parameters."""
+    """ResNet-50, with bottlenecks; NTK-SAP's second network for ImageNet: 25,557,032 parameters.
+
+    Args:
+        width: channels of the stem and of the first stage.
+        num_classes: number of outputs.
+        stem: "imagenet" or "small", see `ImageNetResNet`.
+
+    Example:
+        >>> resnet50(stem="small").bottleneck
+        True
+    """
     return ImageNetResNet(
         blocks=(3, 4, 6, 3), bottleneck=True, width=width, num_classes=num_classes, stem=stem
     )

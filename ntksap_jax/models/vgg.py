@@ -53,6 +53,12 @@ class VGG(nn.Module):
     Raises:
         ValueError: on construction if `plan` holds anything else or a size is below 1; on call if
             the inputs are not a batch of images, or smaller than the pools need.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model, images = VGG(plan=(4, "M", 8), num_classes=5), jnp.zeros((2, 8, 8, 3))
+        >>> jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].shape
+        (2, 5)
     """
 
     plan: Plan = vgg_plan((2, 2, 3, 3, 3))
@@ -87,6 +93,10 @@ class VGG(nn.Module):
 def vgg16_bn(*, width: int = 64, num_classes: int = 100) -> VGG:
     """VGG-16-BN, NTK-SAP's network for CIFAR-100: 14,770,212 parameters, 14,761,664 prunable.
 
+    Args:
+        width: channels of the first group.
+        num_classes: number of outputs.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> images = jnp.zeros((1, 32, 32, 3))
@@ -99,6 +109,10 @@ def vgg16_bn(*, width: int = 64, num_classes: int = 100) -> VGG:
 
 def vgg19_bn(*, width: int = 64, num_classes: int = 100) -> VGG:
     """VGG-19-BN, TPP's network for CIFAR-100: 20,081,188 parameters, 20,070,180 without BatchNorm.
+
+    Args:
+        width: channels of the first group.
+        num_classes: number of outputs.
 
     Example:
         >>> vgg19_bn().plan[-6:]

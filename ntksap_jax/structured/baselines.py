@@ -64,7 +64,7 @@ def orthogonality_for_pruning(kernel: jax.Array, keep: Any) -> jax.Array:
 
 
 def kernel_orthogonality(kernel: jax.Array) -> jax.Array:
-    r"""KernOrth: $\| A - I \|_F$, A the smaller of the Gram matrices W Wᵀ and Wᵀ W.
+    r"""KernOrth: ‖A - I‖, A the smaller of the Gram matrices W Wᵀ and Wᵀ W.
 
     The norm is not squared. Its gradient where it is 0 is taken to be 0.
 
@@ -85,7 +85,7 @@ def kernel_orthogonality(kernel: jax.Array) -> jax.Array:
 
 
 def conv_orthogonality(kernel: jax.Array, *, stride: int, padding: int = 1) -> jax.Array:
-    r"""OrthConv: $\| \text{conv}(K, K) - I_0 \|_F$, the filters convolved with one another.
+    r"""OrthConv: ‖conv(K, K) - I₀‖, the filters convolved with one another.
 
     I₀ is 1 at the centre of the map of a filter with itself, pixel ⌊width/2⌋, and 0 elsewhere.
     Dense and 1×1 kernels take `kernel_orthogonality`, as in the source.

@@ -91,8 +91,9 @@ def sums(scores: Scores, layers: Layers) -> FilterScores:
 def by_gate(derivatives: Scores, channels: Channels) -> FilterScores:
     r"""Scores a filter by |∂L/∂g|, g = 1 a gate that multiplies the mask of all its weights.
 
-    $\partial L/\partial g_j = \sum_{i \in j} m_i\,\partial L/\partial m_i$: the absolute value
-    comes after the sum. So the derivatives must still have their signs: those of
+        ∂L/∂g_j = Σ m_i ∂L/∂m_i,    the sum over the weights i of filter j.
+
+    The absolute value comes after the sum. So the derivatives must still have their signs: those of
     `criteria.ntk_sap(network, signed=True)`, `snip` or `iterative_snip` with `signed=True`.
     (Of `magnitude`, `synflow` and `px`, which are positive, it is the plain sum.) Filters that are
     tied, as on a residual stream, have one gate together: the sum goes over all of them.

@@ -17,8 +17,9 @@ def gram_penalty(
 ) -> jax.Array:
     r"""Penalises inner products of pruned filters with all filters, themselves included.
 
-    $\| G \odot (1 - k k^T) \|_F^2 / N^2$ with G = W Wᵀ the Gram matrix of the N filters. The
-    gradient is 4/N² ((1 - k kᵀ) ∘ G) W: kept filters get some from their pruned partners.
+        ‖G ⊙ (1 - k kᵀ)‖² / N²,    G = W Wᵀ the Gram matrix of the N filters.
+
+    The gradient is 4/N² ((1 - k kᵀ) ∘ G) W: kept filters get some from their pruned partners.
 
     Args:
         kernel: (..., N), filters along the last axis.

@@ -180,6 +180,15 @@ def save(path: str | os.PathLike[str], model: nn.Module, variables: Any) -> None
 
     Raises:
         TypeError: `model` is no linen module.
+
+    >>> import jax, jax.numpy as jnp, os, tempfile
+    >>> model = nn.Dense(2)
+    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "small.npz")
+    ...     save(path, model, variables)
+    ...     sorted(np.load(path))
+    ['about', 'params/bias', 'params/kernel']
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected the module of the variables.")

@@ -3,8 +3,8 @@ r"""TPP: training that makes chosen filters removable without loss, and keeps th
 The filters to go (`keep` is False) are chosen once, from the trained weights. The whole network is
 then trained on, with an objective that decorrelates them from the others and pulls them to zero:
 
-$$ \text{loss} + λ(t) \Big[ w \sum_l \tfrac{1}{N_l^2} \| W_l W_l^T \odot (1 - k k^T) \|_F^2
-   + \tfrac12 \sum_{j \text{ pruned}} \|w_j\|^2 + b_j^2 + γ_j^2 + β_j^2 \Big], $$
+    loss + λ(t) [ w Σ_l ‖W_l W_lᵀ ⊙ (1 - k kᵀ)‖² / N_l²
+                  + ½ Σ_j (‖w_j‖² + b_j² + γ_j² + β_j²) ],    l layers, j pruned filters,
 
 λ growing from 0 by steps, then held while the pruned filters are set to zero layer by layer, after
 which they can be cut out (`shrinking`). Pruned against kept and pruned against pruned filters are
@@ -53,6 +53,10 @@ class Settings(NamedTuple):
         zero_out_interval: steps from one layer's being set to zero to the next layer's, counted
             from the end of the growth and over all convolution and dense layers, pruned or not;
             None sets nothing to zero (the code of the paper's time).
+
+    >>> settings = Settings(increment=1e-3, stabilise_steps=1000)  # a tenth of the growth
+    >>> num_steps(settings), settings.gram_weight
+    (11001, 1000.0)
     """
 
     gram_weight: float = 1000.0
@@ -89,6 +93,10 @@ def num_steps(settings: Settings) -> int:
 
 def strength(step: Any, settings: Settings) -> jax.Array:
     """Returns λ(t) = Δ ⌊min(t, end of growth) / K_u⌋, which holds for step t (from 0) itself.
+
+    Args:
+        step: t; may be traced.
+        settings: Δ, K_u and the end of the growth.
 
     >>> [float(strength(t, Settings())) for t in (0, 9, 10, 50_000, 200_000)]
     [0.0, 0.0, 0.0001, 0.5, 1.0]
@@ -148,7 +156,12 @@ def _filter_leaves(params: Params, layers: Layers, keep: Keep, names: Any) -> An
 
 
 def check_settings(settings: Settings) -> None:
-    """Raises a ValueError unless the settings can be followed; see `Settings`."""
+    """Raises a ValueError unless the settings can be followed; see `Settings`.
+
+    >>> check_settings(Settings(update_interval=0))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: update_interval: got 0, expected ...
+    """
     if not settings.gram_weight >= 0:
         raise ValueError(f"gram_weight: got {settings.gram_weight!r}, expected at least 0.")
     unknown = set(settings.l2) - set(Settings().l2)
@@ -218,7 +231,20 @@ def _stays(layers: Layers, keep: Keep, steps_since: Any, interval: int) -> dict[
 
 
 class RegulariseState(NamedTuple):
-    """Number of steps done, the choice of filters, the wrapped optimiser's state."""
+    """The state of `regularise`.
+
+    Attributes:
+        step: number of steps done.
+        keep: which filters stay.
+        inner: the wrapped optimiser's state.
+
+    >>> from ntksap_jax.structured.types import FilterLayer
+    >>> layers = {"kernel": FilterLayer("kernel", 0, 2, None, None, None, None, None, True)}
+    >>> keep = {"kernel": jnp.array([True, False])}
+    >>> optimizer = regularise(optax.sgd(1e-3), layers, keep, Settings())
+    >>> optimizer.init({"kernel": jnp.ones((3, 2))}).step
+    Array(0, dtype=int32)
+    """
 
     step: jax.Array
     keep: Keep

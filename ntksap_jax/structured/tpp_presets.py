@@ -25,6 +25,10 @@ class Recipe(NamedTuple):
         fine_tune_epochs: length of the fine-tuning.
         fine_tune_rates: its learning rates by the epoch (from 0) from which they hold.
         fine_tune_rates_small: those of the study with the tenth of the rate; empty if none.
+
+    >>> recipe = PRESETS["mlp-linear"]
+    >>> recipe.patterns, recipe.batch_size, learning_rate_at(45, recipe.fine_tune_rates)
+    (('hidden_*',), 100, 0.001)
     """
 
     settings: Settings

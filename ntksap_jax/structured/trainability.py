@@ -121,6 +121,10 @@ class Spectrum(NamedTuple):
         squared_distance: mean of (s - 1)².
         condition_number: mean over examples of the largest value by the smallest; examples where
             that is 0 by 0 do not count.
+
+    >>> spectrum = summarise(jnp.array([[3.0, 1.0], [2.0, 2.0]]))
+    >>> float(spectrum.mean), float(spectrum.condition_number)
+    (2.0, 2.0)
     """
 
     mean: jax.Array

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-# Kernel path -> boolean array (num_filters,), True keeps. A layer that is absent stays whole.
 Keep = Mapping[str, jax.Array | np.ndarray]
+"""Kernel path to boolean array (num_filters,), True keeps. A layer that is absent stays whole."""
 
 
 class FilterLayer(NamedTuple):
@@ -33,6 +33,12 @@ class FilterLayer(NamedTuple):
         var: path of its running variance in "batch_stats", None without one.
         removable: whether single filters can go; False for the output layer and for others whose
             outputs must stay.
+
+    >>> import flax.linen as nn
+    >>> from ntksap_jax.structured.tracing import trace
+    >>> layer = trace(nn.Sequential([nn.Dense(8), nn.Dense(3)]), (4,)).layers["layers_0/kernel"]
+    >>> layer.index, layer.num_filters, layer.bias, layer.scale, layer.removable
+    (0, 8, 'layers_0/bias', None, True)
     """
 
     kernel: str

@@ -1,0 +1,417 @@
+# ---
+# jupyter:
+#   accelerator: TPU
+#   colab:
+#     gpuType: V5E1
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Inside NTK-SAP
+#
+# What the method computes, in pictures: the trace of the neural tangent kernel (NTK), three ways to
+# estimate it, how noisy the scores are that come of it, what the search does round by round, and
+# what is left of the kernel's spectrum.
+#
+# Source: Wang, Li and Sun, *NTK-SAP: Improving neural network pruning by aligning training
+# dynamics*, ICLR 2023.
+
+# %%
+# Where the library comes from: the address of its git repository, or a folder with a copy of it.
+# Leave it empty where this notebook lies in a checkout, or where the library is installed already.
+REPOSITORY = ""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# True: small sizes, to see quickly that every cell runs. The numbers then mean little.
+SMALL = bool(os.environ.get("NTKSAP_SMALL"))
+
+above = [Path.cwd(), *Path.cwd().parents]
+checkout = next((folder for folder in above if (folder / "ntksap_jax/__init__.py").is_file()), None)
+if REPOSITORY:
+    # --no-deps: the runtime keeps its own jax, flax, optax, numpy and libtpu.
+    is_folder = Path(REPOSITORY).expanduser().is_dir()
+    source = str(Path(REPOSITORY).expanduser()) if is_folder else f"git+{REPOSITORY}"
+    pip_install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip_install, source], check=True)
+elif checkout:
+    sys.path.insert(0, str(checkout))
+elif importlib.util.find_spec("ntksap_jax") is None:
+    raise ImportError("ntksap_jax is not here: set REPOSITORY at the top of this cell")
+
+from experiments.platform_flags import turn_ynnpack_off
+
+turn_ynnpack_off()  # Sets the flag that XLA needs on CPU; it must be there before JAX starts.
+
+# %%
+import functools
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
+
+import ntksap_jax as nts
+from experiments.pictures import COLOURS, STYLE
+
+plt.rcParams.update(STYLE)
+jax.config.update("jax_default_matmul_precision", "highest")  # On a TPU: float32, here everywhere.
+device = jax.devices()[0]
+print(
+    f"jax {jax.__version__}, flax {flax.__version__}; {jax.device_count()} x {device.device_kind}"
+)
+
+# %% [markdown]
+# ## The kernel and its trace
+#
+# Take all outputs of a network for a few inputs as one vector $f(\theta)$, and its Jacobian $J$
+# with respect to the weights. The NTK is $\Theta = J J^\top$. Under gradient descent the outputs
+# move, to first order, by $\Theta$ times the loss's gradient: its eigenvalues are the speeds of
+# learning. Their sum, the trace, is the squared norm of the Jacobian. For a small network all of
+# that can be written down.
+
+
+# %%
+class MLP(nn.Module):
+    activation: object = nn.relu
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(1 if SMALL else 2):
+            x = self.activation(nn.Dense(24)(x))
+        return nn.Dense(4)(x)
+
+
+network = nts.networks.linen(MLP(), (8,))
+params = network.init(jax.random.key(0))
+inputs = jax.random.normal(jax.random.key(1), (6, 8))
+
+
+def outputs(params):
+    return network.apply(params, inputs)
+
+
+kernel = jax.jit(lambda params: nts.ntk.exact(outputs, params))(params)
+jacobian = jax.jit(jax.jacrev(outputs))(params)
+trace = float(jnp.trace(kernel))
+print(
+    f"{sum(leaf.size for leaf in jax.tree.leaves(params))} weights, "
+    f"{kernel.shape[0]} outputs (6 inputs with 4 each)"
+)
+print(f"trace of the kernel:       {trace:.2f}")
+print(f"sum of its eigenvalues:    {float(np.linalg.eigvalsh(kernel).sum()):.2f}")
+print(
+    f"squared norm of Jacobian:  {sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(jacobian)):.2f}"
+)
+
+# %% [markdown]
+# ## Three estimators
+#
+# The Jacobian of a real network does not fit into memory. But one random vector, a *probe*, is
+# enough for an unbiased estimate:
+#
+#  - `ntk.jvp`: $\|J v\|^2$ with a *tangent* $v$ in the space of the weights, by forward mode;
+#  - `ntk.vjp`: $\|J^\top u\|^2$ with a *cotangent* $u$ in the space of the outputs, by reverse
+#    mode;
+#  - `ntk.finite_difference`: $\|f(\theta + \sigma v) - f(\theta)\|^2 / \sigma^2$ with $\sigma =
+#    0.01$, which is what the authors use.
+#
+# For the first two the standard deviation of one estimate is $\sqrt 2\,\|\Theta\|_F$.
+
+# %%
+ESTIMATORS = {
+    "jvp": nts.ntk.jvp,
+    "vjp": nts.ntk.vjp,
+    "finite difference": nts.ntk.finite_difference,
+}
+NUM_DRAWS = 200 if SMALL else 4000
+keys = jax.random.split(jax.random.key(2), NUM_DRAWS)
+estimates = {
+    name: np.asarray(jax.jit(jax.vmap(lambda key, e=estimator: e(key, outputs, params)))(keys))
+    for name, estimator in ESTIMATORS.items()
+}
+theory = np.sqrt(2) * float(jnp.linalg.norm(kernel)) / trace
+print(f"standard deviation by theory: {theory:.1%} of the trace")
+for name, values in estimates.items():
+    print(
+        f"{name:18} mean {values.mean() / trace:.3f} of the trace "
+        f"± {values.std() / trace / np.sqrt(NUM_DRAWS):.3f}, standard deviation "
+        f"{values.std() / trace:.1%}"
+    )
+
+# %%
+figure, axes = plt.subplots(figsize=(6.5, 3), layout="constrained")
+bins = np.linspace(0, 3, 46)
+for colour, (name, values) in zip(COLOURS, estimates.items(), strict=False):
+    axes.hist(values / trace, bins, histtype="step", color=colour, linewidth=1.6, label=name)
+axes.axvline(1, color="black", linewidth=1, linestyle="--")
+axes.set(xlabel="one estimate, relative to the trace", ylabel=f"how many of {NUM_DRAWS}")
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# ## From the trace to a score
+#
+# The score of a weight is how much the expected trace depends on its mask entry,
+# $\left|\partial\,\mathrm{tr}\,\Theta(m) / \partial m\right|$, where the mask multiplies the
+# weights. Put like this it is a few lines. `criteria.ntk_sap` is these lines with fresh weights,
+# fresh noise and a fresh probe in every sample, and with batch normalisation done right.
+
+
+# %%
+def mask_gradient(key, estimator, network):
+    """One sample of the derivative of the trace with respect to the mask, as one vector."""
+    weights_key, inputs_key, probe_key = jax.random.split(key, 3)
+    params = network.init(weights_key)
+    inputs = jax.random.normal(inputs_key, (6, 8))
+
+    def trace_of(mask):
+        def masked_outputs(weights):
+            return network.apply(nts.masks.merge(nts.masks.apply(mask, weights), params), inputs)
+
+        weights = nts.masks.map_prunable(lambda m, p: p, mask, params)
+        return estimator(probe_key, masked_outputs, weights)
+
+    dense = nts.masks.map_prunable(lambda m, p: jnp.ones_like(p), nts.masks.create(params), params)
+    return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(jax.grad(trace_of)(dense))])
+
+
+# %% [markdown]
+# How many samples does a score take? The picture compares the mean of a few samples with the mean
+# of many other ones, weight by weight.
+
+# %%
+MANY = 128 if SMALL else 2048
+gradients = {
+    name: np.asarray(
+        jax.jit(
+            lambda keys, e=estimator: jax.lax.map(
+                lambda key: mask_gradient(key, e, network), keys, batch_size=64
+            )
+        )(jax.random.split(jax.random.key(3), 2 * MANY))
+    )
+    for name, estimator in ESTIMATORS.items()
+}
+
+# %%
+figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+counts = 2 ** np.arange(int(np.log2(MANY)) + 1)
+for colour, marker, (name, samples) in zip(COLOURS, "o^s", gradients.items(), strict=False):
+    many = samples[MANY:].mean(axis=0)
+    agreement = [np.corrcoef(samples[:n].mean(axis=0), many)[0, 1] for n in counts]
+    axes.plot(counts, agreement, color=colour, marker=marker, markersize=4, label=name)
+    print(
+        f"{name:18} {counts[2]} samples: correlation {agreement[2]:.2f}; "
+        f"{counts[-1]} samples: {agreement[-1]:.2f}"
+    )
+axes.set_xscale("log", base=2)
+axes.set(xlabel="samples in the mean", ylabel=f"correlation with\nthe mean of {MANY} others")
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# In this dense network all weights of a layer play the same part, so that their *expected* scores
+# are equal: in the first rounds, chance decides which of a layer's weights go, and the criterion
+# how many.
+#
+# ## The finite difference is not quite the derivative
+#
+# With the same draws, compare the scores by a finite difference of step $\sigma$ with those by the
+# exact directional derivative. For a smooth activation the difference falls with $\sigma$, until
+# rounding takes over. With ReLU it does not: where a unit switches on or off between $\theta$ and
+# $\theta + \sigma v$, the finite difference has a term that the derivative lacks, rare but large
+# for small $\sigma$. On average both rank much alike, and both are NTK-SAP.
+
+# %%
+SIGMAS = 10.0 ** (np.array([-2, -1]) if SMALL else np.arange(-4, -0.4, 0.5))
+pairs = jax.random.split(jax.random.key(4), 16 if SMALL else 256)
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def difference(sigma, network):
+    """The difference of the two scores, relative to the one by the derivative; both as RMS."""
+
+    def squares(key):
+        finite = functools.partial(nts.ntk.finite_difference, sigma=sigma)
+        one, other = (mask_gradient(key, each, network) for each in (finite, nts.ntk.jvp))
+        return jnp.sum((one - other) ** 2), jnp.sum(other**2)
+
+    differences, sizes = jax.vmap(squares)(pairs)
+    return jnp.sqrt(differences.sum() / sizes.sum())
+
+
+figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+for colour, marker, (name, activation) in zip(
+    COLOURS, "o^", {"ReLU": nn.relu, "tanh": jnp.tanh}.items(), strict=False
+):
+    activated = nts.networks.linen(MLP(activation), (8,))
+    relative = [float(difference(sigma, activated)) for sigma in SIGMAS]
+    axes.loglog(SIGMAS, relative, color=colour, marker=marker, markersize=4, label=name)
+axes.axvline(0.01, color="black", linewidth=1, linestyle="--")
+axes.set(xlabel="step σ of the finite difference (dashed: the authors')")
+axes.set(ylabel="difference of the scores,\nrelative to their size")
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# ## Round by round
+#
+# Now a convolutional network for the 8×8 digits, pruned to 5 %. A criterion is any function `(key,
+# params, mask, batch) -> (scores, metrics)`, so one that keeps a copy of the scores is easily
+# wrapped around ours.
+
+
+# %%
+class ConvNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        for features in (4,) if SMALL else (16, 32):
+            x = nn.Conv(features, (3, 3), use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(10)(x.mean(axis=(1, 2)))
+
+
+DENSITY, ROUNDS = 0.05, 4 if SMALL else 20
+network = nts.networks.linen(ConvNet(), (8, 8, 1), train=False)
+params = network.init(jax.random.key(0))
+score = nts.criteria.ntk_sap(
+    network, num_samples=1 if SMALL else 5, batch_size=20 if SMALL else 100
+)
+seen = []
+
+
+def recorded(key, params, mask, batch):
+    scores, metrics = score(key, params, mask, batch)
+    seen.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(scores)]))
+    return scores, metrics
+
+
+def report(info, mask):
+    print(f"round {info.round:2} of {ROUNDS}, {info.seconds:.2f} s ", end="\r", flush=True)
+
+
+schedule = nts.schedules.exponential(DENSITY, rounds=ROUNDS)
+mask, history = nts.search.prune(
+    jax.random.key(1), params, recorded, schedule=schedule, on_round=report
+)
+print(f"\n{nts.masks.num_kept(mask)} of {nts.masks.num_prunable(mask)} weights kept")
+
+# %%
+rounds = [info.round for info in history]
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+for colour, marker, path in zip(COLOURS, "o^sD", history[0].layer_densities, strict=False):
+    kept = [100 * info.layer_densities[path] for info in history]
+    left.plot(rounds, kept, color=colour, marker=marker, markersize=3, label=path.split("/")[0])
+left.plot(rounds, [100 * info.density for info in history], "k--", linewidth=1, label="all")
+left.set(xlabel="round", ylabel="weights kept (%)", yscale="log")
+left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+left.yaxis.set_major_formatter("{x:g}")
+left.yaxis.set_minor_locator(NullLocator())
+left.legend()
+right.plot(
+    rounds, [info.metrics["trace"] for info in history], "o-", color=COLOURS[0], markersize=3
+)
+right.set(xlabel="round", ylabel="trace before the round, estimated", ylim=(0, None))
+plt.show()
+
+# %% [markdown]
+# Layers are not treated alike, though nothing but the trace was asked for. The trace itself is
+# estimated anew in every round, from few samples, so it jumps; what the search wants is that it
+# stays while the weights go. The next picture shows the scores of the weights that are still there,
+# and which of them go.
+
+# %%
+chosen = [0, ROUNDS // 2, ROUNDS - 1]
+figure, axes_list = plt.subplots(1, 3, figsize=(8, 2.6), layout="constrained")
+for axes, index in zip(axes_list, chosen, strict=True):
+    scores = seen[index][seen[index] > 0]
+    bins = np.geomspace(scores.min(), scores.max(), 40)
+    threshold = history[index].threshold
+    parts = [scores[scores < threshold], scores[scores >= threshold]]
+    axes.hist(parts, bins, stacked=True, color=[COLOURS[4], COLOURS[0]])
+    axes.set(xscale="log", xlabel="score", title=f"round {index + 1}")
+axes_list[0].set(ylabel="number of weights")
+axes_list[0].plot([], [], color=COLOURS[0], linewidth=6, label="kept")
+axes_list[0].plot([], [], color=COLOURS[4], linewidth=6, label="pruned")
+axes_list[0].legend(loc="upper left")
+plt.show()
+
+# %% [markdown]
+# ## The spectrum that is left
+#
+# The exact kernel of all outputs for a few real digits, of the dense network and of networks pruned
+# to the same density by four criteria, before any training. No search saw these images. A line ends
+# where the eigenvalues are as good as 0, below a millionth of the largest.
+
+# %%
+from sklearn.datasets import load_digits
+
+NUM_IMAGES = 6 if SMALL else 30
+digits = jnp.asarray(load_digits().images[:NUM_IMAGES, ..., None] / 8 - 1, jnp.float32)
+
+
+@jax.jit
+def exact_kernel(mask):
+    apply = network.calibrate(nts.masks.apply(mask, params), digits)  # statistics held constant
+
+    def outputs(weights):
+        return apply(nts.masks.merge(nts.masks.apply(mask, weights), params), digits)
+
+    weights = nts.masks.map_prunable(lambda m, p: p, mask, params)
+    return nts.ntk.exact(outputs, weights)
+
+
+def eigenvalues(mask):
+    """In descending order; by NumPy in float64, as the smallest are far below the largest."""
+    return np.linalg.eigvalsh(np.asarray(exact_kernel(mask), np.float64))[::-1]
+
+
+criteria = {
+    "SynFlow": (nts.criteria.synflow(network), schedule),
+    "magnitude": (nts.criteria.magnitude(), [DENSITY]),
+    "random": (nts.criteria.random(), [DENSITY]),
+}
+found = {"dense": nts.masks.create(params), "NTK-SAP": mask}
+for name, (criterion, its_schedule) in criteria.items():
+    found[name], _ = nts.search.prune(jax.random.key(5), params, criterion, schedule=its_schedule)
+spectra = {name: eigenvalues(each) for name, each in found.items()}
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+colours = dict(zip(found, ["black", *COLOURS], strict=False))
+for name, values in spectra.items():
+    values = np.where(values > 1e-6 * values[0], values, np.nan)  # Below that is rounding.
+    left.plot(np.arange(1, len(values) + 1), values, color=colours[name], label=name)
+    if name != "dense":
+        relative = 100 * values / spectra["dense"]
+        right.plot(np.arange(1, len(values) + 1), relative, color=colours[name])
+left.set(yscale="log", xlabel="eigenvalue, in order of size", ylabel="eigenvalue")
+left.legend()
+right.set(xlabel="eigenvalue, in order of size", ylabel="of the dense network's (%)", yscale="log")
+plt.show()
+
+dense = spectra["dense"]
+for name, values in spectra.items():
+    print(
+        f"{name:10} trace {values.sum() / dense.sum():7.1%} of the dense network's, "
+        f"rank (above 1e-6 of the largest) {np.sum(values > 1e-6 * values[0]):4}"
+    )
+
+# %% [markdown]
+# A spectrum before training says how learning starts, not how well it ends: `python -m
+# experiments.report` draws it beside the accuracies of many runs.

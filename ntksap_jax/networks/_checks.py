@@ -1,0 +1,256 @@
+"""Checks of models, all of them before anything is compiled, and of what a network computes."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen
+import flax.nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from ntksap_jax import masks
+from ntksap_jax.types import Inputs, Network, Params
+
+
+class ModelError(ValueError):
+    """A ValueError of ours, raised while a model is traced: it says all, and is not wrapped."""
+
+
+class ModelTypeError(TypeError):
+    """A TypeError of ours, likewise."""
+
+
+# -- Arguments -----------------------------------------------------------------------------------
+
+
+def check_shape(input_shape: Any) -> tuple[int, ...]:
+    """Returns the shape of one example as a tuple; raises a TypeError if it is none."""
+    try:
+        return tuple(operator.index(size) for size in input_shape)
+    except TypeError:
+        raise TypeError(
+            f"input_shape: got {input_shape!r}, expected the shape of one example as a tuple, such "
+            "as (32, 32, 3)."
+        ) from None
+
+
+_ADVICE = {
+    "flax.linen": "networks.linen(model, input_shape)",
+    "flax.nnx": "networks.nnx(lambda rngs: MyModel(..., rngs=rngs), input_shape)",
+    "equinox": "networks.plain(init, apply, input_shape) with `params, static = eqx.partition("
+    "model, eqx.is_inexact_array)` in init and `jax.vmap(eqx.combine(params, static))` in apply",
+    "torch": "a model written in JAX; exchange.from_torch brings its weights",
+}
+
+
+def kind(model: Any) -> str | None:
+    """Returns which library a model is of, if it is an instance of one's modules."""
+    if isinstance(model, flax.linen.Module):
+        return "flax.linen"
+    if isinstance(model, flax.nnx.Module):
+        return "flax.nnx"
+    roots = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    return next((name for name in ("equinox", "torch") if name in roots), None)
+
+
+def describe(model: Any) -> str:
+    """Says what was given in the place of a model, and what to do with it."""
+    name = type(model).__name__
+    if isinstance(model, type):
+        return f"the class {model.__name__}"
+    library = kind(model)
+    if library is None:
+        return name
+    return f"{name}, which is of {library} (for that use {_ADVICE[library]})"
+
+
+# -- A network, traced ---------------------------------------------------------------------------
+
+
+def check_network(network: Network, *, name: str, advice: str) -> None:
+    """Raises unless `network.apply` is a pure function whose outputs a kernel can be taken of.
+
+    Args:
+        network: the network.
+        name: what to call the function in messages: the argument that it was made of.
+        advice: what to do where it cannot be applied to the inputs.
+
+    Raises:
+        ValueError: see the messages.
+    """
+    params = jax.eval_shape(network.init, jax.random.key(0))
+
+    def example(count: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *network.input_shape), network.input_dtype)
+
+    try:
+        outputs = check_repeatable(network.apply, params, example(2), name=name)
+        several = len(jax.tree.leaves(outputs)) > 1
+        more = jax.eval_shape(network.apply, params, example(3)) if several else None
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{name}: cannot be applied to inputs of shape {example(2).shape} and dtype "
+            f"{network.input_dtype}. {advice} {type(error).__name__}: {first_line(error)}"
+        ) from error
+    _check_outputs(outputs, more, name)
+
+
+def _check_outputs(outputs: Any, more: Any, name: str) -> None:
+    """Raises unless all outputs are floating point, with an axis of examples.
+
+    Args:
+        outputs: their shapes for 2 examples.
+        more: their shapes for 3, or None where there is but one: a state that happens to have two
+            entries is no output.
+        name: as in `check_network`.
+    """
+    found = masks.leaf_paths(outputs)
+    wrap = (
+        f"Wrap the function so that it returns the outputs alone, such as lambda params, x: "
+        f"{name}(params, x)[0]."
+        if name == "apply"
+        else "Wrap the model in one that returns the outputs alone."
+    )
+    if not found:
+        raise ValueError(f"{name}: returns no array, expected the outputs.")
+    for path, leaf in found.items():
+        which = f"output {path!r} of the {len(found)} that it returns" if path else "its output"
+        lengths = {leaf.shape[:1]} | {each.shape[:1] for each in [_at(more, path)] if more}
+        expected = {(2,), (3,)} if more is not None else {(2,)}
+        if lengths != expected:
+            raise ValueError(
+                f"{name}: {which} has shape {leaf.shape} for 2 examples, so it has no axis of "
+                f"examples, as if it were a state or a loss. {wrap}"
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"{name}: {which} has dtype {leaf.dtype}, expected floating point (logits, not "
+                f"predicted classes). {wrap if len(found) > 1 else ''}".rstrip()
+            )
+
+
+def _at(tree: Any, path: str) -> Any:
+    return masks.leaf_paths(tree).get(path)
+
+
+def check_repeatable(function: Callable[..., Any], *arguments: Any, name: str) -> Any:
+    """Traces a function twice; raises unless it did the same both times.
+
+    Args:
+        function: the function, not one that is jitted: JAX would remember the first time.
+        *arguments: arrays or their shapes.
+        name: what to call it in messages.
+
+    Returns:
+        The shapes of what it returns.
+
+    Raises:
+        ValueError: a function that is not pure: one that draws numbers from NumPy, counts its
+            calls, or uses what an earlier call left behind.
+    """
+
+    def trace() -> tuple[Any, Any]:
+        return jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(*arguments)
+
+    advice = (
+        "so it is not pure. It must compute from its arguments alone: random numbers from "
+        "jax.random and a key, states as arguments and results."
+    )
+    try:
+        (first, shapes), (again, _) = trace(), trace()
+    except jax.errors.UnexpectedTracerError as error:
+        raise ModelError(
+            f"{name}: uses a value that an earlier call of it left behind, {advice}"
+        ) from error
+    pairs = itertools.zip_longest(_facts(first), _facts(again))
+    if not all(are_same(one, other) for one, other in pairs):
+        raise ModelError(
+            f"{name}: does something else each time it is called, as by numbers of NumPy or what "
+            f"an earlier call left behind, {advice}"
+        )
+    return shapes
+
+
+def _facts(closed: Any) -> Iterator[Any]:
+    """What a traced function does: its operations and constants, without the names in it."""
+    yield from closed.consts
+    yield from _operations(closed.jaxpr)
+
+
+def _operations(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        yield from (atom.val for atom in eqn.invars if isinstance(atom, core.Literal))
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else [value]:
+                if hasattr(inner, "consts") and hasattr(inner, "jaxpr"):
+                    yield from _facts(inner)
+                elif hasattr(inner, "eqns"):
+                    yield from _operations(inner)
+
+
+def are_same(one: Any, other: Any) -> bool:
+    """Whether two strings, numbers or arrays are the same, bit for bit."""
+    if one is other:
+        return True
+    if isinstance(one, str) or isinstance(other, str) or one is None or other is None:
+        return one == other
+    one, other = (
+        np.asarray(jax.random.key_data(each) if _is_key(each) else each) for each in (one, other)
+    )
+    return (one.shape, one.dtype, one.tobytes()) == (other.shape, other.dtype, other.tobytes())
+
+
+def _is_key(value: Any) -> bool:
+    return jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key)
+
+
+def check_params(params: Params, *, name: str) -> Params:
+    """Returns the params that a function made; raises unless they are a pytree of arrays."""
+    for path, leaf in masks.leaf_paths(params).items():
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, float, int)):
+            raise ModelError(
+                f"{name}: leaf {path!r} of the params is a {type(leaf).__name__}, expected a "
+                "pytree of arrays. Of an Equinox model they are the first half of "
+                "eqx.partition(model, eqx.is_inexact_array)."
+            )
+    return params
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of a message: those of JAX go on for pages."""
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+# -- What a network computes ---------------------------------------------------------------------
+
+
+def check_finite(network: Network, params: Params, inputs: Inputs) -> None:
+    """Raises unless the network's outputs are finite; costs one forward pass.
+
+    Raises:
+        ValueError: an output that is NaN or infinite.
+    """
+    check_are_finite(jax.jit(lambda p, x: are_finite(network.apply(p, x)))(params, inputs))
+
+
+def are_finite(outputs: Any) -> jax.Array:
+    """Whether no entry of the outputs is NaN or infinite. Traceable."""
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(outputs)]))
+
+
+def check_are_finite(finite: Any) -> None:
+    """Raises the ValueError of `check_finite` unless told True."""
+    if not finite:
+        raise ValueError(
+            "network: its outputs are not finite, so no score can be computed from them. Check "
+            "the params (initial scale, a damaged checkpoint), the inputs' range and the dtype."
+        )

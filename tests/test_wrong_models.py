@@ -1,0 +1,388 @@
+"""A wrong model gives one error, before anything is compiled, that says what to use instead."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ntksap_jax import networks
+
+KEY = jax.random.key(0)
+SHAPE = (3,)
+
+
+def init(key):
+    return {"kernel": jax.random.normal(key, (3, 2))}
+
+
+def apply(params, inputs):
+    return inputs @ params["kernel"]
+
+
+# -- Linen ---------------------------------------------------------------------------------------
+
+
+class Counting(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        self.variable("count", "calls", jnp.zeros, ()).value += 1
+        return nn.Dense(2)(x)
+
+
+class NumpyNoise(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(x) + np.random.default_rng().normal(size=2)
+
+
+class DroppingOut(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=True):
+        return nn.Dropout(0.5, deterministic=not train)(nn.Dense(2)(x))
+
+
+class OwnNoise(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(x) + jax.random.normal(self.make_rng("dropout"), (2,))
+
+
+class WithState(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4)(x)
+        return x, {"mean": x.mean(0)}
+
+
+class WithClasses(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4)(x)
+        return x, x.argmax(-1)
+
+
+LINEN = {
+    "bound": (nn.Dense(2).bind({}), TypeError, "a bound module; pass the module itself"),
+    "class": (nn.Dense, TypeError, "model: got the class Dense, expected a flax.linen module"),
+    "nnx": (
+        nnx.Linear(3, 2, rngs=nnx.Rngs(0)),
+        TypeError,
+        r"Linear, which is of flax.nnx \(for that use networks.nnx\(lambda rngs",
+    ),
+    "equinox": (
+        eqx.nn.Linear(3, 2, key=KEY),
+        TypeError,
+        r"Linear, which is of equinox \(for that use networks.plain.*eqx.partition",
+    ),
+    "function": (lambda x: x, TypeError, r"model: got function.*use networks.plain\("),
+    "state": (Counting(), ValueError, r"state in collection\(s\) count.*use networks.plain"),
+    "numpy": (NumpyNoise(), ValueError, "model: does something else each time.*not pure"),
+    "dropout": (DroppingOut(), ValueError, r"mean evaluation.*train=False.*dropout"),
+    "make_rng": (OwnNoise(), ValueError, r"mean evaluation.*train=False.*dropout"),
+    "outputs and state": (
+        WithState(),
+        ValueError,
+        r"model: output '1/mean' of the 2 that it returns has shape \(4,\) for 2 examples.*as "
+        "if it were a state.*Wrap the model",
+    ),
+    "outputs and classes": (
+        WithClasses(),
+        ValueError,
+        r"output '1' of the 2.*int32.*Wrap the model",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "kind", "message"), LINEN.values(), ids=LINEN.keys())
+def test_linen(model, kind, message):
+    with pytest.raises(kind, match=message):
+        networks.linen(model, SHAPE)
+
+
+# -- Plain functions -----------------------------------------------------------------------------
+
+REMEMBERED: dict = {}
+
+
+def leaking(params, inputs):
+    outputs = apply(params, inputs) - REMEMBERED.get("mean", 0.0)
+    REMEMBERED["mean"] = outputs.mean()
+    return outputs
+
+
+class Torch:
+    """Looks like a module of PyTorch, which need not be installed for this."""
+
+    __module__ = "torch.nn"
+
+    def __call__(self, x):
+        return x
+
+
+def equinox_model(key):
+    return eqx.nn.MLP(3, 2, 4, 1, key=key)
+
+
+PLAIN = {
+    "equinox as apply": (
+        init,
+        eqx.nn.Linear(3, 2, key=KEY),
+        TypeError,
+        "apply: got Linear, which is of equinox.*eqx.partition",
+    ),
+    "equinox as params": (
+        equinox_model,
+        lambda model, x: jax.vmap(model)(x),
+        ValueError,
+        r"init: leaf 'activation' of the params is a \w+, expected a pytree of arrays.*partition",
+    ),
+    "linen as init": (nn.Dense(2), apply, TypeError, r"init: got Dense.*use networks.linen\("),
+    "torch": (init, Torch(), TypeError, "apply: got Torch, which is of torch.*exchange.from_torch"),
+    "no function": ({"kernel": 1}, apply, TypeError, "init: got dict, expected a function"),
+    "no key": (lambda: {}, apply, ValueError, "init: cannot be called as init.key."),
+    "numpy init": (
+        lambda key: {"kernel": np.random.default_rng().normal(size=(3, 2)).astype("float32")},
+        apply,
+        ValueError,
+        "init: does something else each time it is called.*so it is not pure.*jax.random",
+    ),
+    "numpy apply": (
+        init,
+        lambda params, x: apply(params, x) * np.random.default_rng().normal(),
+        ValueError,
+        "apply: does something else each time it is called.*so it is not pure.*jax.random",
+    ),
+    "leak": (init, leaking, ValueError, "apply: .*earlier call.*so it is not pure"),
+    "not traceable": (
+        init,
+        lambda params, x: np.asarray(x) @ params["kernel"],
+        ValueError,
+        "apply: cannot be applied .* in jax.numpy.*TracerArrayConversionError",
+    ),
+    "state of apply": (
+        init,
+        lambda params, state, x: apply(params, x),
+        ValueError,
+        r"apply: cannot be applied.*apply\(params, inputs\).*missing 1 required",
+    ),
+    "state of init": (
+        lambda key: (init(key), {"mean": jnp.zeros(2)}),
+        apply,
+        ValueError,
+        r"apply: cannot be applied.*of what init returns.*TypeError",
+    ),
+    "outputs and state": (
+        init,
+        lambda params, x: (apply(params, x), {"mean": apply(params, x).mean(0)}),
+        ValueError,
+        r"output '1/mean' of the 2.*shape \(2,\) for 2 exa.*lambda params, x: apply\(params, x\)",
+    ),
+    "loss": (init, lambda params, x: apply(params, x).sum(), ValueError, r"shape \(\) for 2 exam"),
+    "nothing": (init, lambda params, x: None, ValueError, "apply: returns no array"),
+    "classes": (init, lambda params, x: apply(params, x).argmax(-1), ValueError, "dtype int32"),
+    "float indices": (
+        lambda key: {"table": jax.random.normal(key, (5, 2))},
+        lambda params, x: params["table"][x],
+        ValueError,
+        "dtype float32.*type of the inputs is `dtype`.*integer",
+    ),
+}
+
+
+@pytest.mark.parametrize(("init", "apply", "kind", "message"), PLAIN.values(), ids=PLAIN.keys())
+def test_plain(init, apply, kind, message):
+    REMEMBERED.clear()
+    with pytest.raises(kind, match=message):
+        networks.plain(init, apply, SHAPE)
+
+
+def test_several_outputs_are_as_good_as_one():
+    network = networks.plain(
+        init, lambda params, x: {"a": apply(params, x), "b": apply(params, x)[:, 0]}, SHAPE
+    )
+    assert network.apply(network.init(KEY), jnp.ones((4, 3)))["b"].shape == (4,)
+
+
+def test_two_traces_of_a_pure_function_are_the_same():
+    """Constants of all kinds, loops, branches, derivatives and random numbers by a key."""
+
+    def many(params, x):
+        x = x + jnp.array([1.0, np.nan, 3.0]) + np.arange(3)
+        x = jax.lax.fori_loop(0, 3, lambda i, x: jax.nn.relu(x) + i, x)
+        x = x + jax.random.normal(jax.random.key(7), (3,))
+        x = jax.lax.cond(x.sum() > 0, jnp.sin, jnp.cos, x)
+        x = jax.checkpoint(jax.nn.silu)(x) + jax.grad(lambda y: (y**3).sum())(x)
+        return apply(params, x)
+
+    assert networks.plain(init, many, SHAPE).input_shape == SHAPE
+
+
+# -- nnx -----------------------------------------------------------------------------------------
+
+
+class Tied(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(3, 3, rngs=rngs)
+        self.second = nnx.Linear(3, 3, rngs=rngs)
+        self.second.kernel = self.first.kernel
+
+    def __call__(self, x):
+        return self.second(self.first(x))
+
+
+class Twice(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(3, 3, rngs=rngs)
+        self.second = self.first
+
+    def __call__(self, x):
+        return self.second(self.first(x))
+
+
+class Noisy(nnx.Module):
+    def __init__(self, rngs):
+        self.rngs = rngs
+        self.layer = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.layer(x) + jax.random.normal(self.rngs.noise(), (3,))
+
+
+class AlwaysDropping(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(3, 3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.layer(x), deterministic=False)
+
+
+class Training(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+
+    def __call__(self, x, train=True):
+        return self.norm(x, use_running_average=not train)
+
+
+class SameNorm(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(2 * self.norm(x))
+
+
+class Padded(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(x, mask=jnp.ones(x.shape, bool))
+
+
+class RandomTable(nnx.Module):
+    def __init__(self, rngs):
+        self.table = nnx.Variable(jax.random.normal(rngs(), (3,)))
+        self.layer = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.layer(x * self.table[...])
+
+
+class Bare(nnx.Module):
+    def __init__(self, rngs):
+        self.table = jnp.arange(3.0)
+
+    def __call__(self, x):
+        return x + self.table
+
+
+class Cached(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.layer(x)
+        return x, {"mean": x.mean(0)}
+
+
+EXISTING = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+
+
+def made_of_numpy(rngs):
+    model = nnx.Linear(3, 2, rngs=rngs)
+    model.bias[...] = np.random.default_rng().normal(size=2)
+    return model
+
+
+NNX = {
+    "model": (
+        EXISTING,
+        TypeError,
+        r"make: got a model, Linear, expected a function.*lambda rngs.*nnx_params\(model\)",
+    ),
+    "linen": (nn.Dense(2), TypeError, r"make: got Dense, which is of flax.linen.*networks.linen\("),
+    "equinox": (eqx.nn.Linear(3, 2, key=KEY), TypeError, "Linear, which is of equinox.*partition"),
+    "no function": (3, TypeError, "make: got int, expected a function that makes a flax.nnx model"),
+    "returns linen": (lambda rngs: nn.Dense(2), TypeError, "make: returned Dense.*networks.linen"),
+    "arguments": (
+        lambda: EXISTING,
+        TypeError,
+        r"make: cannot be called as make\(rngs\), such as lambda rngs",
+    ),
+    "same model": (lambda rngs: EXISTING, ValueError, "returned the same model twice.*nnx_params"),
+    "numpy": (made_of_numpy, ValueError, "make: does something else each time.*not pure"),
+    "tied": (Tied, ValueError, "'first/kernel' and 'second/kernel' are one and the same.*`attend`"),
+    "shared layer": (
+        Twice,
+        ValueError,
+        "'first' and 'second' are one and the same.*networks.plain",
+    ),
+    "noise": (Noisy, ValueError, r"draws random numbers \('rngs/.*evaluation"),
+    "dropout": (AlwaysDropping, ValueError, r"draws random numbers \('dropout/.*evaluation"),
+    "training": (Training, ValueError, "BatchNorm 'norm' is in training mode.*train=False"),
+    "norm twice": (SameNorm, ValueError, "BatchNorm 'norm' is called twice"),
+    "padded": (Padded, ValueError, "BatchNorm 'norm' is given a mask"),
+    "random table": (RandomTable, ValueError, "'table' is random but no nnx.Param"),
+    "bare array": (Bare, ValueError, "model: 'table' is a bare array.*nnx.Variable"),
+    "outputs and state": (Cached, ValueError, "output '1/mean' of the 2.*Wrap the model"),
+    "input size": (
+        lambda rngs: nnx.Linear(7, 2, rngs=rngs),
+        ValueError,
+        r"model: cannot be applied to inputs of shape \(2, 3\) and dtype float32",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "kind", "message"), NNX.values(), ids=NNX.keys())
+def test_nnx(make, kind, message):
+    with pytest.raises(kind, match=message):
+        networks.nnx(make, SHAPE)
+
+
+def test_unbiased_statistics_of_one_value():
+    network = networks.nnx(lambda rngs: nnx.BatchNorm(3, rngs=rngs), SHAPE)
+    with pytest.raises(ValueError, match="sees a single value per feature.*larger batch_size"):
+        network.calibrate(network.init(KEY), jnp.ones((1, 3)), unbiased=True)
+
+
+def test_no_program_is_compiled_for_an_error():
+    compiled = []
+
+    def listen(event, duration, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(kwargs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        with pytest.raises(ValueError, match="state"):
+            networks.linen(WithState(), SHAPE)
+        with pytest.raises(ValueError, match="loss"):
+            networks.plain(init, lambda params, x: apply(params, x).sum(), SHAPE)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
