@@ -23,11 +23,11 @@ lint: $(INSTALLED)  ## check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy ntksap_jax experiments
 
-docs: $(INSTALLED)  ## build the documentation into .docs-build
-	$(BIN)/sphinx-build -q -W --keep-going experiments/docs .docs-build
+docs: $(INSTALLED)  ## build the documentation site: open .docs-build/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q experiments/docs .docs-build
 
 notebooks: $(INSTALLED)  ## renew the notebooks from their scripts
-	$(BIN)/jupytext --sync experiments/notebooks/[a-z]*.ipynb
+	$(BIN)/jupytext --quiet --update --to ipynb $(patsubst %.ipynb,%.py,$(wildcard experiments/notebooks/*.ipynb))
 
 # Installs again when a requirement or a pinned version changed.
 $(INSTALLED): setup.cfg pyproject.toml .ci/constraints.txt

@@ -41,6 +41,7 @@ SLOW_FILES = (
     *("test_model_axis.py", "test_golden.py", "test_shrinking.py", "test_sweep.py"),
     *("test_sharding.py", "test_distributed.py", "test_tpp_program.py", "test_durability.py"),
     *("test_benchmark.py", "test_ntk.py", "test_ops.py", "test_filters.py", "test_search.py"),
+    *("test_docs.py", "test_notebooks.py", "test_any_model.py"),
 )
 """Those that take longest start first, so that no worker ends long before the others."""
 

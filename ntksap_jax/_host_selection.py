@@ -73,7 +73,7 @@ def _around(left: Sequence[np.ndarray], count: int) -> tuple[int, np.ndarray]:
         above, within = 0, []
         for piece in left:
             higher = piece > highest
-            above += np.count_nonzero(higher)
+            above += int(np.count_nonzero(higher))
             within.append(piece[np.logical_xor(higher, piece >= lowest, out=higher)])
         if above < count <= above + sum(piece.size for piece in within):
             return above, np.concatenate(within)

@@ -24,7 +24,11 @@ Scores = Any
 """Pytree shaped like a mask: a floating-point array per prunable leaf; higher means keep."""
 
 Inputs = Any
-"""What the network takes: an array, or a pytree of arrays, with the examples along axis 0."""
+"""What the network takes: an array with the examples along axis 0.
+
+A `Network` of your own making may take a pytree of such arrays (then give NTK-SAP `inputs="data"`
+or a function); those that `networks` makes take one array.
+"""
 
 Batch = Any
 """The data that a criterion may need: `(inputs, labels)`; `None` where it needs none."""

@@ -170,6 +170,7 @@ def test_no_character_sees_the_next_and_noise_goes_in_behind_the_embedding():
 SMALL_VIT = {"patch_size": 8, "features": 8, "depth": 1, "num_heads": 2}
 
 
+@pytest.mark.long
 def test_vision_transformer(capsys):
     runs = vision_transformer.main(
         **SMALL_VIT, density=0.5, rounds=2, num_samples=1, score_size=4, steps=60, batch_size=32

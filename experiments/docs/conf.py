@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
+from docutils import nodes  # type: ignore[import-untyped]
 from sphinx import addnodes
 
 HERE = Path(__file__).parent

@@ -60,7 +60,7 @@ def source(module: str, name: str) -> str:
 def constants(module: str) -> dict[str, tuple[str, str]]:
     """Returns source and docstring of what a module assigns: type aliases, constants."""
     body = _tree(module).body
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for node, following in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.Assign | ast.AnnAssign):
             is_docstring = isinstance(following, ast.Expr) and isinstance(

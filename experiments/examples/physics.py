@@ -10,14 +10,14 @@ governs its training is not that of its outputs but that of these residuals (Wan
 the kernel of any function of a network's outputs: here `apply` returns u, Δu − f and u − g at every
 point, and `output_fn` says which of them the kernel is of.
 
-On one CPU core it takes about a minute, half of it compilation, and printed at density 0.05 (median
+On one CPU core it takes about a minute, much of it compilation, and printed at density 0.05 (median
 and range of three seeds, kept of each of the four layers):
 
-    kept by                weights  relative error        kept of each layer
-    dense                    8,384   2.0 (1.7 to 2.5) %   1.00 1.00 1.00 1.00
+    kept by                weights  relative error          kept of each layer
+    dense                    8,384   2.0 (1.7 to 2.5) %     1.00 1.00 1.00 1.00
     random                     419  97.8 (95.3 to 112.0) %  0.04 0.05 0.05 0.06
-    NTK of u                   419  11.7 (7.9 to 15.3) %  0.34 0.04 0.04 0.50
-    NTK of the residual        419  11.7 (10.3 to 12.5) %  0.34 0.04 0.04 0.62
+    NTK of u                   419  11.7 (7.9 to 15.3) %    0.34 0.04 0.04 0.50
+    NTK of the residual        419  11.7 (10.3 to 12.5) %   0.34 0.04 0.04 0.62
 
 Either kernel keeps a third of the few weights of the first layer, of which chance leaves five. That
 decides: between the two kernels themselves three seeds show no difference.

@@ -75,6 +75,8 @@ device = jax.devices()[0]
 print(
     f"jax {jax.__version__}, flax {flax.__version__}; {jax.device_count()} x {device.device_kind}"
 )
+if jax.__version_info__ < (0, 10):
+    raise RuntimeError("this runtime's JAX is too old: choose a newer version of the runtime")
 
 # %% [markdown]
 # ## The kernel and its trace
@@ -232,10 +234,10 @@ plt.show()
 # ## The finite difference is not quite the derivative
 #
 # With the same draws, compare the scores by a finite difference of step $\sigma$ with those by the
-# exact directional derivative. For a smooth activation the difference falls with $\sigma$, until
-# rounding takes over. With ReLU it does not: where a unit switches on or off between $\theta$ and
-# $\theta + \sigma v$, the finite difference has a term that the derivative lacks, rare but large
-# for small $\sigma$. On average both rank much alike, and both are NTK-SAP.
+# exact directional derivative. For a smooth activation the difference falls with $\sigma$. With
+# ReLU it does not: where a unit switches on or off between $\theta$ and $\theta + \sigma v$, the
+# finite difference has a term that the derivative lacks, the rarer but the larger the smaller
+# $\sigma$ is. Which of the two prunes better is a question for experiments; the library has both.
 
 # %%
 SIGMAS = 10.0 ** (np.array([-2, -1]) if SMALL else np.arange(-4, -0.4, 0.5))
@@ -356,7 +358,7 @@ plt.show()
 #
 # The exact kernel of all outputs for a few real digits, of the dense network and of networks pruned
 # to the same density by four criteria, before any training. No search saw these images. A line ends
-# where the eigenvalues are as good as 0, below a millionth of the largest.
+# where the eigenvalues are as good as 0: below a millionth of that network's largest.
 
 # %%
 from sklearn.datasets import load_digits
@@ -409,7 +411,7 @@ dense = spectra["dense"]
 for name, values in spectra.items():
     print(
         f"{name:10} trace {values.sum() / dense.sum():7.1%} of the dense network's, "
-        f"rank (above 1e-6 of the largest) {np.sum(values > 1e-6 * values[0]):4}"
+        f"rank (above 1e-6 of its largest) {np.sum(values > 1e-6 * values[0]):4}"
     )
 
 # %% [markdown]

@@ -25,7 +25,7 @@
 # This notebook runs on any number of devices, one included (Colab's free TPU has one, Kaggle's
 # eight). To try it with eight on a machine that has none, start Jupyter with the environment
 # variable `XLA_FLAGS=--xla_force_host_platform_device_count=8`: JAX then takes the CPU for eight
-# devices. They share its cores, so nothing gets faster.
+# devices. They share its cores, so the times say little.
 
 # %%
 # Where the library comes from: the address of its git repository, or a folder with a copy of it.
@@ -79,6 +79,8 @@ device = jax.devices()[0]
 print(
     f"jax {jax.__version__}, flax {flax.__version__}; {jax.device_count()} x {device.device_kind}"
 )
+if jax.__version_info__ < (0, 10):
+    raise RuntimeError("this runtime's JAX is too old: choose a newer version of the runtime")
 
 
 # %%

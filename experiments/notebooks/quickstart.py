@@ -75,10 +75,13 @@ device = jax.devices()[0]
 print(
     f"jax {jax.__version__}, flax {flax.__version__}; {jax.device_count()} x {device.device_kind}"
 )
+if jax.__version_info__ < (0, 10):
+    raise RuntimeError("this runtime's JAX is too old: choose a newer version of the runtime")
 
 # %% [markdown]
 # The library needs JAX 0.10 and Flax 0.12 or newer. If this runtime has older ones, choose a newer
-# runtime (in Colab: *Runtime, Change runtime type*) rather than upgrading them one by one.
+# version of it (in Colab: *Runtime, Change runtime type, Runtime version*); upgrading JAX alone
+# would part it from the TPU's driver.
 #
 # ## Data
 #
@@ -172,7 +175,13 @@ print(
 # The *criterion* scores every weight by how much the trace of the neural tangent kernel (NTK)
 # depends on it. A score is a sum over a few *samples*: fresh random weights, a batch of Gaussian
 # noise, a random probe. The *schedule* says which fraction of the weights is left after each
-# *round*: the lowest scores go, the rest is scored again. The first round includes compilation.
+# *round*: the lowest scores go, the rest is scored again.
+#
+# The first round includes compilation. Scores are computed in float32, and that takes a TPU's
+# compiler minutes where bfloat16 takes less than one. For the larger network of CIFAR-10 it may
+# also take more than 20 GB of the host's memory; where that is too much, run
+# `jax.config.update("jax_default_matmul_precision", "default")` before the next cell, at the price
+# of products in bfloat16 in the scores.
 
 # %% tags=["tpu"]
 DENSITY = 0.05  # the fraction of the weights that is kept

@@ -71,6 +71,8 @@ device = jax.devices()[0]
 print(
     f"jax {jax.__version__}, flax {flax.__version__}; {jax.device_count()} x {device.device_kind}"
 )
+if jax.__version_info__ < (0, 10):
+    raise RuntimeError("this runtime's JAX is too old: choose a newer version of the runtime")
 
 # %% [markdown]
 # ## What goes with a filter
@@ -217,7 +219,7 @@ for name, (fraction, seconds) in timed.items():
     axes.plot(100 * fraction, 100 * seconds / reference, style[0], color=style[1], label=label)
 axes.set(xlabel="FLOPs, of the dense network's (%)", ylabel="time, of the dense network's (%)")
 axes.set(xlim=(0, 105), ylim=(0, None))
-axes.legend()
+axes.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]

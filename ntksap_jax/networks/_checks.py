@@ -30,7 +30,11 @@ class ModelTypeError(TypeError):
 
 
 def check_shape(input_shape: Any) -> tuple[int, ...]:
-    """Returns the shape of one example as a tuple; raises a TypeError if it is none."""
+    """Returns the shape of one example as a tuple; raises a TypeError if it is none.
+
+    >>> check_shape([32, 32, 3])
+    (32, 32, 3)
+    """
     try:
         return tuple(operator.index(size) for size in input_shape)
     except TypeError:
@@ -236,19 +240,38 @@ def first_line(error: BaseException) -> str:
 def check_finite(network: Network, params: Params, inputs: Inputs) -> None:
     """Raises unless the network's outputs are finite; costs one forward pass.
 
+    Args:
+        network: the network.
+        params: its params.
+        inputs: a few examples.
+
     Raises:
         ValueError: an output that is NaN or infinite.
+
+    >>> from ntksap_jax import networks
+    >>> network = networks.plain(lambda key: {"w": jnp.ones((2, 1))}, lambda p, x: x @ p["w"], (2,))
+    >>> params = {"w": jnp.full((2, 1), jnp.nan)}
+    >>> check_finite(network, params, jnp.ones((1, 2)))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: network: its outputs are not finite, ...
     """
     check_are_finite(jax.jit(lambda p, x: are_finite(network.apply(p, x)))(params, inputs))
 
 
 def are_finite(outputs: Any) -> jax.Array:
-    """Whether no entry of the outputs is NaN or infinite. Traceable."""
+    """Whether no entry of the outputs is NaN or infinite. Traceable.
+
+    >>> bool(are_finite({"mean": jnp.ones(2), "variance": jnp.array([1.0, jnp.inf])}))
+    False
+    """
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(outputs)]))
 
 
 def check_are_finite(finite: Any) -> None:
-    """Raises the ValueError of `check_finite` unless told True."""
+    """Raises the ValueError of `check_finite` unless told True.
+
+    >>> check_are_finite(are_finite(jnp.ones(2)))
+    """
     if not finite:
         raise ValueError(
             "network: its outputs are not finite, so no score can be computed from them. Check "

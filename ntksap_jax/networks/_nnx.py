@@ -286,11 +286,12 @@ def _graphdef(model: flax_nnx.Module, norm: type | None) -> Any:
     for _, node in list(flax_nnx.iter_graph(model)):
         for kind, replacement in replacements:
             if isinstance(node, kind):
-                replaced.append((node, type(node)))
-                _change_class(node, _mixed(type(node), kind, replacement))
+                given: Any = type(node)
+                replaced.append((node, given))
+                _change_class(node, _mixed(given, kind, replacement))
     graphdef = flax_nnx.graphdef(model)
-    for node, given in replaced:
-        _change_class(node, given)
+    for node, before in replaced:
+        _change_class(node, before)
     return graphdef
 
 
@@ -433,12 +434,12 @@ def _abstract(make: Callable[[flax_nnx.Rngs], Any], convolve: Callable[..., Any]
         model, again = (make(flax_nnx.Rngs(0)) for _ in range(2))
         _check_made(model, again)
         model.eval()
-        node: Any
         for path, node in list(flax_nnx.iter_graph(model)):
             if getattr(node, "conv_general_dilated", None) is jax.lax.conv_general_dilated:
                 node.conv_general_dilated = convolve  # of an nnx.Conv
             if isinstance(node, (flax_nnx.BatchNorm, flax_nnx.Embed, flax_nnx.RngStream)):
-                node.ntksap_path = "/".join(map(str, path))
+                named: Any = node  # by an attribute that only our classes know
+                named.ntksap_path = "/".join(map(str, path))
             if isinstance(node, flax_nnx.BatchNorm):
                 norms.add(path)
         graphdefs.update({norm: _graphdef(model, norm) for norm in (None, *_NORMS)})
