@@ -81,6 +81,7 @@ def test_start_prunes_and_trains(monkeypatch, tmp_path):
         assert np.any(p)
 
 
+@pytest.mark.long
 def test_recipes_do_what_they_say(monkeypatch, tmp_path):
     # What it includes of the README is run by test_readme.py.
     names = run_python((DOCS / "recipes.md").read_text(), monkeypatch, tmp_path)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import ntksap_jax as nts
 from experiments import command_line, config
 from experiments.presets import PRESETS
 from ntksap_jax import masks, structured
@@ -18,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_library_example_runs_and_prunes():
     # The last one, into PyTorch, is run by test_exchange_pytorch.py.
-    first, second, third, fourth, fifth, _ = re.findall(
+    first, second, third, of_nnx, fourth, fifth, _ = re.findall(
         r"```python\n(.*?)```", README, flags=re.DOTALL
     )
     assert len(first.strip().splitlines()) <= 12
@@ -47,6 +48,15 @@ def test_the_library_example_runs_and_prunes():
     assert kept.flops <= 0.25 * dense.flops
     found = sum(leaf.size for leaf in masks.leaf_paths(names["fewer"]["params"]).values())
     assert found == kept.params < dense.params
+    # A model of nnx.
+    apart = dict(names)
+    exec(of_nnx.replace("(network)", "(network, num_samples=1, batch_size=4)"), apart)
+    density = masks.density(apart["mask"])
+    kept = masks.map_prunable(
+        lambda m, p: p, apart["mask"], nts.networks.nnx_params(apart["model"])
+    )
+    nonzero = sum(int((leaf != 0).sum()) for leaf in masks.leaf_paths(kept).values())
+    assert nonzero == masks.num_kept(apart["mask"]) and density < 0.3
     for block, axes in ((fourth, ("data",)), (fifth, ("data", "model"))):
         exec(block.replace("num_samples=8", "num_samples=8, batch_size=4"), names)
         assert names["over"].mesh.axis_names == axes

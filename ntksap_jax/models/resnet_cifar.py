@@ -82,7 +82,7 @@ class ResNet(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> model, images = ResNet(blocks=(1, 1, 1), width=4), jnp.ones((2, 8, 8, 3))
-        >>> model.init_with_output(jax.random.key(0), images)[0].shape
+        >>> jax.eval_shape(model.init_with_output, jax.random.key(0), images)[0].shape
         (2, 10)
     """
 

@@ -1,0 +1,158 @@
+"""Layers of `flax.nnx` that behave otherwise in a score.
+
+flax.nnx has no interceptors: where a layer must behave otherwise, its class is another one, in our
+copy of the model alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+from flax import nnx as flax_nnx
+
+from ntksap_jax.networks._checks import ModelError
+from ntksap_jax.networks._embedding import is_embedded
+from ntksap_jax.networks._statistics import moments, unbiased_variance
+
+_called: ContextVar[list[Any]] = ContextVar("called")
+
+
+@contextmanager
+def noting_calls() -> Iterator[None]:
+    """Within it, every BatchNorm may be called once."""
+    token = _called.set([])
+    try:
+        yield
+    finally:
+        _called.reset(token)
+
+
+class Norm(flax_nnx.BatchNorm):
+    """Takes its batch's statistics, as constants, for its running averages, and keeps them."""
+
+    constant = True
+    unbiased = False
+    ntksap_path: str
+
+    def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        name = f"model: BatchNorm {self.ntksap_path!r}"
+        given = args[0] if args else kwargs.get("use_running_average")
+        if not (self.use_running_average if given is None else given):
+            raise ModelError(
+                f"{name} is in training mode. Pass the arguments of your model that mean "
+                "evaluation, such as networks.nnx(..., train=False); the batch's own statistics "
+                "are then used all the same."
+            )
+        if any(module is self for module in _called.get()):
+            raise ModelError(
+                f"{name} is called twice, so it has no one set of statistics. Give each call a "
+                "BatchNorm of its own."
+            )
+        if kwargs.get("mask") is not None:
+            raise ModelError(
+                f"{name} is given a mask of its inputs, which is not supported here: score without "
+                "padding."
+            )
+        _called.get().append(self)
+        mean, var, count = moments(x, self.axis, constant=self.constant)
+        self.mean.set_value(mean)
+        self.var.set_value(var)
+        outputs = super().__call__(x, *args, **kwargs)
+        if self.unbiased:
+            self.var.set_value(unbiased_variance(var, count, self.ntksap_path))
+        return outputs
+
+
+class TrainingNorm(Norm):
+    """The same values, with derivatives through the statistics."""
+
+    constant = False
+
+
+class UnbiasedNorm(Norm):
+    """Keeps the unbiased variance."""
+
+    unbiased = True
+
+
+NORMS = (Norm, TrainingNorm, UnbiasedNorm)
+
+
+class _Embed(flax_nnx.Embed):
+    """Passes on what is embedded already."""
+
+    ntksap_path: str
+
+    def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        if is_embedded(inputs, self.features, self.ntksap_path):
+            return inputs
+        return super().__call__(inputs, *args, **kwargs)
+
+
+class _Silent(flax_nnx.RngStream):
+    """Draws nothing."""
+
+    ntksap_path: str
+
+    def __call__(self) -> jax.Array:
+        raise ModelError(
+            f"model: draws random numbers ({self.ntksap_path!r}) when it is called in evaluation "
+            "mode, so it is no function of params and inputs. Pass the arguments of your model "
+            "that mean evaluation, such as networks.nnx(..., deterministic=True)."
+        )
+
+
+def graphdef_of(model: flax_nnx.Module, norm: type | None) -> Any:
+    """Returns the structure of a model some of whose layers are replaced; the model stays as it is.
+
+    Args:
+        model: the model.
+        norm: what takes the place of `nnx.BatchNorm`, or None.
+    """
+    replacements: list[tuple[type, type]] = [
+        (flax_nnx.Embed, _Embed),
+        (flax_nnx.RngStream, _Silent),
+    ]
+    if norm is not None:
+        replacements.append((flax_nnx.BatchNorm, norm))
+    replaced: list[tuple[Any, type]] = []
+    for _, node in list(flax_nnx.iter_graph(model)):
+        for kind, replacement in replacements:
+            if isinstance(node, kind):
+                given: Any = type(node)
+                replaced.append((node, given))
+                _change_class(node, _mixed(given, kind, replacement))
+    graphdef = flax_nnx.graphdef(model)
+    for node, before in replaced:
+        _change_class(node, before)
+    return graphdef
+
+
+def _change_class(node: Any, new: type) -> None:
+    # Not by assignment, which nnx takes for an attribute of the model.
+    object.__setattr__(node, "__class__", new)
+
+
+@functools.cache
+def _mixed(given: type, kind: type, replacement: type) -> type:
+    """Returns a subclass of the given kind of layer that comes to `replacement` before `kind`."""
+    if given is kind:
+        return replacement
+    return type(given)(given.__name__, (given, replacement), {"__module__": given.__module__})
+
+
+def without_sharding(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns a convolution that takes `out_sharding`, as `nnx.Conv` passes it on."""
+
+    def convolve(*args: Any, out_sharding: Any = None, **kwargs: Any) -> jax.Array:
+        if out_sharding is not None:
+            kwargs["out_sharding"] = out_sharding
+            return jax.lax.conv_general_dilated(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return convolve
