@@ -193,7 +193,7 @@ def ntk_sap(
 
     jitted_draw_weights = jax.jit(draw_weights, static_argnames="layout")
 
-    @functools.partial(jax.jit, static_argnames="layout")
+    @functools.partial(jax.jit, static_argnames="layout", donate_argnames="total")
     def add_chunk(
         total: Any, weights: Params, keys: Key, mask: Mask, batch: Batch, *, layout: Layout | None
     ) -> Any:
