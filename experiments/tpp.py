@@ -1,6 +1,6 @@
 """Structured pruning: whole filters go, and the network really gets smaller and faster.
 
-    python -m experiments.tpp demo                     handwritten digits, about two minutes
+    python -m experiments.tpp demo                     handwritten digits, about a minute
     python -m experiments.tpp mlp-linear-short --compare l1 l1-orthp
     python -m experiments.tpp resnet56-cifar10 --method tpp --ratio 0.9
     python -m experiments.tpp demo --help              every option

@@ -128,7 +128,7 @@ DEMO = Config(
 )
 
 PRESETS: dict[str, tuple[str, Config]] = {
-    "demo": ("Handwritten digits and a small MLP, no download: about two minutes.", DEMO),
+    "demo": ("Handwritten digits and a small MLP, no download: about a minute.", DEMO),
     "mlp-linear": ("TPP's linear 7-layer MLP, on Fashion-MNIST.", MLP_LINEAR),
     "mlp-linear-short": ("The same network, a tenth of the training.", MLP_LINEAR_SHORT),
     "resnet56-cifar10": ("ResNet-56 on CIFAR-10, at the authors' settings.", RESNET56),
