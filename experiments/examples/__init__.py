@@ -5,6 +5,6 @@
     python -m experiments.examples.physics               a network pruned by its equation's residual
     python -m experiments.examples.pretrained            trained first, pruned on data, tuned again
 
-Each takes one to two minutes on one core, much of it compilation, downloads nothing and prints one
-small table.
+Each takes one to three minutes on one core, much of it compilation, downloads nothing and prints
+one small table.
 """

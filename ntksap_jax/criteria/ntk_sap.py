@@ -27,6 +27,7 @@ from jax.sharding import NamedSharding
 
 from ntksap_jax import _platform, masks, networks, ntk, sharding
 from ntksap_jax._precision import scoring_precision
+from ntksap_jax.criteria import _batches
 from ntksap_jax.draws import random_like, typed_key
 from ntksap_jax.sharding import Layout
 from ntksap_jax.types import (
@@ -114,11 +115,7 @@ def ntk_sap(
     >>> scores["layers_0"]["kernel"].shape, scores["layers_0"]["bias"], sorted(metrics)
     ((3, 8), None, ['trace'])
     """
-    if not isinstance(network, Network):
-        raise TypeError(
-            f"network: got {type(network).__name__}, expected a Network, as networks.linen, "
-            "networks.nnx and networks.plain make one of a model."
-        )
+    _batches.check_network(network)
     if not callable(estimator):
         raise TypeError(f"estimator: got {estimator!r}, expected a function such as ntk.jvp.")
     sizes = {"num_samples": num_samples, "vmap_samples": vmap_samples, "batch_size": batch_size}
