@@ -29,7 +29,12 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 # The same examples on every run, and no verdict that depends on how busy the machine is.
-hypothesis.settings.register_profile("ntksap_jax", deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+    "ntksap_jax",
+    deadline=None,
+    derandomize=True,
+    max_examples=100 if "NTKSAP_LONG_TESTS" in os.environ else 40,
+)
 hypothesis.settings.load_profile("ntksap_jax")
 
 

@@ -1,6 +1,7 @@
 """Slow and obvious computations to compare the library with, and small networks to do so on."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -79,3 +80,20 @@ def dense_trace(network: networks.Network, params: Any, relaxed: Any, inputs: An
         jnp.sum((j * m) ** 2)
         for j, m in zip(jax.tree.leaves(jacobian), jax.tree.leaves(relaxed), strict=True)
     )
+
+
+@contextlib.contextmanager
+def count_compilations() -> Iterator[list[Any]]:
+    """Collects what XLA compiles inside of the block."""
+    compiled: list[Any] = []
+    inside = True  # jax 0.7 can add listeners and not take them away
+
+    def listen(event: str, duration: float, **kwargs: Any) -> None:
+        if inside and event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(kwargs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiled
+    finally:
+        inside = False

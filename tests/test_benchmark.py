@@ -367,7 +367,9 @@ def test_resnet20_computes_the_same():
 
 # Forward-mode differentiation imports parts of torch that warn about others.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-@pytest.mark.parametrize("estimator", ["finite_difference", "jvp", "vjp"])
+@pytest.mark.parametrize(
+    "estimator", ["finite_difference", "jvp", pytest.param("vjp", marks=pytest.mark.long)]
+)
 def test_the_scores_are_the_same_for_the_same_draws(estimator):
     """Trace and its gradient in the masks of a small network, by either side's functions."""
     torch = pytest.importorskip("torch")

@@ -121,7 +121,7 @@ class Branches(nn.Module):
         return {"a": nn.Dense(3)(pooled), "b": nn.Dense(2)(y.reshape(len(y), -1))}
 
 
-@pytest.mark.parametrize("density", [0.03, 0.08, 0.2])
+@pytest.mark.parametrize("density", [pytest.param(0.03, marks=pytest.mark.long), 0.08, 0.2])
 def test_branches_of_all_kinds(density):
     """Against the derivative of the same network with positive weights, signs and sums."""
     shape = (6, 6, 2)

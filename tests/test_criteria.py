@@ -1,6 +1,5 @@
 """One contract for all criteria (list a new one and it is tested), and what sets each apart."""
 
-import contextlib
 import functools
 import re
 
@@ -205,33 +204,17 @@ def test_statistics_errors(make):
         make(NETWORK, statistics="batch")
 
 
-@contextlib.contextmanager
-def count_compilations():
-    """Counts what XLA compiles inside the block."""
-    compiled = []
-
-    def listen(event, duration, **kwargs):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(kwargs)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield compiled
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
 def test_a_search_compiles_once(score):
     """Rounds, masks, densities and weights are arguments: the first round compiles for all."""
     schedule = np.geomspace(0.8, 0.3, 4)
     search.prune(KEY, PARAMS, score, schedule=schedule[:1], batch=BATCH)
-    with count_compilations() as compiled:
+    with oracles.count_compilations() as compiled:
         search.prune(KEY, PARAMS, score, schedule=schedule, batch=BATCH)
     assert compiled == []
 
 
 def test_compilations_are_counted():
-    with count_compilations() as compiled:
+    with oracles.count_compilations() as compiled:
         jax.jit(lambda x: x * 3 - 1)(jnp.ones(7))
     assert compiled
 

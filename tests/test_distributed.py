@@ -136,10 +136,12 @@ def assert_near(runs, others):
                 assert float(row[column]) == pytest.approx(float(other[column]), rel=1e-3), column
 
 
+@pytest.mark.long
 def test_two_processes_come_to_the_result_of_one(together, alone):
     assert_near(together / "process-0" / "runs", alone)
 
 
+@pytest.mark.long
 def test_the_leader_alone_writes(together):
     assert written(together / "process-1") == []
     assert output(together, 1).replace("\n", "").count("Plan") == 0

@@ -11,7 +11,6 @@ import numpy as np
 import oracles
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from test_criteria import count_compilations
 from test_training import noisy
 
 from experiments import training
@@ -203,9 +202,9 @@ def over_data(mesh):
 @pytest.mark.parametrize(
     ("name", "batch", "shape"),
     [
-        pytest.param("conv_bn", "whole", (1, 2), marks=pytest.mark.long),
+        ("conv_bn", "whole", (1, 2)),
         pytest.param("conv_bn", "whole", (1, 4), marks=pytest.mark.long),
-        ("conv_bn", "whole", (1, 8)),
+        pytest.param("conv_bn", "whole", (1, 8), marks=pytest.mark.long),
         pytest.param("conv_bn", "shard_inputs", (2, 4), marks=pytest.mark.long),
         pytest.param("conv_bn", "shard_samples", (1, 2), marks=pytest.mark.long),
         ("relu_mlp", "shard_samples", (2, 4)),
@@ -439,7 +438,7 @@ def test_later_rounds_compile_nothing(place, regrow, start):
     params = place(network.init(KEY))
     batch = (jnp.ones((8, 6, 6, 2)), jnp.arange(8) % 3)
     compiled_in = []
-    with count_compilations() as compiled:
+    with oracles.count_compilations() as compiled:
         search.prune(
             KEY,
             params,

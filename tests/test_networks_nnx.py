@@ -10,6 +10,8 @@ from flax import nnx
 from ntksap_jax import criteria, masks, networks, search
 
 KEY = jax.random.key(0)
+# What Flax before 0.12 does with lists in a module, and knows no name for.
+List = getattr(nnx, "List", list)
 INPUTS = 2 * jax.random.normal(jax.random.key(1), (5, 6, 6, 2)) + 1
 
 
@@ -18,10 +20,10 @@ class Net(nnx.Module):
 
     def __init__(self, rngs):
         sizes = [2, 4, 3]
-        self.convs = nnx.List(
+        self.convs = List(
             [nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in zip(sizes, sizes[1:], strict=False)]
         )
-        self.norms = nnx.List([nnx.BatchNorm(size, rngs=rngs) for size in sizes[1:]])
+        self.norms = List([nnx.BatchNorm(size, rngs=rngs) for size in sizes[1:]])
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
         self.head = nnx.Linear(3, 2, rngs=rngs)
 

@@ -80,7 +80,7 @@ class Residual(nn.Module):
         return nn.Dense(3, use_bias=False)(z.mean((1, 2)))
 
 
-@pytest.mark.parametrize("micro_batch_size", [None, 3])
+@pytest.mark.parametrize("micro_batch_size", [pytest.param(None, marks=pytest.mark.long), 3])
 def test_three_copies_of_a_residual_network(micro_batch_size):
     """The released code's way: copies of the network with weights 1 and θ², gates handed over."""
     network = networks.linen(Residual(), (5, 5, 2))

@@ -45,7 +45,7 @@ def scores_in_float64(params, factor):
     ("make", "factor", "depth"),
     [
         (criteria.synflow, np.abs, 3),
-        (criteria.synflow, np.abs, 30),
+        pytest.param(criteria.synflow, np.abs, 30, marks=pytest.mark.long),
         (criteria.synflow_l2, np.square, 3),
         pytest.param(criteria.synflow_l2, np.square, 30, marks=pytest.mark.long),
     ],

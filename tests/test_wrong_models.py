@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from flax import nnx
 
@@ -371,18 +372,9 @@ def test_unbiased_statistics_of_one_value():
 
 
 def test_no_program_is_compiled_for_an_error():
-    compiled = []
-
-    def listen(event, duration, **kwargs):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(kwargs)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with oracles.count_compilations() as compiled:
         with pytest.raises(ValueError, match="state"):
             networks.linen(WithState(), SHAPE)
         with pytest.raises(ValueError, match="loss"):
             networks.plain(init, lambda params, x: apply(params, x).sum(), SHAPE)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled == []

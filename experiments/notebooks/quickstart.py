@@ -75,13 +75,13 @@ device = jax.devices()[0]
 print(
     f"jax {jax.__version__}, flax {flax.__version__}; {jax.device_count()} x {device.device_kind}"
 )
-if jax.__version_info__ < (0, 10):
+if jax.__version_info__ < (0, 7, 2):
     raise RuntimeError("this runtime's JAX is too old: choose a newer version of the runtime")
 
 # %% [markdown]
-# The library needs JAX 0.10 and Flax 0.12 or newer. If this runtime has older ones, choose a newer
-# version of it (in Colab: *Runtime, Change runtime type, Runtime version*); upgrading JAX alone
-# would part it from the TPU's driver.
+# The library needs JAX 0.7.2 and Flax 0.11.2 or newer. If this runtime has older ones, choose a
+# newer version of it (in Colab: *Runtime, Change runtime type, Runtime version*); upgrading JAX
+# alone would part it from the TPU's driver.
 #
 # ## Data
 #

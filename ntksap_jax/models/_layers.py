@@ -94,7 +94,11 @@ def max_pool(x: jax.Array, size: int, *, stride: int, padding: int = 0) -> jax.A
     x = jnp.pad(x, sides, constant_values=-jnp.inf) if padding else x
     rows, columns = (length - size + 1 for length in x.shape[1:3])
     taps = itertools.product(range(size), repeat=2)
-    windows = (x[:, a : a + rows : stride, b : b + columns : stride] for a, b in taps)
+    n, _, _, channels = x.shape
+    windows = (
+        jax.lax.slice(x, (0, a, b, 0), (n, a + rows, b + columns, channels), (1, stride, stride, 1))
+        for a, b in taps
+    )
     return functools.reduce(jnp.maximum, windows)
 
 

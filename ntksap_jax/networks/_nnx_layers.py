@@ -60,11 +60,11 @@ class Norm(flax_nnx.BatchNorm):
             )
         _called.get().append(self)
         mean, var, count = moments(x, self.axis, constant=self.constant)
-        self.mean.set_value(mean)
-        self.var.set_value(var)
+        self.mean[...] = mean
+        self.var[...] = var
         outputs = super().__call__(x, *args, **kwargs)
         if self.unbiased:
-            self.var.set_value(unbiased_variance(var, count, self.ntksap_path))
+            self.var[...] = unbiased_variance(var, count, self.ntksap_path)
         return outputs
 
 

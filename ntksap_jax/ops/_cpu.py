@@ -170,7 +170,7 @@ def _unit_steps(geometry: Geometry) -> Geometry:
 
 def _subsample(inputs: jax.Array, geometry: Geometry) -> jax.Array:
     rows, columns = geometry.strides
-    return _computed_once(inputs[:, ::rows, ::columns])
+    return _computed_once(lax.slice(inputs, (0,) * 4, inputs.shape, (1, rows, columns, 1)))
 
 
 def _spread(small: jax.Array, geometry: Geometry) -> jax.Array:
