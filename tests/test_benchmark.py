@@ -198,6 +198,9 @@ def test_nominal_flops():
     assert counts["round-resnet20"] == 5 * 6 * forward
     assert counts["search-resnet20"] == 20 * 5 * 6 * forward
     assert counts["train-resnet20-masked"] == pytest.approx(3 * 1.28 * forward)
+    layer = costs.flops(models.VGG((16, 16), num_classes=1), (32, 32, 3))["conv_1/kernel"]
+    convolution = cases.CASES["convolution-16-of-32x32"]
+    assert nominal_flops.count(convolution) == 10 * 3 * 100 * layer
     assert counts["selection-11M"] is None
 
 
@@ -424,6 +427,23 @@ def test_the_scores_are_the_same_for_the_same_draws(estimator):
     for name, values in expected.items():
         tolerance = 1e-3 * float(values.abs().max())
         np.testing.assert_allclose(scores[name], values, atol=tolerance, err_msg=name)
+
+
+def test_the_sums_of_a_convolution_are_the_same():
+    torch = pytest.importorskip("torch")
+    from experiments.benchmarking import torch_steps
+
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((2, 3, 5, 4, 2), np.float32)
+    w = random.standard_normal((3, 3, 2, 2), np.float32)
+    images = [torch.tensor(np.moveaxis(each, -1, 1).copy()) for each in (x, y)]
+    kernel = torch.tensor(w.transpose(3, 2, 0, 1).copy())
+    theirs = torch_steps.CONVOLUTION_SUMS
+    assert ours.convolution_sums().keys() == theirs.keys()
+    for name, each in ours.convolution_sums().items():
+        expected = theirs[name](images[0], kernel, images[1]).numpy()
+        axes = (2, 3, 1, 0) if name == "kernel gradient" else (0, 2, 3, 1)
+        np.testing.assert_allclose(each(x, w, y), expected.transpose(axes), rtol=1e-4, atol=1e-5)
 
 
 # Forward-mode differentiation imports parts of torch that warn about others.

@@ -50,6 +50,13 @@ def _all() -> Iterator[Case]:
             batch_size=128,
             masked=masked,
         )
+    for size, channels in ((32, 16), (16, 32), (8, 64), (32, 64), (8, 256), (2, 512)):
+        yield Case(
+            name=f"convolution-{channels}-of-{size}x{size}",
+            kind="convolution",
+            model="",
+            input_shape=(size, size, channels),
+        )
     for name, criterion in CRITERIA.items():
         if criterion is not None:
             yield Case(name=f"criterion-{name}", kind="criterion", criterion=name, layouts=())

@@ -9,6 +9,7 @@ the inputs of a layer and that with respect to its weights take F each:
 | jvp               | 3 F: F, and 2 F for the tangent | 6 F      | 9 F      |
 | vjp               | 3 F: F, and 2 F to pull back    | 6 F      | 9 F      |
 | training          | F                               | 2 F      | 3 F      |
+| convolution       | F                               | 2 F      | 3 F      |
 
 Not counted: a pass of its own for the batch statistics (the authors' code has one), drawing random
 numbers, normalisation, activations, and that the first layer needs no gradient of its inputs.
@@ -17,7 +18,7 @@ numbers, normalisation, activations, and that the first layer needs no gradient 
 from __future__ import annotations
 
 from experiments import costs
-from experiments.benchmarking.types import Case
+from experiments.benchmarking.types import CONVOLUTION_CALLS, Case
 from experiments.choices import MODELS
 
 PASSES = {"finite_difference": 6, "jvp": 9, "vjp": 9}
@@ -28,6 +29,10 @@ def count(case: Case) -> float | None:
     """Returns the operations of one step of the case, or None where they are not counted."""
     if not case.has_flops:
         return None
+    if case.kind == "convolution":
+        height, width, channels = case.input_shape
+        forward = 2 * 9 * height * width * channels**2 * case.batch_size
+        return float(TRAINING_PASSES * forward * CONVOLUTION_CALLS)
     forward = sum(costs.flops(MODELS[case.model](), case.input_shape).values()) * case.batch_size
     if case.kind == "train":
         return float(TRAINING_PASSES * forward)

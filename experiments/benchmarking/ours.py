@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import itertools
 import statistics
@@ -15,9 +16,9 @@ import numpy as np
 import optax
 
 from experiments import choices, training
-from experiments.benchmarking.types import MATMUL_SIZE, STEP, Case, Prepared
+from experiments.benchmarking.types import CONVOLUTION_CALLS, MATMUL_SIZE, STEP, Case, Prepared
 from experiments.config import SearchConfig, TrainingConfig
-from ntksap_jax import criteria, masks, networks, ntk, schedules, search, selection
+from ntksap_jax import criteria, masks, networks, ntk, ops, schedules, search, selection
 from ntksap_jax.types import Network, Params, ScoreFn
 
 ESTIMATORS: dict[str, ntk.Estimator] = {
@@ -39,6 +40,7 @@ def prepare(case: Case) -> Prepared:
         "selection": _selection,
         "train": _train,
         "criterion": _criterion,
+        "convolution": _convolution,
     }
     return makers[case.kind](case)
 
@@ -263,3 +265,30 @@ def _model_and_optimizer(case: Case) -> tuple[Any, Any, optax.GradientTransforma
 def _images_and_labels(case: Case) -> tuple[jax.Array, jax.Array]:
     images = jax.random.normal(jax.random.key(3), (case.batch_size, *case.input_shape))
     return images, jnp.arange(case.batch_size) % 10
+
+
+# -- Convolutions --------------------------------------------------------------------------------
+
+
+def _convolution(case: Case) -> Prepared:
+    """As many channels out as in, so that the images are as good as a cotangent."""
+    *_, channels = case.input_shape
+    images, _ = _images_and_labels(case)
+    kernel = jax.random.normal(jax.random.key(4), (3, 3, channels, channels))
+
+    def call(*sums: Callable[..., jax.Array]) -> None:
+        for each, _ in itertools.product(sums, range(CONVOLUTION_CALLS)):
+            jax.block_until_ready(each(images, kernel, images))
+
+    sums = convolution_sums()
+    each_alone = {name: functools.partial(call, each) for name, each in sums.items()}
+    return Prepared({STEP: functools.partial(call, *sums.values()), **each_alone})
+
+
+def convolution_sums() -> dict[str, Callable[..., jax.Array]]:
+    """Returns the sums that a layer needs, functions of images, kernel and cotangent."""
+    return {
+        "outputs": jax.jit(lambda x, w, y: ops.conv2d(x, w)),
+        "input gradient": jax.jit(lambda x, w, y: jax.vjp(lambda x: ops.conv2d(x, w), x)[1](y)[0]),
+        "kernel gradient": jax.jit(lambda x, w, y: jax.vjp(lambda w: ops.conv2d(x, w), w)[1](y)[0]),
+    }

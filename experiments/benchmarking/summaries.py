@@ -58,7 +58,8 @@ class Extra(NamedTuple):
         name: what.
         seconds: how long it took.
         step_ratio: time of the case's step over its time.
-        torch_ratio: its time over that of PyTorch's step; None without PyTorch.
+        torch_ratio: its time over that of the same by PyTorch, or else of PyTorch's step; None
+            without PyTorch.
     """
 
     name: str
@@ -137,13 +138,13 @@ def summarise(measurement: Measurement) -> Summary:
         key=lambda side: side.seconds.median,
         default=None,
     )
-    torch_seconds = None if torch is None else sides[torch.name].seconds[STEP]
+    theirs = None if torch is None else sides[torch.name].seconds
     return Summary(
         name=measurement.case.name,
         rounds=len(ours.seconds[STEP]),
         ours=describe(OURS),
         torch=torch,
-        ratio=None if torch_seconds is None else ratio(ours.seconds[STEP], torch_seconds),
+        ratio=None if theirs is None else ratio(ours.seconds[STEP], theirs[STEP]),
         peak=peak,
         compile_seconds=_compile_seconds(ours),
         not_scoring_seconds=ours.details.get("not_scoring_seconds", [None])[0],
@@ -152,7 +153,9 @@ def summarise(measurement: Measurement) -> Summary:
                 name=name,
                 seconds=quartiles(seconds),
                 step_ratio=ratio(ours.seconds[STEP], seconds),
-                torch_ratio=None if torch_seconds is None else ratio(seconds, torch_seconds),
+                torch_ratio=None
+                if theirs is None
+                else ratio(seconds, theirs.get(name, theirs[STEP])),
             )
             for name, seconds in ours.seconds.items()
             if name not in (STEP, MATMUL)

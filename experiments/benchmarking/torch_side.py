@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from experiments.benchmarking import torch_steps
 from experiments.benchmarking.torch_models import MODELS, draw_weights, masked_layers
-from experiments.benchmarking.types import MATMUL_SIZE, STEP, Case, Prepared
+from experiments.benchmarking.types import CONVOLUTION_CALLS, MATMUL_SIZE, STEP, Case, Prepared
 
 DENSITY = 0.05
 """At the end of the search, of one-shot selection, and in training; as on our side."""
@@ -35,6 +36,7 @@ def prepare(case: Case, *, layout: str, cores: int) -> Prepared:
         "search": _search,
         "selection": _selection,
         "train": _train,
+        "convolution": _convolution,
     }
     return makers[case.kind](case, layout)
 
@@ -139,3 +141,20 @@ def _train(case: Case, layout: str) -> Prepared:
         return loss.item(), int((logits.argmax(dim=1) == labels).sum())
 
     return Prepared({STEP: step})
+
+
+# -- Convolutions --------------------------------------------------------------------------------
+
+
+def _convolution(case: Case, layout: str) -> Prepared:
+    *_, channels = case.input_shape
+    images, kernel = _noise(case, layout), torch.randn(channels, channels, 3, 3)
+    kernel = kernel.contiguous(memory_format=MEMORY_FORMATS[layout])
+
+    def call(*sums: Callable[..., Tensor]) -> None:
+        for each, _ in itertools.product(sums, range(CONVOLUTION_CALLS)):
+            each(images, kernel, images)
+
+    sums = torch_steps.CONVOLUTION_SUMS
+    each_alone = {name: functools.partial(call, each) for name, each in sums.items()}
+    return Prepared({STEP: functools.partial(call, *sums.values()), **each_alone})

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn import grad
 
 from experiments.benchmarking.torch_models import batch_norms, draw_weights, masked_layers
 
@@ -161,3 +163,13 @@ def prune(model: nn.Module, inputs: Iterable[Tensor], estimate: Estimate, num_ke
     with torch.no_grad():
         for (_, layer), mask in zip(masked_layers(model), kept, strict=True):
             layer.mask.copy_(mask)
+
+
+# -- Convolutions --------------------------------------------------------------------------------
+
+CONVOLUTION_SUMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "outputs": lambda x, w, y: F.conv2d(x, w, padding=1),
+    "input gradient": lambda x, w, y: grad.conv2d_input(x.shape, w, y, padding=1),
+    "kernel gradient": lambda x, w, y: grad.conv2d_weight(x, w.shape, y, padding=1),
+}
+"""The sums that a 3×3 layer needs, functions of images, kernel and cotangent."""

@@ -16,6 +16,8 @@ MATMUL = "matmul"
 """A matrix product, timed in the same rounds: what the machine can do at that moment."""
 MATMUL_SIZE = 2048
 """Rows and columns: 17 GFLOP."""
+CONVOLUTION_CALLS = 10
+"""Of each sum in a step; one takes only milliseconds."""
 
 Estimator = Literal["finite_difference", "jvp", "vjp"]
 
@@ -28,7 +30,7 @@ class Case:
         name: what the command line calls it.
         kind: which function of either side does it.
         model: name of the network.
-        input_shape: of one image, (H, W, C).
+        input_shape: of one image, (H, W, C); of a convolution, of its outputs too.
         batch_size: images, of noise or of training data; 0 where there are none.
         estimator: of the trace.
         num_samples: draws of weights, inputs and probe in a round of the search.
@@ -42,7 +44,7 @@ class Case:
     """
 
     name: str
-    kind: Literal["sample", "round", "search", "selection", "train", "criterion"]
+    kind: Literal["sample", "round", "search", "selection", "train", "criterion", "convolution"]
     model: str = "resnet20"
     input_shape: tuple[int, int, int] = (32, 32, 3)
     batch_size: int = 100
