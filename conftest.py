@@ -25,6 +25,9 @@ import jax  # isort: skip
 import hypothesis
 import pytest
 
+if not hasattr(jax, "enable_x64"):  # jax before 0.8
+    jax.enable_x64 = jax.experimental.enable_x64
+
 # Several devices, so that sharding is tested on any machine.
 jax.config.update("jax_num_cpu_devices", 8)
 

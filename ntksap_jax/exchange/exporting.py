@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.export
 
 from ntksap_jax import masks
 from ntksap_jax.types import Inputs, Mask, Network, Params
