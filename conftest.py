@@ -36,7 +36,7 @@ hypothesis.settings.register_profile(
     "ntksap_jax",
     deadline=None,
     derandomize=True,
-    max_examples=100 if "NTKSAP_LONG_TESTS" in os.environ else 40,
+    max_examples=40,
 )
 hypothesis.settings.load_profile("ntksap_jax")
 

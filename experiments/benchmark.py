@@ -7,7 +7,8 @@ For each case, ours and PyTorch's (plain torch.nn, eager, in both of its image l
 processes of their own that take turns, so that a noisy machine disturbs all of them alike. PyTorch
 takes the authors' steps, two passes for the batch statistics included; ours are what the library's
 public functions do by default, in float32 on the CPU. The cases of VGG-16-BN, ResNet-50 and the
-whole search take most of the time.
+whole search take most of the time. `--case convolution` shows where one side is ahead: the three
+sums of a layer, each by itself.
 
     python -m experiments.benchmark --aot v5e:2x4
 

@@ -132,6 +132,15 @@ def _primitives(jaxpr):
     return found
 
 
+def test_statistics_of_float64_are_float64():
+    with jax.enable_x64(True):
+        network = networks.nnx(lambda rngs: nnx.BatchNorm(3, rngs=rngs), (3,), dtype=jnp.float64)
+        x = 1 + jax.random.normal(KEY, (5, 3), jnp.float64)
+        got = np.asarray(network.apply(network.init(KEY), x))
+        x = np.asarray(x)
+    np.testing.assert_allclose(got, (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), rtol=1e-10)
+
+
 class OwnNorm(nnx.BatchNorm):
     """A BatchNorm of the user's, which changes its inputs first."""
 

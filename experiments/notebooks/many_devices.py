@@ -80,7 +80,7 @@ print(
     f"jax {jax.__version__}, flax {flax.__version__}; {jax.device_count()} x {device.device_kind}"
 )
 if jax.__version_info__ < (0, 7, 2):
-    raise RuntimeError("this runtime's JAX is too old: choose a newer version of the runtime")
+    raise RuntimeError("JAX 0.7.2 or newer is needed: choose a newer version of the runtime")
 
 
 # %%

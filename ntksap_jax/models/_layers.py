@@ -95,6 +95,8 @@ def max_pool(x: jax.Array, size: int, *, stride: int, padding: int = 0) -> jax.A
     rows, columns = (length - size + 1 for length in x.shape[1:3])
     taps = itertools.product(range(size), repeat=2)
     n, _, _, channels = x.shape
+    # x[:, a::stride] would be a gather in older versions of JAX, which is slow and cannot be traced
+    # for coupled channels.
     windows = (
         jax.lax.slice(x, (0, a, b, 0), (n, a + rows, b + columns, channels), (1, stride, stride, 1))
         for a, b in taps

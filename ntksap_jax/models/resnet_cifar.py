@@ -24,6 +24,7 @@ def pad_shortcut(x: jax.Array, features: int, *, stride: int) -> jax.Array:
     """
     missing = features - x.shape[-1]
     before = missing // 2
+    # As in `_layers.max_pool`, no x[:, ::stride].
     x = jax.lax.slice(x, (0,) * 4, x.shape, (1, stride, stride, 1))
     return jnp.pad(x, [(0, 0), (0, 0), (0, 0), (before, missing - before)])
 

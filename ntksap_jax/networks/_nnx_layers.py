@@ -32,6 +32,14 @@ def noting_calls() -> Iterator[None]:
         _called.reset(token)
 
 
+def _set(variable: Any, value: jax.Array) -> None:
+    """Replaces it whole, whatever its dtype was."""
+    if hasattr(flax_nnx.Variable, "set_value"):
+        variable.set_value(value)
+    else:  # Flax before 0.12
+        variable.value = value
+
+
 class Norm(flax_nnx.BatchNorm):
     """Takes its batch's statistics, as constants, for its running averages, and keeps them."""
 
@@ -60,11 +68,11 @@ class Norm(flax_nnx.BatchNorm):
             )
         _called.get().append(self)
         mean, var, count = moments(x, self.axis, constant=self.constant)
-        self.mean[...] = mean
-        self.var[...] = var
+        _set(self.mean, mean)
+        _set(self.var, var)
         outputs = super().__call__(x, *args, **kwargs)
         if self.unbiased:
-            self.var[...] = unbiased_variance(var, count, self.ntksap_path)
+            _set(self.var, unbiased_variance(var, count, self.ntksap_path))
         return outputs
 
 

@@ -21,6 +21,6 @@ def needs_no_sharding_rule(*arrays: Any) -> bool:
 
 
 def _varying(array_type: Any) -> Any:
-    """The manual axes along which an array differs between devices; `vma` in jax before 0.10."""
+    """The manual axes along which an array differs between devices; once `vma`."""
     manual = getattr(array_type, "manual_axis_type", None)
     return array_type.vma if manual is None else manual.varying
