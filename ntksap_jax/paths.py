@@ -64,6 +64,7 @@ _HOMOGENEOUS = {
     *("convert_element_type", "reduce_precision", "stop_gradient", "optimization_barrier"),
     *("sharding_constraint", "concatenate", "pad", "add", "add_any", "max", "dynamic_slice"),
     *("select_n", "gather", "mesh_cast", "reshard", "split", "tile"),
+    "kept",  # by `ops.relu`
 }
 # Operations with a jaxpr among their parameters that is not simply called.
 _NO_CALLS = {"while", "scan", "cond", "reduce", "reduce_window", "shard_map"}
