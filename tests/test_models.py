@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ntksap_jax import models
+from ntksap_jax import models, networks
 from ntksap_jax.models import _layers
 from ntksap_jax.models._layers import kaiming_normal
 from ntksap_jax.models.resnet_cifar import BasicBlock, pad_shortcut
@@ -349,6 +349,31 @@ SMALL = {
         (4, 4, 3),
     ),
 }
+
+
+def test_pools_agree_with_flax_s_in_a_network(monkeypatch):
+    """Where activations are computed twice, and rounded otherwise, no derivative may be lost.
+
+    Without optimisation XLA rounds alike, and this shows nothing: CI runs it once more with.
+    """
+    model = models.VGG((8, 8, "M", 8, "M", 8, "M"), num_classes=3)
+    x = jnp.asarray(images(0, 20, 16, 16, 3))
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
+
+    def gradient():
+        network = networks.linen(model, (16, 16, 3), train=False)
+        squares = jax.jit(jax.grad(lambda params: jnp.sum(network.apply(params, x) ** 2)))
+        return squares(params)
+
+    ours = gradient()
+    monkeypatch.setattr(
+        _layers,
+        "max_pool",
+        lambda x, size, *, stride: nn.max_pool(x, (size, size), (stride, stride)),
+    )
+    jax.clear_caches()
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(gradient()), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
 
 
 @pytest.mark.parametrize("name", SMALL)
