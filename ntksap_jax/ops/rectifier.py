@@ -1,8 +1,8 @@
 """The rectifier, remembered by its output.
 
 Backpropagation needs to know where a rectifier's input was positive. XLA reads that off the input,
-whatever the program says, and so normalises again in the backward pass what it keeps from before the
-normalisation. Here it is read off the output, and a primitive keeps XLA's CPU backend from knowing
+whatever the program says, and so computes again, in the backward pass, the normalisation that the
+input came from. Here it is read off the output, and a primitive keeps XLA's CPU backend from knowing
 better: a score of ResNet-20 takes 3 to 8 % less time.
 """
 
