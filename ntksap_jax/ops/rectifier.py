@@ -2,8 +2,8 @@
 
 Backpropagation needs to know where a rectifier's input was positive. XLA reads that off the input,
 whatever the program says, and so computes again, in the backward pass, the normalisation that the
-input came from. Here it is read off the output, and a primitive keeps XLA's CPU backend from knowing
-better: a score of ResNet-20 takes 3 to 8 % less time.
+input came from. Here it is read off the output, and a primitive keeps XLA's CPU backend from
+knowing better: a score of ResNet-20 takes 3 to 8 % less time.
 """
 
 from __future__ import annotations
