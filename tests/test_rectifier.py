@@ -1,4 +1,4 @@
-"""ops.relu is jax.nn.relu."""
+"""ops.relu is jax.nn.relu, and keeps one array where that keeps two."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ntksap_jax import ops
+from ntksap_jax.models._layers import max_pool
 
 VALUES = [-jnp.inf, -2.0, -1e-30, -0.0, 0.0, 1e-30, 3.0, jnp.inf, jnp.nan]
 
@@ -41,3 +42,20 @@ def test_over_devices(kind):
         gradient = jax.jit(jax.grad(lambda x: jnp.sum(ops.relu(x) ** 2)))(x)
     np.testing.assert_array_equal(gradient, 2 * np.maximum(np.arange(-4.0, 4.0), 0))
     assert gradient.sharding == x.sharding
+
+
+def test_the_input_is_not_kept_beside_the_output():
+    """Between a convolution and a pool, XLA would keep both for the backward pass."""
+
+    def temporary(relu):
+        def loss(kernel, x):
+            for _ in range(2):
+                x = max_pool(relu(2 * ops.conv2d(x, kernel) + 1), 2, stride=2)
+            return jnp.sum(x**2)
+
+        shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3, 3, 8, 8), (16, 32, 32, 8))]
+        compiled = jax.jit(jax.grad(loss)).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    outputs = 4 * 16 * 32 * 32 * 8
+    assert temporary(jax.nn.relu) - temporary(ops.relu) > 0.9 * outputs
