@@ -13,6 +13,7 @@ import pytest
 from experiments import run_folder, tpp
 from experiments.structured import config as config_lib
 from experiments.structured import job, measure, networks, selection, stage, steps
+from experiments.structured.methods import METHODS
 from experiments.structured.presets import PRESETS
 from ntksap_jax.structured import channels, shrinking, tracing
 
@@ -84,6 +85,20 @@ def test_the_saved_network_is_the_one_that_was_measured(undisturbed):
     np.testing.assert_allclose(found, values[:10].mean(), rtol=1e-4)
     columns = run_folder.read_table(undisturbed / TPP / "metrics.csv")
     assert columns[-1]["jsv_mean"] == pytest.approx(found, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_of_one_name_are_one_run(method):
+    """The dense network whatever the ratio, one from scratch whatever the rate of fine-tuning."""
+    config = config_lib.Config(compare=("dense", "l1"))
+    others = [
+        dataclasses.replace(config, ratio=0.9),
+        dataclasses.replace(config, ratio=0.9, flops_budget=0.3),
+        dataclasses.replace(config, finetune=config_lib.FinetuneConfig(finetune_lr=1e-3)),
+    ]
+    run = config_lib.with_method(config, method)
+    for other in (config_lib.with_method(each, method) for each in others):
+        assert (other == run) == (config_lib.run_name(other) == config_lib.run_name(run))
 
 
 def test_the_runs_share_one_dense_network(undisturbed):

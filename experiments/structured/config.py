@@ -217,8 +217,19 @@ def method_of(config: Config) -> Method:
 
 
 def with_method(config: Config, method: str) -> Config:
-    """Returns the configuration of one run: with this method, and nothing to compare with."""
-    return dataclasses.replace(config, method=method, compare=())
+    """Returns the configuration of one run: with this method, and nothing to compare with.
+
+    What the method makes no use of is at its default, so that the dense network is the same run
+    whatever the others are pruned to.
+    """
+    config = dataclasses.replace(config, method=method, compare=())
+    use = method_of(config)
+    if use.from_scratch or not use.prunes:
+        config = dataclasses.replace(config, finetune=FinetuneConfig())
+    if not use.prunes:
+        unused: dict[str, Any] = dict.fromkeys(_BUDGETS)
+        config = dataclasses.replace(config, ratio=Config.ratio, **unused)
+    return config
 
 
 def tpp_settings(config: Config) -> tpp.Settings:
