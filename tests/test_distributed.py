@@ -20,6 +20,18 @@ from experiments import config as config_lib
 from experiments.command_line import UserError
 from experiments.presets import PRESETS
 
+EITHER = [
+    0,
+    pytest.param(
+        1,
+        marks=pytest.mark.skipif(
+            os.environ.get("NTKSAP_LONG_TESTS") != "all",
+            reason="the other process too only with NTKSAP_LONG_TESTS=all: a minute each",
+        ),
+    ),
+]
+"""Which of two processes something happens to."""
+
 OPTIONS = [
     *("demo", "--model", "mlp", "--density", "0.1", "--rounds", "3", "--num-samples", "3"),
     *("--noise-batch-size", "20", "--epochs", "3", "--compare"),
@@ -152,7 +164,7 @@ def test_the_leader_alone_writes(together):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", EITHER)
 def test_preempted_in_one_process_all_save_and_the_run_goes_on(together, tmp_path, number):
     folder = tmp_path
     runs = folder / "process-0" / "runs"
@@ -281,7 +293,7 @@ def test_an_error_in_one_process_ends_the_others(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", EITHER)
 def test_a_process_that_is_killed_does_not_leave_the_other_waiting(tmp_path, number):
     with two_processes(tmp_path, *OPTIONS, "--epochs", "1000") as processes:
         wait_for(processes, tmp_path / "process-0" / "runs" / NAME / "metrics.csv")
