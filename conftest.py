@@ -57,10 +57,12 @@ SLOW_FILES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sorts slow files first; skips tests marked `long`, which CI runs in a second go."""
     items.sort(key=lambda item: item.path.name not in SLOW_FILES)
-    if "NTKSAP_LONG_TESTS" not in os.environ:
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="long: set NTKSAP_LONG_TESTS=1 to run it"))
+    chosen = os.environ.get("NTKSAP_LONG_TESTS")
+    for item in items:
+        if item.get_closest_marker("by_hand") and chosen != "all":
+            item.add_marker(pytest.mark.skip(reason="by hand: set NTKSAP_LONG_TESTS=all to run it"))
+        elif item.get_closest_marker("long") and not chosen:
+            item.add_marker(pytest.mark.skip(reason="long: set NTKSAP_LONG_TESTS=1 to run it"))
 
 
 def pytest_report_header() -> str:

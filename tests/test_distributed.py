@@ -20,16 +20,7 @@ from experiments import config as config_lib
 from experiments.command_line import UserError
 from experiments.presets import PRESETS
 
-EITHER = [
-    0,
-    pytest.param(
-        1,
-        marks=pytest.mark.skipif(
-            os.environ.get("NTKSAP_LONG_TESTS") != "all",
-            reason="the other process too only with NTKSAP_LONG_TESTS=all: a minute each",
-        ),
-    ),
-]
+EITHER = [0, pytest.param(1, marks=pytest.mark.by_hand)]
 """Which of two processes something happens to."""
 
 OPTIONS = [

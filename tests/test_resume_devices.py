@@ -142,6 +142,7 @@ def read_result(runs):
 
 
 @pytest.mark.long
+@pytest.mark.by_hand
 def test_the_program_goes_on_on_other_devices_and_back(tmp_path):
     """One device up to a round of the search, four up to a step of the training, one to the end."""
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"

@@ -109,6 +109,7 @@ def test_the_runs_share_one_dense_network(undisturbed):
 
 
 @pytest.mark.long
+@pytest.mark.by_hand
 def test_a_run_that_was_interrupted_in_two_stages_ends_as_the_undisturbed_one(
     undisturbed, tmp_path, monkeypatch, capsys
 ):
