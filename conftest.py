@@ -25,19 +25,14 @@ import jax  # isort: skip
 import hypothesis
 import pytest
 
-if not hasattr(jax, "enable_x64"):  # jax before 0.8
+if not hasattr(jax, "enable_x64"):  # as in jax 0.7.2
     jax.enable_x64 = jax.experimental.enable_x64
 
 # Several devices, so that sharding is tested on any machine.
 jax.config.update("jax_num_cpu_devices", 8)
 
 # The same examples on every run, and no verdict that depends on how busy the machine is.
-hypothesis.settings.register_profile(
-    "ntksap_jax",
-    deadline=None,
-    derandomize=True,
-    max_examples=40,
-)
+hypothesis.settings.register_profile("ntksap_jax", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("ntksap_jax")
 
 

@@ -86,7 +86,7 @@ def dense_trace(network: networks.Network, params: Any, relaxed: Any, inputs: An
 def count_compilations() -> Iterator[list[Any]]:
     """Collects what XLA compiles inside of the block."""
     compiled: list[Any] = []
-    inside = True  # jax 0.7 can add listeners and not take them away
+    inside = True  # jax 0.7.2 can add listeners and not take them away
 
     def listen(event: str, duration: float, **kwargs: Any) -> None:
         if inside and event == "/jax/core/compile/backend_compile_duration":

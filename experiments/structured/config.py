@@ -219,8 +219,8 @@ def method_of(config: Config) -> Method:
 def with_method(config: Config, method: str) -> Config:
     """Returns the configuration of one run: with this method, and nothing to compare with.
 
-    What the method makes no use of is at its default, so that the dense network is the same run
-    whatever the others are pruned to.
+    Sizes and fine-tuning that the method makes no use of, and that the name of its folder leaves
+    out, are at their defaults: the dense network is one run whatever the others are pruned to.
     """
     config = dataclasses.replace(config, method=method, compare=())
     use = method_of(config)
