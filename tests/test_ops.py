@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -70,9 +71,9 @@ def close(found, expected):
     np.testing.assert_allclose(found, expected, atol=2e-6 * scale)
 
 
-@given(geometries(), st.integers(1, 3))
+@given(geometries(), st.integers(1, 3), st.sampled_from([0.0, 1e9]))
 @settings(max_examples=25, deadline=None)
-def test_the_three_sums_on_cpu_are_those_of_the_definition(geometry, batch):
+def test_the_three_sums_on_cpu_are_those_of_the_definition(geometry, batch, large):
     if min(geometry.output_size) < 1:
         return
     inputs, kernel, cotangent = draw_arrays(geometry, batch)
@@ -87,7 +88,8 @@ def test_the_three_sums_on_cpu_are_those_of_the_definition(geometry, batch):
             _cpu.kernel_gradient(x, y, geometry),
         )
 
-    found, input_gradient, kernel_gradient = sums(x, w, y)
+    with mock.patch.object(_cpu, "_KEEPS_ALL_CORES_BUSY", large):  # 0: all layers are large
+        found, input_gradient, kernel_gradient = sums(x, w, y)
     close(found, outputs)
     # Transposes of a bilinear map: every entry of them by a basis vector would be slow; the maps
     # are linear, so that agreement with a second direction each, drawn at random, is enough.
@@ -99,6 +101,12 @@ def test_the_three_sums_on_cpu_are_those_of_the_definition(geometry, batch):
         direction = rng.standard_normal(kernel.shape)
         expected = np.vdot(cotangent, sum_over_taps(inputs, direction, geometry))
         close(np.vdot(kernel_gradient, direction), expected)
+
+
+@pytest.mark.parametrize("other", [np.nan, np.inf, -np.inf, 0.0])
+def test_to_wait_for_a_number_changes_nothing(other):
+    x = jnp.array([-np.inf, -1.5, 0.0, 2.5, np.inf, np.nan])
+    np.testing.assert_array_equal(jax.jit(_cpu._computed_after)(x, jnp.full((2, 2), other)), x)
 
 
 @given(geometries(), st.integers(1, 2))

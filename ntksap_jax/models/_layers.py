@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -91,18 +91,22 @@ def max_pool(x: jax.Array, size: int, *, stride: int, padding: int = 0) -> jax.A
 
     The gradient of `nn.max_pool`, a scatter, takes XLA on CPU ten times as long and more.
     """
+    if size == stride and not padding:
+        return _largest_of_blocks(x, size)
     sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     x = jnp.pad(x, sides, constant_values=-jnp.inf) if padding else x
+    return functools.reduce(_larger, _taps(x, size, stride))
+
+
+def _taps(x: jax.Array, size: int, stride: int) -> Iterator[jax.Array]:
+    """Yields the first pixel of every window, then the second, and so on."""
     rows, columns = (length - size + 1 for length in x.shape[1:3])
-    taps = itertools.product(range(size), repeat=2)
     n, _, _, channels = x.shape
-    # x[:, a::stride] would be a gather in older versions of JAX, which is slow and cannot be traced
-    # for coupled channels.
-    windows = (
-        jax.lax.slice(x, (0, a, b, 0), (n, a + rows, b + columns, channels), (1, stride, stride, 1))
-        for a, b in taps
-    )
-    return functools.reduce(_larger, windows)
+    for a, b in itertools.product(range(size), repeat=2):
+        # x[:, a::stride] would be a gather in older versions of JAX, which is slow and cannot be
+        # traced for coupled channels.
+        end = (n, a + rows, b + columns, channels)
+        yield jax.lax.slice(x, (0, a, b, 0), end, (1, stride, stride, 1))
 
 
 @jax.custom_jvp
@@ -118,6 +122,32 @@ def _larger(x: jax.Array, y: jax.Array) -> jax.Array:
 _larger.defjvps(
     lambda g, larger, x, y: jnp.where(x >= y, g, 0), lambda g, larger, x, y: jnp.where(x >= y, 0, g)
 )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _largest_of_blocks(x: jax.Array, size: int) -> jax.Array:
+    """Maximum over windows that do not overlap. Each pixel's derivative is that of one window.
+
+    So backpropagation is one pass; tap by tap, by `_larger`, it makes an array like `x` for each.
+    """
+    return functools.reduce(jnp.maximum, _taps(x, size, size))
+
+
+@_largest_of_blocks.defjvp
+def _(size: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[Any, Any]:
+    (x,), (tangent,) = primals, tangents
+    largest, *others = _taps(x, size, size)
+    n, height, width, channels = largest.shape
+    winner = jnp.zeros(largest.shape, jnp.int8)
+    for i, other in enumerate(others, start=1):  # the comparisons of `_larger`, for its reason
+        winner = jnp.where(largest >= other, winner, jnp.int8(i))
+        largest = jnp.maximum(largest, other)
+    tap = jnp.arange(size**2, dtype=jnp.int8).reshape(1, 1, size, 1, size, 1)
+    blocks = tangent[:, : height * size, : width * size].reshape(
+        n, height, size, width, size, channels
+    )
+    won = jnp.where(winner[:, :, None, :, None] == tap, blocks, 0)
+    return _largest_of_blocks(x, size), won.sum((2, 4))
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
