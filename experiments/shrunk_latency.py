@@ -1,0 +1,72 @@
+"""How fast shrunk networks are: `python -m experiments.shrunk_latency` prints the table in README.
+
+Untrained networks and random filters, each scored alike: what counts for time is how many are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from experiments.structured.measure import Network, latency
+from ntksap_jax import criteria, models, schedules, structured
+
+INPUT_SHAPE = (32, 32, 3)
+SHARES_OF_FLOPS = (0.5, 0.1)
+REPEATS = 30
+
+
+class Shrunk(NamedTuple):
+    """A network of fewer channels, and its floating-point operations an image."""
+
+    network: Network
+    flops: int
+
+
+def shrink(model: nn.Module, shares: Sequence[float] = SHARES_OF_FLOPS) -> dict[str, Shrunk]:
+    """Returns the dense network and those shrunk to shares of its operations, by name."""
+    images = jnp.zeros((1, *INPUT_SHAPE))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    channels = structured.trace(model, INPUT_SHAPE)
+    found = {"dense": Shrunk(Network(model, variables), structured.cost(channels).flops)}
+    for share in shares:
+        keep = structured.prune(
+            jax.random.key(1),
+            variables["params"],
+            criteria.random(),
+            channels,
+            schedule=schedules.exponential(share, rounds=1),
+            cost="flops",
+        )
+        zeroed = structured.zero_out(variables, channels, keep)
+        network = Network(*structured.shrink(model, zeroed, channels, keep))
+        found[f"{share:g} of the FLOPs"] = Shrunk(network, structured.cost(channels, keep).flops)
+    return found
+
+
+def main() -> None:
+    """Prints the table: medians, and quartiles in brackets."""
+    table = Table("network", "FLOPs", "batch", "ms", "times as fast")
+    for name, model in (("ResNet-56", models.resnet56()), ("VGG-16-BN", models.vgg16_bn())):
+        shrunk = shrink(model)
+        networks = {kind: network for kind, (network, _) in shrunk.items()}
+        for batch, seconds in latency(networks, INPUT_SHAPE, repeats=REPEATS).items():
+            for kind, (low, median, high) in seconds.items():
+                table.add_row(
+                    f"{name}, {kind}",
+                    f"{shrunk[kind].flops:,}",
+                    batch,
+                    f"{1e3 * median:.3g} ({1e3 * low:.3g} to {1e3 * high:.3g})",
+                    f"{seconds['dense'][1] / median:.2f}",
+                )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
