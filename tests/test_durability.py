@@ -132,6 +132,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.long
+@pytest.mark.by_hand
 def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_path, alone):
     rng = random.Random(0)
     signals = [*[signal.SIGKILL] * 3, signal.SIGTERM] * (NUM_KILLS // 4)
