@@ -1,6 +1,7 @@
 """How fast shrunk networks are: `python -m experiments.shrunk_latency` prints the table in README.
 
-Untrained networks and random filters, each scored alike: what counts for time is how many are left.
+Untrained networks, and filters pruned at random, by the same chance in every layer: what counts for
+time is how many are left.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.structured.measure import Network, latency
-from ntksap_jax import criteria, models, schedules, structured
+from ntksap_jax import models, structured
+from ntksap_jax.structured import filters
+from ntksap_jax.types import Params
 
 INPUT_SHAPE = (32, 32, 3)
 SHARES_OF_FLOPS = (0.5, 0.1)
@@ -34,20 +37,26 @@ def shrink(model: nn.Module, shares: Sequence[float] = SHARES_OF_FLOPS) -> dict[
     images = jnp.zeros((1, *INPUT_SHAPE))
     variables = jax.jit(model.init)(jax.random.key(0), images)
     channels = structured.trace(model, INPUT_SHAPE)
+    scores = uniform_scores(variables["params"], channels)
     found = {"dense": Shrunk(Network(model, variables), structured.cost(channels).flops)}
     for share in shares:
-        keep = structured.prune(
-            jax.random.key(1),
-            variables["params"],
-            criteria.random(),
-            channels,
-            schedule=schedules.exponential(share, rounds=1),
-            cost="flops",
-        )
+        keep = structured.select_global(scores, channels, density=share, cost="flops")
         zeroed = structured.zero_out(variables, channels, keep)
         network = Network(*structured.shrink(model, zeroed, channels, keep))
         found[f"{share:g} of the FLOPs"] = Shrunk(network, structured.cost(channels, keep).flops)
     return found
+
+
+def uniform_scores(params: Params, channels: structured.Channels) -> dict[str, jax.Array]:
+    """Returns a number from [0, 1) for every filter, the same for those that go together."""
+    norms = structured.l1(params, channels.layers)
+    keys = jax.random.split(jax.random.key(1), len(norms))
+    draws = {
+        path: jax.random.uniform(key, norm.shape)
+        for key, (path, norm) in zip(keys, norms.items(), strict=True)
+    }
+    # Tied filters get a sum of several numbers; its fractional part is as uniform as each of them.
+    return {path: total % 1 for path, total in filters.tie(draws, channels).items()}
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
 from ntksap_jax import models, networks
@@ -574,3 +575,40 @@ def test_max_pool_is_that_of_flax_with_its_derivatives(size, stride, padding):
     direction = jax.random.normal(jax.random.key(1), x.shape)
     products = [jax.jvp(gradient, (x,), (direction,))[1] for gradient in gradients]
     np.testing.assert_allclose(*products, rtol=1e-6)
+
+
+def test_of_equal_pixels_the_first_gets_the_derivative():
+    x = jnp.asarray(images(0, 2, 6, 6, 3)).round() + 0.0
+    x = x.at[0].set(0.0)  # as behind a rectifier
+    cotangent = jnp.arange(1.0, 1 + 2 * 3 * 3 * 3).reshape(2, 3, 3, 3)
+    gradient = jax.vjp(lambda x: _layers.max_pool(x, 2, stride=2), x)[1](cotangent)[0]
+    windows = np.asarray(gradient).reshape(2, 3, 2, 3, 2, 3)
+    np.testing.assert_array_equal(windows.sum((2, 4)), cotangent)
+    assert ((windows != 0).sum((2, 4)) == 1).all()
+    np.testing.assert_array_equal(windows[0, :, 0, :, 0], cotangent[0])
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_pools_over_devices(kind):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,), devices=jax.devices()[:2])
+    x = jnp.asarray(images(0, 4, 7, 6, 3))
+    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+
+    def derivatives(x):
+        pool = functools.partial(_layers.max_pool, size=2, stride=2)
+        gradient = jax.grad(lambda x: jnp.sum(jnp.sin(pool(x))))(x)
+        return gradient, jax.jvp(pool, (x,), (gradient,))[1]
+
+    expected = derivatives(x)
+    with jax.set_mesh(mesh):
+        found = jax.jit(derivatives)(split)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+        assert a.sharding.is_equivalent_to(split.sharding, a.ndim)
+
+
+def test_a_pools_gradient_takes_one_pass():
+    x = jax.ShapeDtypeStruct((16, 32, 32, 8), jnp.float32)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(_layers.max_pool(x, 2, stride=2) ** 2)))
+    temporary = gradient.lower(x).compile().memory_analysis().temp_size_in_bytes
+    assert temporary < 4 * 16 * 32 * 32 * 8

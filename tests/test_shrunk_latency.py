@@ -15,6 +15,12 @@ def test_networks_are_as_large_as_said_and_run():
     dense, half, fifth = (shrunk.flops for shrunk in found.values())
     assert 0.3 * dense < half <= 0.5 * dense
     assert 0.05 * dense < fifth <= 0.2 * dense
+    kernels = [
+        leaf.shape[-1]
+        for leaf in jax.tree.leaves(found["0.2 of the FLOPs"].network.variables["params"])
+        if leaf.ndim == 4
+    ]
+    assert all(2 <= filters <= 11 for filters in kernels), kernels  # of 16: no layer is spared
     for network, _ in found.values():
         images = jnp.ones((2, *shrunk_latency.INPUT_SHAPE))
         outputs = jax.jit(lambda v, x, m=network.model: m.apply(v, x, train=False))(

@@ -126,9 +126,10 @@ _larger.defjvps(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _largest_of_blocks(x: jax.Array, size: int) -> jax.Array:
-    """Maximum over windows that do not overlap. Each pixel's derivative is that of one window.
+    """Maximum over windows that do not overlap, with a derivative that backpropagates in one pass.
 
-    So backpropagation is one pass; tap by tap, by `_larger`, it makes an array like `x` for each.
+    A pixel gets that of its window if it is the largest there, the first of equal ones. Tap by tap,
+    by `_larger`, backpropagation makes an array like `x` for each tap.
     """
     return functools.reduce(jnp.maximum, _taps(x, size, size))
 
@@ -138,14 +139,15 @@ def _(size: int, primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple
     (x,), (tangent,) = primals, tangents
     largest, *others = _taps(x, size, size)
     n, height, width, channels = largest.shape
-    winner = jnp.zeros(largest.shape, jnp.int8)
+    winner = jnp.zeros_like(largest, jnp.int16)
     for i, other in enumerate(others, start=1):  # the comparisons of `_larger`, for its reason
-        winner = jnp.where(largest >= other, winner, jnp.int8(i))
+        winner = jnp.where(largest >= other, winner, jnp.int16(i))
         largest = jnp.maximum(largest, other)
-    tap = jnp.arange(size**2, dtype=jnp.int8).reshape(1, 1, size, 1, size, 1)
-    blocks = tangent[:, : height * size, : width * size].reshape(
-        n, height, size, width, size, channels
-    )
+    # One axis at a time: an array whose batch lies on several devices cannot be split at two.
+    blocks = jax.lax.slice(tangent, (0, 0, 0, 0), (n, height * size, width * size, channels))
+    blocks = blocks.reshape(n, height, size, width * size, channels)
+    blocks = blocks.reshape(n, height, size, width, size, channels)
+    tap = jnp.arange(size**2, dtype=jnp.int16).reshape(1, 1, size, 1, size, 1)
     won = jnp.where(winner[:, :, None, :, None] == tap, blocks, 0)
     return _largest_of_blocks(x, size), won.sum((2, 4))
 
