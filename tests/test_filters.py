@@ -596,6 +596,8 @@ def test_bad_choices_raise(keep, error, message):
 def test_params_of_another_model_raise():
     with pytest.raises(ValueError, match="params: have no leaf 'layer_0/kernel'"):
         filters.l1(PARAMS, CHAIN.layers)
+    with pytest.raises(ValueError, match="scores: have no leaf 'layer_0/kernel'"):
+        filters.sums(PARAMS, CHAIN.layers)
     other = {f"layer_{i}": {"kernel": jnp.ones((3, 9))} for i in range(3)}
     with pytest.raises(ValueError, match=r"'layer_0/kernel' has shape \(3, 9\), expected 5 filt"):
         filters.l1(other, CHAIN.layers)

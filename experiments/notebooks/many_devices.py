@@ -45,8 +45,10 @@ above = [Path.cwd(), *Path.cwd().parents]
 checkout = next((folder for folder in above if (folder / "ntksap_jax/__init__.py").is_file()), None)
 if REPOSITORY:
     # --no-deps: the runtime keeps its own jax, flax, optax, numpy and libtpu.
-    is_folder = Path(REPOSITORY).expanduser().is_dir()
-    source = str(Path(REPOSITORY).expanduser()) if is_folder else f"git+{REPOSITORY}"
+    is_address = "://" in REPOSITORY
+    source = "git+" + REPOSITORY.removeprefix("git+") if is_address else REPOSITORY
+    if not is_address and not Path(source := str(Path(REPOSITORY).expanduser())).is_dir():
+        raise ValueError(f"REPOSITORY: no folder {source}; an address begins with https://")
     pip_install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     subprocess.run([*pip_install, source], check=True)
 elif checkout:

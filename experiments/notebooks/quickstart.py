@@ -21,8 +21,9 @@
 # Gaussian noise alone: no data, no labels. This notebook prunes a small convolutional network,
 # looks at what is left, trains it, and compares it with random pruning and with the dense network.
 #
-# It runs on a TPU (Colab's free one will do), a GPU or a CPU, in a minute or two. The first cell
-# installs the library and nothing else.
+# It runs on a TPU (Colab's free one will do), a GPU or a CPU, in a minute or two; a TPU's compiler
+# takes some minutes more for the first round of pruning. The first cell installs the library and
+# nothing else.
 
 # %%
 # Where the library comes from: the address of its git repository, or a folder with a copy of it.
@@ -42,8 +43,10 @@ above = [Path.cwd(), *Path.cwd().parents]
 checkout = next((folder for folder in above if (folder / "ntksap_jax/__init__.py").is_file()), None)
 if REPOSITORY:
     # --no-deps: the runtime keeps its own jax, flax, optax, numpy and libtpu.
-    is_folder = Path(REPOSITORY).expanduser().is_dir()
-    source = str(Path(REPOSITORY).expanduser()) if is_folder else f"git+{REPOSITORY}"
+    is_address = "://" in REPOSITORY
+    source = "git+" + REPOSITORY.removeprefix("git+") if is_address else REPOSITORY
+    if not is_address and not Path(source := str(Path(REPOSITORY).expanduser())).is_dir():
+        raise ValueError(f"REPOSITORY: no folder {source}; an address begins with https://")
     pip_install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     subprocess.run([*pip_install, source], check=True)
 elif checkout:
@@ -102,7 +105,7 @@ if DATA == "digits":
     images = digits.images[..., None].astype(np.float32) / 8 - 1  # grey levels 0..16 to -1..1
     labels = digits.target.astype(np.int32)
     is_test = np.arange(len(labels)) % 5 == 0
-else:
+elif DATA == "cifar10":
     # Packages that reading it takes. By the constraints, what is installed already stays as it is.
     pip = [sys.executable, "-m", "pip"]
     listed = subprocess.run([*pip, "list", "--format=freeze"], capture_output=True, check=True)
@@ -121,12 +124,15 @@ else:
     from experiments.data.prepare import prepare
     from experiments.data.prepared import data_root
 
+    print("preparing CIFAR-10: some minutes, unless it was done before", flush=True)
     print("prepared folder:", prepare(catalogue.find("cifar10"), data_root(None)), flush=True)
     cifar = load("cifar10")
     images = np.concatenate([cifar.train_images, cifar.test_images])
     images = ((images / np.float32(255) - cifar.mean) / cifar.std).astype(np.float32)
     labels = np.concatenate([cifar.train_labels, cifar.test_labels])
     is_test = np.arange(len(labels)) >= cifar.num_train
+else:
+    raise ValueError(f'DATA: got {DATA!r}, expected "digits" or "cifar10"')
 
 train_images, train_labels = images[~is_test], labels[~is_test]
 test_images, test_labels = images[is_test], labels[is_test]

@@ -25,8 +25,10 @@ def replace(tree: Any, changed: Mapping[str, Any]) -> Any:
     )
 
 
-def kernels(params: Any, layers: Mapping[str, FilterLayer]) -> dict[str, Any]:
-    """Returns the kernels of the layers by path.
+def kernels(
+    params: Any, layers: Mapping[str, FilterLayer], *, argument: str = "params"
+) -> dict[str, Any]:
+    """Returns the kernels of the layers by path; errors call the tree what `argument` says.
 
     Raises:
         ValueError: params without such a kernel, or with another number of filters in it.
@@ -36,14 +38,14 @@ def kernels(params: Any, layers: Mapping[str, FilterLayer]) -> dict[str, Any]:
     for path, layer in layers.items():
         if path not in leaves:
             raise ValueError(
-                f"params: have no leaf {path!r}, a kernel of the layers. Trace the model whose "
-                "params these are."
+                f"{argument}: have no leaf {path!r}, a kernel of the layers. Trace the model whose "
+                "params these belong to."
             )
         if leaves[path].ndim < 2 or leaves[path].shape[-1] != layer.num_filters:
             raise ValueError(
-                f"params: kernel {path!r} has shape {leaves[path].shape}, expected "
+                f"{argument}: kernel {path!r} has shape {leaves[path].shape}, expected "
                 f"{layer.num_filters} filters along its last axis. Trace the model whose params "
-                "these are."
+                "these belong to."
             )
         found[path] = leaves[path]
     return found

@@ -39,6 +39,7 @@ def prune(
         key: PRNG key; every round has its own, the same whatever the schedule.
         params: the weights, as for the criterion.
         score: the criterion. Derivatives must keep their sign: `signed=True` where it has that.
+            (Random scores are summed too, and so rank filters by how many weights they have.)
         channels: the model's channels; layers that are not removable stay whole.
         schedule: fraction of the whole network's cost that is left after each round, never rising,
             such as `schedules.exponential(0.3, rounds=20)`.

@@ -84,7 +84,7 @@ def sums(scores: Scores, layers: Layers) -> FilterScores:
     """
     return {
         path: jnp.sum(leaf, axis=tuple(range(leaf.ndim - 1)))
-        for path, leaf in _leaves.kernels(scores, layers).items()
+        for path, leaf in _leaves.kernels(scores, layers, argument="scores").items()
     }
 
 
@@ -225,7 +225,7 @@ def to_mask(params: Params, layers: Layers, keep: Keep, *, mask: Mask | None = N
             lambda path, leaf: full.get(jax.tree_util.keystr(path, simple=True, separator="/")),
             params,
         )
-    kernels = _leaves.kernels(mask, {path: layers[path] for path in keep})
+    kernels = _leaves.kernels(mask, {path: layers[path] for path in keep}, argument="mask")
     return _leaves.replace(mask, {path: kernels[path] & keep[path] for path in keep})
 
 

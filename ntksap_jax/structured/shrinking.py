@@ -41,14 +41,14 @@ def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
         variables: `{"params": ..., "batch_stats": ...}` of the model that was traced; may be
             traced by `jit`.
         channels: the model's channels.
-        keep: by kernel path, which filters are kept; see `channels.expand`.
+        keep: by kernel path, which filters are kept; see `structured.expand`.
 
     Returns:
         New variables of the same shapes.
 
     Raises:
         TypeError, ValueError: variables that are not the traced model's; or a wrong `keep`, as in
-            `channels.expand`.
+            `structured.expand`.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
     >>> from ntksap_jax.structured.tracing import trace
@@ -87,8 +87,8 @@ def shrink(
     Args:
         model: the module that was traced; perhaps the result of another `shrink`.
         variables: its `{"params": ..., "batch_stats": ...}`.
-        channels: result of `channels.trace` for this model.
-        keep: by kernel path, which filters are kept; see `channels.expand`.
+        channels: result of `structured.trace` for this model.
+        keep: by kernel path, which filters are kept; see `structured.expand`.
 
     Returns:
         The smaller module, and its variables, on the default device. The module is `model` run with
@@ -97,7 +97,7 @@ def shrink(
 
     Raises:
         TypeError, ValueError: variables that are not the traced model's; a wrong `keep`, as in
-            `channels.expand`; or a model whose own code would do something else with these numbers
+            `structured.expand`; or a model whose own code would do something else with these numbers
             of features: the place is named.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
@@ -146,7 +146,7 @@ def _check_variables(variables: Any, channels: Channels) -> Any:
             raise ValueError(
                 f"variables: leaf {path!r} has shape {found.get(path)}, the traced model's has "
                 f'{channels.shapes.get(path)}. Pass {{"params": ..., "batch_stats": ...}} of the '
-                "model that channels.trace was called with."
+                "model that structured.trace was called with."
             )
     return variables
 
