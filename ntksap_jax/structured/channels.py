@@ -185,7 +185,7 @@ def removed_channels(channels: Channels, keep: Keep) -> np.ndarray:
                 f"keep: layer {path!r} keeps filter {wrong[0]}, but "
                 + (
                     f"{other!r}, which is tied to it, removes it. Give the same channels to both, "
-                    "or leave one of the two out: structured.groups(channels) lists which layers are tied."
+                    "or leave one of the two out: structured.groups(channels) lists what is tied."
                     if other != path
                     else "removes another filter that is tied to it."
                 )

@@ -97,8 +97,8 @@ def shrink(
 
     Raises:
         TypeError, ValueError: variables that are not the traced model's; a wrong `keep`, as in
-            `structured.expand`; or a model whose own code would do something else with these numbers
-            of features: the place is named.
+            `structured.expand`; or a model whose own code would do something else with these
+            numbers of features: the place is named.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
     >>> from ntksap_jax.structured.tracing import trace
