@@ -47,8 +47,9 @@ if REPOSITORY:
     source = "git+" + REPOSITORY.removeprefix("git+") if is_address else REPOSITORY
     if not is_address and not Path(source := str(Path(REPOSITORY).expanduser())).is_dir():
         raise ValueError(f"REPOSITORY: no folder {source}; an address begins with https://")
+    # --force-reinstall: else pip keeps an older commit that calls itself by the same version.
     pip_install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip_install, source], check=True)
+    subprocess.run([*pip_install, "--force-reinstall", source], check=True)
 elif checkout:
     sys.path.insert(0, str(checkout))
 elif importlib.util.find_spec("ntksap_jax") is None:
