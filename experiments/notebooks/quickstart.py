@@ -226,9 +226,9 @@ found = {"NTK-SAP": mask, "random": chance, "dense": nts.masks.create(params)}
 # %% [markdown]
 # ## Look
 #
-# Where are the weights that are left? Random pruning keeps the same fraction of every layer.
-# NTK-SAP shares them out otherwise: compare its small layers, such as the first and the last, with
-# the large ones.
+# Where are the weights that are left? Random pruning keeps about the same fraction of every layer,
+# the smaller a layer the less exactly. NTK-SAP shares them out otherwise: compare its small layers,
+# such as the first and the last, with the large ones.
 
 # %%
 layers = [path for path in nts.masks.layer_densities(mask)]
@@ -378,8 +378,8 @@ for name, (_, _, accuracies) in trained.items():
     )
 
 # %% [markdown]
-# Mind what a difference means: with one seed and a few hundred test images, a percentage point or
-# two are chance. And two things that sparsity does *not* give are time and memory on the device,
+# Mind what a difference means: with one seed, and of the digits a few hundred test images, a
+# percentage point or two are chance. And two things that sparsity does *not* give are time and memory on the device,
 # which multiplies by the zeros as by any other number. The notebook *structured* makes networks
 # that really are smaller.
 #
