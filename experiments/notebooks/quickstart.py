@@ -379,9 +379,9 @@ for name, (_, _, accuracies) in trained.items():
 
 # %% [markdown]
 # Mind what a difference means: with one seed, and of the digits a few hundred test images, a
-# percentage point or two are chance. And two things that sparsity does *not* give are time and memory on the device,
-# which multiplies by the zeros as by any other number. The notebook *structured* makes networks
-# that really are smaller.
+# percentage point or two are chance. And two things that sparsity does *not* give are time and
+# memory on the device, which multiplies by the zeros as by any other number. The notebook
+# *structured* makes networks that really are smaller.
 #
 # ## Take the mask away
 
