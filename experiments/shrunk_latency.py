@@ -18,7 +18,6 @@ from rich.table import Table
 from experiments.structured.measure import Network, latency
 from ntksap_jax import models, structured
 from ntksap_jax.structured import filters
-from ntksap_jax.types import Params
 
 INPUT_SHAPE = (32, 32, 3)
 SHARES_OF_FLOPS = (0.5, 0.1)
@@ -37,7 +36,7 @@ def shrink(model: nn.Module, shares: Sequence[float] = SHARES_OF_FLOPS) -> dict[
     images = jnp.zeros((1, *INPUT_SHAPE))
     variables = jax.jit(model.init)(jax.random.key(0), images)
     channels = structured.trace(model, INPUT_SHAPE)
-    scores = uniform_scores(variables["params"], channels)
+    scores = uniform_scores(channels)
     found = {"dense": Shrunk(Network(model, variables), structured.cost(channels).flops)}
     for share in shares:
         keep = structured.select_global(scores, channels, density=share, cost="flops")
@@ -47,13 +46,12 @@ def shrink(model: nn.Module, shares: Sequence[float] = SHARES_OF_FLOPS) -> dict[
     return found
 
 
-def uniform_scores(params: Params, channels: structured.Channels) -> dict[str, jax.Array]:
+def uniform_scores(channels: structured.Channels) -> dict[str, jax.Array]:
     """Returns a number from [0, 1) for every filter, the same for those that go together."""
-    norms = structured.l1(params, channels.layers)
-    keys = jax.random.split(jax.random.key(1), len(norms))
+    keys = jax.random.split(jax.random.key(1), len(channels.layers))
     draws = {
-        path: jax.random.uniform(key, norm.shape)
-        for key, (path, norm) in zip(keys, norms.items(), strict=True)
+        path: jax.random.uniform(key, (layer.num_filters,))
+        for key, (path, layer) in zip(keys, channels.layers.items(), strict=True)
     }
     # Tied filters get a sum of several numbers; its fractional part is as uniform as each of them.
     return {path: total % 1 for path, total in filters.tie(draws, channels).items()}

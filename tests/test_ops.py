@@ -88,7 +88,7 @@ def test_the_three_sums_on_cpu_are_those_of_the_definition(geometry, batch, larg
             _cpu.kernel_gradient(x, y, geometry),
         )
 
-    with mock.patch.object(_cpu, "_LARGE", large):  # 0: all layers are large
+    with mock.patch.object(_cpu, "_LARGE_WORK", large):  # 0: all layers are large
         found, input_gradient, kernel_gradient = sums(x, w, y)
     close(found, outputs)
     # Transposes of a bilinear map: every entry of them by a basis vector would be slow; the maps

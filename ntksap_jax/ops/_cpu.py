@@ -32,7 +32,7 @@ Window = tuple[slice, slice]
 
 _FAST_FEATURES = 8
 
-_LARGE = 1e9
+_LARGE_WORK = 1e9
 """Floating-point operations of a kernel gradient that keeps all cores busy (found on two)."""
 
 
@@ -91,7 +91,7 @@ def kernel_gradient(inputs: jax.Array, cotangent: jax.Array, geometry: Geometry)
             _reach(geometry), _spread_size(geometry), geometry.input_size, before, strict=True
         )
     ]
-    if _work(inputs, cotangent, geometry) > _LARGE:
+    if _work(inputs, cotangent, geometry) > _LARGE_WORK:
         inputs, cotangent = _computed_after(inputs, cotangent), _computed_after(cotangent, inputs)
     else:
         inputs, cotangent = _computed_once(inputs), _computed_once(cotangent)

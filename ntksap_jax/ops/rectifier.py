@@ -3,8 +3,8 @@
 Backpropagation needs to know where a rectifier's input was positive. XLA reads that off the input,
 whatever the program says, and so keeps the input beside the output, which the next operation needs
 anyway: before maxima of slices both, until the backward pass comes by. Here it is read off the
-output, and a primitive keeps XLA's CPU backend from knowing better. (The pools of our own models
-need neither; they take the same memory with `jax.nn.relu`.)
+output, and a primitive keeps XLA's CPU backend from knowing better. (The pools of our VGG no
+longer need it: its score takes the same memory with `jax.nn.relu`.)
 """
 
 from __future__ import annotations
