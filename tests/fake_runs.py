@@ -4,8 +4,8 @@ import csv
 import dataclasses
 import json
 
-from experiments import config as config_lib
-from experiments.config import Config, SearchConfig, TrainingConfig
+from experiments.cifar import config as config_lib
+from experiments.cifar.config import Config, SearchConfig, TrainingConfig
 
 LAYERS = ("conv/kernel", "block_0/conv1/kernel", "block_0/conv2/kernel", "fc/kernel")
 TINY = Config(

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark, choices, costs
-from experiments.benchmarking import (
+from experiments.benchmark import (
     aot,
     cases,
     children,
@@ -25,6 +24,8 @@ from experiments.benchmarking import (
     tpu_programs,
     types,
 )
+from experiments.benchmark import program as benchmark
+from experiments.cifar import choices, costs
 from ntksap_jax import masks, models, networks, ntk, selection
 from ntksap_jax.criteria.ntk_sap import trace_and_gradient
 
@@ -332,7 +333,7 @@ def weights_to_torch(params):
 @pytest.mark.parametrize("name", ["resnet20", "vgg16_bn", "resnet50"])
 def test_the_networks_have_the_same_parameters(name):
     pytest.importorskip("torch")
-    from experiments.benchmarking import torch_models
+    from experiments.benchmark import torch_models
 
     init = choices.MODELS[name]().init
     params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
@@ -348,7 +349,7 @@ def test_the_networks_have_the_same_parameters(name):
 
 def test_resnet20_computes_the_same():
     torch = pytest.importorskip("torch")
-    from experiments.benchmarking import torch_models
+    from experiments.benchmark import torch_models
 
     model, images = models.resnet20(), draw(jax.ShapeDtypeStruct((2, 32, 32, 3), float), 0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -376,7 +377,7 @@ def test_resnet20_computes_the_same():
 def test_the_scores_are_the_same_for_the_same_draws(estimator):
     """Trace and its gradient in the masks of a small network, by either side's functions."""
     torch = pytest.importorskip("torch")
-    from experiments.benchmarking import torch_models, torch_steps
+    from experiments.benchmark import torch_models, torch_steps
 
     network = networks.linen(models.ResNet(blocks=(1, 1), width=4), (8, 8, 3), train=False)
     params = draw(jax.eval_shape(network.init, jax.random.key(0)), 0)
@@ -431,7 +432,7 @@ def test_the_scores_are_the_same_for_the_same_draws(estimator):
 
 def test_the_sums_of_a_convolution_are_the_same():
     torch = pytest.importorskip("torch")
-    from experiments.benchmarking import torch_steps
+    from experiments.benchmark import torch_steps
 
     random = np.random.default_rng(0)
     x, y = random.standard_normal((2, 3, 5, 4, 2), np.float32)
@@ -452,7 +453,7 @@ def test_the_sums_of_a_convolution_are_the_same():
 def test_their_steps_run(kind):
     """Every step of PyTorch's side does its work twice, in both layouts."""
     pytest.importorskip("torch")
-    from experiments.benchmarking import torch_side
+    from experiments.benchmark import torch_side
 
     for name, case in cases.CASES.items():
         if case.kind != kind or not name.endswith(("resnet20", "masked", "dense")):
@@ -466,7 +467,7 @@ def test_their_steps_run(kind):
 
 def test_their_selection_keeps_what_ours_keeps():
     torch = pytest.importorskip("torch")
-    from experiments.benchmarking import torch_steps
+    from experiments.benchmark import torch_steps
 
     random = np.random.default_rng(0)
     scores = {"a": random.random((7, 5), np.float32), "b": random.random(40, np.float32)}

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cells, cifar, locking, run_folder
-from experiments import config as config_lib
-from experiments.command_line import UserError
-from experiments.presets import PRESETS
+from experiments.cifar import config as config_lib
+from experiments.cifar import program as cifar
+from experiments.cifar.presets import PRESETS
+from experiments.shell.command_line import UserError
+from experiments.storage import locking, run_folder
+from experiments.sweep import cells
 
 
 @pytest.fixture

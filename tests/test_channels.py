@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import costs
+from experiments.cifar import costs
 from ntksap_jax import models
 from ntksap_jax.structured.channels import cost, expand, filter_channels, groups
 from ntksap_jax.structured.tracing import trace

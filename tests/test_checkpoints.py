@@ -13,10 +13,11 @@ import pytest
 from damage import ORBAX_LEAVES_SOMETHING, collected_here, damage  # noqa: F401
 from test_training import ConvNet, Linear, compiled_step, make_batches, noisy, start
 
-from experiments import checkpoints, training
-from experiments.checkpoints import Progress
-from experiments.command_line import UserError
-from experiments.training import EpochSums
+from experiments.shell.command_line import UserError
+from experiments.training import checkpoints
+from experiments.training import steps as training
+from experiments.training.checkpoints import Progress
+from experiments.training.steps import EpochSums
 
 pytestmark = ORBAX_LEAVES_SOMETHING
 LONG = os.environ.get("NTKSAP_LONG_TESTS") == "all"

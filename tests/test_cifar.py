@@ -9,7 +9,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import checkpoints, cifar, search_files
+from experiments.cifar import program as cifar
+from experiments.cifar import search_files
+from experiments.training import checkpoints
 from ntksap_jax import masks
 
 OPTIONS = [

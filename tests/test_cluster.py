@@ -17,9 +17,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import cluster, locking, sweep, workers
-from experiments.cluster import Needs
-from experiments.command_line import UserError
+from experiments.processes import workers
+from experiments.shell.command_line import UserError
+from experiments.storage import locking
+from experiments.sweep import cluster
+from experiments.sweep import program as sweep
+from experiments.sweep.cluster import Needs
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from experiments import command_line
-from experiments.command_line import UserError
+from experiments.shell import command_line
+from experiments.shell.command_line import UserError
 
 
 @dataclass(frozen=True)

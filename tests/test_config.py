@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import config as config_lib
-from experiments.command_line import UserError
-from experiments.config import Config, SearchConfig, TrainingConfig
-from experiments.presets import PRESETS
+from experiments.cifar import config as config_lib
+from experiments.cifar.config import Config, SearchConfig, TrainingConfig
+from experiments.cifar.presets import PRESETS
+from experiments.shell.command_line import UserError
 
 
 def replace(config, **values):

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from experiments import console as screen
+from experiments.shell import console as screen
 
 
 @pytest.fixture

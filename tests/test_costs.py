@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.costs import flops, kept_flops
+from experiments.cifar.costs import flops, kept_flops
 from ntksap_jax import models
 
 

@@ -15,10 +15,13 @@ import kill_harness
 import numpy as np
 import pytest
 
-from experiments import cifar, command_line, data, roll_call
-from experiments import config as config_lib
-from experiments.command_line import UserError
-from experiments.presets import PRESETS
+from experiments import data
+from experiments.cifar import config as config_lib
+from experiments.cifar import program as cifar
+from experiments.cifar.presets import PRESETS
+from experiments.processes import roll_call
+from experiments.shell import command_line
+from experiments.shell.command_line import UserError
 
 EITHER = [0, pytest.param(1, marks=pytest.mark.by_hand)]
 """Which of two processes something happens to."""

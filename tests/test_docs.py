@@ -3,8 +3,6 @@
 import doctest
 import importlib.util
 import re
-import subprocess
-import sys
 import urllib.parse
 from pathlib import Path
 
@@ -13,11 +11,10 @@ import numpy as np
 import pytest
 import test_criteria
 
-from experiments.docs import api_pages, docstrings, public_api
 from ntksap_jax import masks, structured
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "experiments" / "docs"
+DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 TEXTS = [*PAGES, ROOT / ".github" / "CONTRIBUTING.md", ROOT / "README.md"]
 SMALLER = {
@@ -147,10 +144,7 @@ def test_links_lead_somewhere(page):
             assert url.scheme == "https" and re.fullmatch(r"([\w-]+\.)+[a-z]{2,}", url.netloc)
             continue
         file = page.parent / url.path if url.path else page
-        if file.parent.name == "api":  # written by the build
-            assert file.stem in (*public_api.modules(), "index"), target
-        else:
-            assert file.exists(), target
+        assert file.exists(), target
         if url.fragment:
             assert url.fragment in headings(file.read_text()), target
 
@@ -168,111 +162,3 @@ def test_every_page_is_in_the_contents():
 
 
 # -- The API reference -----------------------------------------------------------------------------
-
-
-def test_the_reference_has_every_public_name_once(tmp_path):
-    api_pages.write(tmp_path)
-    modules = [module for module in public_api.modules() if module != public_api.ROOT]
-    assert {page.stem for page in tmp_path.iterdir()} == {"index", *modules}
-    entries = [
-        entry
-        for page in tmp_path.iterdir()
-        for entry in re.findall(r"^\.\. auto\w+:: (\S+)", page.read_text(), re.M)
-        + [
-            f"{page.stem}.{name}"
-            for name in re.findall(r"^\.\. py:data:: (\S+)", page.read_text(), re.M)
-        ]
-    ]
-    public = {
-        f"{public_api.home(module, name)}.{name}"
-        for module in modules
-        for name in public_api.names(module)
-    }
-    public = (public | set(modules)) - {name for name in public if name in modules}
-    assert sorted(entries) == sorted(public | set(modules))
-    # Again: nothing is written, so that a build that follows has little to do.
-    before = {page: page.stat().st_mtime_ns for page in tmp_path.iterdir()}
-    (tmp_path / "gone.rst").write_text("")
-    api_pages.write(tmp_path)
-    assert before == {page: page.stat().st_mtime_ns for page in tmp_path.iterdir()}
-
-
-def test_names_in_docstrings_are_found_from_where_they_stand():
-    assert api_pages.resolve("ntksap_jax.search", "masks.create") == "ntksap_jax.masks.create"
-    assert api_pages.resolve("ntksap_jax.masks", "create") == "ntksap_jax.masks.create"
-    assert api_pages.resolve("ntksap_jax.criteria", "snip") == "ntksap_jax.criteria.snip"
-    assert api_pages.resolve("ntksap_jax.search", "selection.NofM") == "ntksap_jax.scopes.NofM"
-    assert api_pages.resolve("ntksap_jax.search", "criteria") == "ntksap_jax.criteria"
-    assert api_pages.resolve("ntksap_jax.search", "jnp.square") is None
-    assert api_pages.resolve("ntksap_jax.search", "key") is None
-
-
-@pytest.mark.parametrize(
-    ("docstring", "rst"),
-    [
-        ("`a.b(c)` of `x`s", [":py:obj:`a.b(c) <pkg.a.b>` of ``x``\\ s"]),
-        ("|θ| x_, *all* of *it*, **more**.", [r"\|θ\| x\_, *all* of *it*, **more**."]),
-        (
-            "Sum:\n\n    s = |θ|,\n    more\n\nEnd",
-            [
-                "Sum:",
-                "",
-                ".. code-block:: text",
-                "   :class: formula",
-                "",
-                "    s = |θ|,",
-                "    more",
-                "",
-                "End",
-            ],
-        ),
-        (
-            "Args:\n    x: the `y`.\n\n        More.\n\nReturns:\n    Two: one.",
-            ["Args:", "    x: the ``y``.", "", "        More.", "", ":returns:", "    Two: one."],
-        ),
-        ("Text.\n\n>>> f(`1`)  # |x|\n    2", ["Text.", "", ">>> f(`1`)  # |x|", "    2"]),
-        (
-            "| a | b |\n|---|---|\n| `x` | 2 |",
-            [
-                ".. list-table::",
-                "   :header-rows: 1",
-                "",
-                "   * - a",
-                "     - b",
-                "   * - ``x``",
-                "     - 2",
-            ],
-        ),
-        (" - one\n   more\n - two", ["- one", "  more", "- two"]),
-    ],
-)
-def test_docstrings_become_restructured_text(docstring, rst):
-    assert docstrings.to_rst(docstring, {"a.b": "pkg.a.b"}.get) == [*rst, ""]
-
-
-@pytest.mark.long
-def test_the_site_builds_without_a_warning_and_without_the_network(tmp_path):
-    pytest.importorskip("sphinx", reason="needs the extra docs: pip install '.[docs]'")
-    from sphinx.util.inventory import InventoryFile
-
-    options = ["-W", "--keep-going", "-q", "-E", "-d", tmp_path / "doctrees"]
-    command = [sys.executable, "-m", "sphinx", *options, DOCS, tmp_path / "site"]
-    built = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert built.returncode == 0, built.stderr
-    site = tmp_path / "site"
-    for page in site.rglob("*.html"):
-        text = page.read_text()
-        assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=\"(https?:)?//", text), page
-        for target, anchor in re.findall(r'<a [^>]*href="([^":#?]*)(?:#([^"]*))?"', text):
-            file = (page.parent / target).resolve() if target else page
-            assert file.exists(), f"{page}: {target}"
-            if anchor and file.suffix == ".html":
-                assert f'id="{anchor}"' in file.read_text(), f"{page}: {target}#{anchor}"
-    for style in site.rglob("*.css"):
-        assert not re.search(r"url\(['\"]?(https?:)?//", style.read_text()), style
-    inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
-    found = {name for kind, names in inventory.data.items() if kind[:3] == "py:" for name in names}
-    for module in public_api.modules()[1:]:
-        for name in public_api.names(module):
-            home = f"{public_api.home(module, name)}.{name}"
-            assert home in found or home in public_api.modules()

@@ -27,19 +27,15 @@ import pytest
 from damage import ORBAX_LEAVES_SOMETHING, collected_here, damage  # noqa: F401
 from test_training import Linear, start
 
-from experiments import (
-    cells,
-    checkpoints,
-    choices,
-    cifar,
-    faults,
-    locking,
-    run_folder,
-    search_files,
-    training_stage,
-)
-from experiments.checkpoints import Progress
-from experiments.job import make_job
+from experiments.cifar import choices, search_files
+from experiments.cifar import program as cifar
+from experiments.cifar.job import make_job
+from experiments.storage import locking, run_folder
+from experiments.sweep import cells
+from experiments.training import checkpoints
+from experiments.training import failures as faults
+from experiments.training import loop as training_stage
+from experiments.training.checkpoints import Progress
 from ntksap_jax import masks
 
 pytestmark = ORBAX_LEAVES_SOMETHING

@@ -16,7 +16,7 @@ import numpy as np
 from torch.nn import functional as F
 
 import ntksap_jax as nts
-from experiments.benchmarking import torch_models
+from experiments.benchmark import torch_models
 from ntksap_jax import exchange, masks, models, networks
 
 # What the README shows, for a `network`, its `variables`, a `mask`, and a PyTorch `model`.

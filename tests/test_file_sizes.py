@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from experiments import file_sizes
+from experiments.benchmark import file_sizes
 from ntksap_jax import masks, selection
 
 

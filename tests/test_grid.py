@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
-from experiments import config as config_lib
-from experiments import fields, grid
-from experiments.command_line import UserError
-from experiments.config import Config, SearchConfig
-from experiments.presets import PRESETS
+from experiments.cifar import config as config_lib
+from experiments.cifar.config import Config, SearchConfig
+from experiments.cifar.presets import PRESETS
+from experiments.shell.command_line import UserError
+from experiments.sweep import fields, grid
 
 
 def read(tmp_path, text):

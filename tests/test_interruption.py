@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from experiments import interruption
-from experiments.interruption import Preempted
+from experiments.shell import interruption
+from experiments.shell.interruption import Preempted
 
 
 def terminate():

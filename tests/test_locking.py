@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import locking
-from experiments.command_line import UserError
+from experiments.shell.command_line import UserError
+from experiments.storage import locking
 
 HOLDER = """
 import sys, time

@@ -13,9 +13,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from test_training import noisy
 
-from experiments import training
-from experiments.benchmarking.tpu_compiler import collectives, num_bytes
-from experiments.config import TrainingConfig
+from experiments.benchmark.tpu_compiler import collectives, num_bytes
+from experiments.cifar.config import TrainingConfig
+from experiments.training import steps as training
 from ntksap_jax import criteria, draws, masks, models, networks, ntk, search, selection, sharding
 
 KEY = jax.random.key(1)

@@ -11,7 +11,7 @@ import nbclient
 import nbformat
 import pytest
 
-from experiments.benchmarking import aot
+from experiments.benchmark import aot
 from experiments.notebooks.aot import tagged_cells
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "notebooks"

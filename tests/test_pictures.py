@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments import pictures
+from experiments.shell import pictures
 
 EPOCHS = [
     {

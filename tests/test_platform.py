@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import platform_flags
-from experiments.platform_flags import YNNPACK_OFF, with_ynnpack_off
+from experiments.shell import platform_flags
+from experiments.shell.platform_flags import YNNPACK_OFF, with_ynnpack_off
 from ntksap_jax import _platform
 
 ROOT = Path(__file__).parent.parent

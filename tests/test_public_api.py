@@ -1,6 +1,6 @@
 """The public API is what `ntksap_jax/__init__.py` lists: typed, documented, with examples.
 
-What "public" means is said, and found out, in `experiments/docs/public_api.py`. The examples are
+What "public" means is said, and found out, in `public_api.py`. The examples are
 run as doctests.
 """
 
@@ -11,10 +11,10 @@ import types
 from pathlib import Path
 
 import flax.linen as nn
+import public_api
 import pytest
 
 import ntksap_jax
-from experiments.docs import public_api
 
 MODULES = [module for module in public_api.modules() if module != public_api.ROOT]
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from experiments import published
-from experiments.choices import CRITERIA, MODELS
-from experiments.published import NTK_SAP, PX
+from experiments.cifar.choices import CRITERIA, MODELS
+from experiments.report import published
+from experiments.report.published import NTK_SAP, PX
 
 
 def curve(paper, dataset, model, criterion):

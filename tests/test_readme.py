@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import ntksap_jax as nts
-from experiments import command_line, config
-from experiments.presets import PRESETS
+from experiments.cifar import config
+from experiments.cifar.presets import PRESETS
+from experiments.shell import command_line
 from ntksap_jax import masks, structured
 
 ROOT = Path(__file__).parents[1]

@@ -13,12 +13,12 @@ from fake_runs import TINY, configure, write
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import report
-from experiments.choices import CRITERIA
-from experiments.config import Config, TrainingConfig
-from experiments.presets import PRESETS
-from experiments.published import DENSITIES
-from experiments.reporting import accuracy, comparison, drawing, layers, runs, setups, spectra
+from experiments.cifar.choices import CRITERIA
+from experiments.cifar.config import Config, TrainingConfig
+from experiments.cifar.presets import PRESETS
+from experiments.report import accuracy, comparison, drawing, layers, runs, setups, spectra
+from experiments.report import program as report
+from experiments.report.published import DENSITIES
 
 PAPER = next(
     config

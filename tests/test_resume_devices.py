@@ -14,7 +14,8 @@ import pytest
 from test_checkpoints import Progress
 from test_training import ConvNet, compiled_step, make_batches, noisy, start
 
-from experiments import checkpoints, training
+from experiments.training import checkpoints
+from experiments.training import steps as training
 from ntksap_jax import criteria, masks, search, sharding
 
 KEY = jax.random.key(1)
@@ -116,7 +117,7 @@ cifar.main(sys.argv[4:])
 PREEMPTED, PATIENCE = 75, 600.0
 
 
-def run_program(runs, *, devices, preempted_at=("experiments.checkpoints", "save", "0")):
+def run_program(runs, *, devices, preempted_at=("experiments.training.checkpoints", "save", "0")):
     """Returns the exit code."""
     ended = subprocess.run(
         [sys.executable, "-c", DRIVER, *preempted_at, *OPTIONS, runs],
@@ -146,8 +147,8 @@ def read_result(runs):
 def test_the_program_goes_on_on_other_devices_and_back(tmp_path):
     """One device up to a round of the search, four up to a step of the training, one to the end."""
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
-    in_search = ("experiments.search_files", "save_round", "2")
-    in_training = ("experiments.checkpoints", "save", "20")
+    in_search = ("experiments.cifar.search_files", "save_round", "2")
+    in_training = ("experiments.training.checkpoints", "save", "20")
     assert run_program(disturbed, devices=1, preempted_at=in_search) == PREEMPTED
     assert run_program(disturbed, devices=4, preempted_at=in_training) == PREEMPTED
     assert run_program(disturbed, devices=1) == 0

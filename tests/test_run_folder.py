@@ -8,9 +8,9 @@ import jax
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import run_folder
-from experiments.command_line import UserError
-from experiments.config import Config
+from experiments.cifar.config import Config
+from experiments.shell.command_line import UserError
+from experiments.storage import run_folder
 
 CONFIG = Config()
 RESUME = Config(resume=True)

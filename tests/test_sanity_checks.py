@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import rich.console
 
-from experiments import choices, cifar, command_line, job, run_folder
-from experiments import config as config_lib
-from experiments.presets import PRESETS
+from experiments.cifar import choices, job
+from experiments.cifar import config as config_lib
+from experiments.cifar import program as cifar
+from experiments.cifar.presets import PRESETS
+from experiments.shell import command_line
+from experiments.storage import run_folder
 from ntksap_jax import masks
 
 OPTIONS = [

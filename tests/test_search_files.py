@@ -5,9 +5,10 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from experiments import run_folder, search_files
-from experiments.command_line import UserError
-from experiments.config import Config
+from experiments.cifar import search_files
+from experiments.cifar.config import Config
+from experiments.shell.command_line import UserError
+from experiments.storage import run_folder
 from ntksap_jax import masks
 from ntksap_jax.types import RoundInfo
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import shrunk_latency
+from experiments.benchmark import shrunk_latency
 from ntksap_jax import models
 
 

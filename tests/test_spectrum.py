@@ -8,7 +8,9 @@ import numpy as np
 import oracles
 import pytest
 
-from experiments import checkpoints, cifar, spectrum
+from experiments.cifar import program as cifar
+from experiments.cifar import spectrum
+from experiments.training import checkpoints
 from ntksap_jax import masks, networks, ntk
 
 CONV, SMOOTH = oracles.conv_bn(), oracles.smooth_mlp()  # Made once: compiled once.

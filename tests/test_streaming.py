@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments import cifar, data
+from experiments import data
+from experiments.cifar import program as cifar
 from experiments.data import catalogue, crops, streaming
 from experiments.data.crops import CentreCrop, RandomCrop
 from experiments.data.streaming import StreamedDataset

@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import cells, interruption, run_folder, sweep, workers
-from experiments import config as config_lib
-from experiments.job import init_variables, make_job
-from experiments.presets import PRESETS
-from experiments.sweep_options import parse, plan
+from experiments.cifar import config as config_lib
+from experiments.cifar.job import init_variables, make_job
+from experiments.cifar.presets import PRESETS
+from experiments.processes import workers
+from experiments.shell import interruption
+from experiments.storage import run_folder
+from experiments.sweep import cells
+from experiments.sweep import program as sweep
+from experiments.sweep.options import parse, plan
 from ntksap_jax import masks
 
 GRID = """

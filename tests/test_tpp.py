@@ -13,7 +13,7 @@ import optax
 import pytest
 from hypothesis import strategies as st
 
-from experiments import training
+from experiments.training import steps as training
 from ntksap_jax import masks
 from ntksap_jax.structured import (
     baselines,

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import run_folder, tpp
-from experiments.structured import config as config_lib
-from experiments.structured import job, measure, networks, selection, stage, steps
-from experiments.structured.methods import METHODS
-from experiments.structured.presets import PRESETS
+from experiments.storage import run_folder
+from experiments.tpp import config as config_lib
+from experiments.tpp import job, measure, networks, selection, stage, steps
+from experiments.tpp import program as tpp
+from experiments.tpp.methods import METHODS
+from experiments.tpp.presets import PRESETS
 from ntksap_jax.structured import channels, shrinking, tracing
 
 TINY = [

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import data, training
-from experiments.config import TrainingConfig
+from experiments import data
+from experiments.cifar.config import TrainingConfig
+from experiments.training import steps as training
 from ntksap_jax import masks
 
 NUM_CLASSES = 3

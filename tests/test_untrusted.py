@@ -24,14 +24,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments import cells, files, grid, pretrained, run_folder, search_files
-from experiments import config as config_lib
-from experiments.command_line import UserError
-from experiments.config import Config
+from experiments.cifar import config as config_lib
+from experiments.cifar import pretrained, search_files
+from experiments.cifar.config import Config
 from experiments.data import crops
 from experiments.data.image_folders import tiny_imagenet
-from experiments.reporting import runs
-from experiments.sweep_options import parse, plan
+from experiments.report import runs
+from experiments.shell.command_line import UserError
+from experiments.storage import files, run_folder
+from experiments.sweep import cells, grid
+from experiments.sweep.options import parse, plan
 from ntksap_jax import masks
 from ntksap_jax.structured import shrinking
 

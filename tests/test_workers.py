@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from experiments import workers
+from experiments.processes import workers
 
 CORES = workers.available_cores()
 

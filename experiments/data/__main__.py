@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.command_line import UserError, check_name, one_line_errors
 from experiments.data import catalogue, prepared
 from experiments.data.loading import find_streamed
 from experiments.data.prepare import prepare
+from experiments.shell.command_line import UserError, check_name, one_line_errors
 
 PROG = "python -m experiments.data"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from experiments.command_line import UserError, check_name
+from experiments.shell.command_line import UserError, check_name
 
 
 class DataError(UserError):

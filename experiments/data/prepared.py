@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import files
 from experiments.data.catalogue import DataError, Spec
+from experiments.storage import files
 
 METADATA = ("dataset_info.json", "features.json", "label.labels.txt")
 CHUNK = 1000

@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from experiments.command_line import UserError
 from experiments.data.augmentation import normalise
 from experiments.data.loading import Dataset
 from experiments.data.streaming import StreamedDataset
+from experiments.shell.command_line import UserError
 from ntksap_jax import subsets
 
 

@@ -45,8 +45,9 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from experiments import data, exits
-from experiments.command_line import UserError
+from experiments import data
+from experiments.shell import exits
+from experiments.shell.command_line import UserError
 from ntksap_jax import criteria, masks, networks, optim, schedules, search
 from ntksap_jax.types import Key, Mask, Network, Params, ScoreFn
 

@@ -4,7 +4,7 @@
 
 The cells tagged "tpu" of quickstart.py define its programs. They are run as they stand, on the CPU;
 then the score of one round, the training step and the evaluation are compiled for a TPU that is
-only described, and what each costs is printed as JSON. See `experiments.benchmarking.aot`.
+only described, and what each costs is printed as JSON. See `experiments.benchmark.aot`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarking import aot
+from experiments.benchmark import aot
 
 TOPOLOGY = "v5e:1x1"
 """One chip: what Colab's free TPU runtime has."""

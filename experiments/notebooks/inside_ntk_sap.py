@@ -54,7 +54,7 @@ elif checkout:
 elif importlib.util.find_spec("ntksap_jax") is None:
     raise ImportError("ntksap_jax is not here: set REPOSITORY at the top of this cell")
 
-from experiments.platform_flags import turn_ynnpack_off
+from experiments.shell.platform_flags import turn_ynnpack_off
 
 turn_ynnpack_off()  # Sets the flag that XLA needs on CPU; it must be there before JAX starts.
 
@@ -70,7 +70,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullLocator
 
 import ntksap_jax as nts
-from experiments.pictures import COLOURS, STYLE
+from experiments.shell.pictures import COLOURS, STYLE
 
 plt.rcParams.update(STYLE)
 jax.config.update("jax_default_matmul_precision", "highest")  # On a TPU: float32, here everywhere.

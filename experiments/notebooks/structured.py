@@ -52,7 +52,7 @@ elif checkout:
 elif importlib.util.find_spec("ntksap_jax") is None:
     raise ImportError("ntksap_jax is not here: set REPOSITORY at the top of this cell")
 
-from experiments.platform_flags import turn_ynnpack_off
+from experiments.shell.platform_flags import turn_ynnpack_off
 
 turn_ynnpack_off()  # Sets the flag that XLA needs on CPU; it must be there before JAX starts.
 
@@ -66,7 +66,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import ntksap_jax as nts
-from experiments.pictures import COLOURS, STYLE
+from experiments.shell.pictures import COLOURS, STYLE
 from ntksap_jax import structured
 
 plt.rcParams.update(STYLE)

@@ -1,0 +1,1 @@
+"""`python -m experiments.benchmark`: our steps timed against PyTorch's."""

@@ -1,0 +1,49 @@
+"""What a pruned network takes on disk: `python -m experiments.benchmark.file_sizes` prints it.
+
+ResNet-20's params with a random mask, which is the hardest one to compress.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ntksap_jax import criteria, exchange, masks, models, networks, search
+from ntksap_jax.types import Mask, Params
+
+DENSITIES = (1.0, 0.1, 0.02)
+
+
+def sizes(params: Params, mask: Mask) -> dict[str, int]:
+    """Returns the size in bytes of each kind of file."""
+    arrays = masks.leaf_paths(params)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "np.savez.npz", **arrays)
+        np.savez_compressed(folder / "np.savez_compressed.npz", **arrays)
+        exchange.save_packed(folder / "save_packed.npz", params, mask)
+        exchange.save_mask(folder / "the mask alone, save_mask.npz", mask, criterion="random")
+        return {path.stem: path.stat().st_size for path in sorted(folder.iterdir())}
+
+
+def main() -> None:
+    """Prints the table."""
+    network = networks.linen(models.resnet20(), (32, 32, 3), train=False)
+    dense = network.init(jax.random.key(0))
+    columns = []
+    for density in DENSITIES:
+        mask, _ = search.prune(jax.random.key(1), dense, criteria.random(), schedule=[density])
+        columns.append(sizes(masks.apply(mask, dense), mask))
+    table = Table("bytes", *(f"density {density:g}" for density in DENSITIES))
+    for kind in columns[0]:
+        table.add_row(kind, *(f"{column[kind]:,}" for column in columns))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""Our side: each case through the library's public functions, as a user calls them."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.benchmark.types import CONVOLUTION_CALLS, MATMUL_SIZE, STEP, Case, Prepared
+from experiments.cifar import choices
+from experiments.cifar.config import SearchConfig, TrainingConfig
+from experiments.training import steps as training
+from ntksap_jax import criteria, masks, networks, ntk, ops, schedules, search, selection
+from ntksap_jax.types import Network, Params, ScoreFn
+
+ESTIMATORS: dict[str, ntk.Estimator] = {
+    "finite_difference": ntk.finite_difference,
+    "jvp": ntk.jvp,
+    "vjp": ntk.vjp,
+}
+DENSITY = 0.05
+"""At the end of the search, of one-shot selection, and in training."""
+SEARCH_ROUNDS = 20
+
+
+def prepare(case: Case) -> Prepared:
+    """Makes the network and the functions to time."""
+    makers: dict[str, Callable[[Case], Prepared]] = {
+        "sample": _sample,
+        "round": _round,
+        "search": _search,
+        "selection": _selection,
+        "train": _train,
+        "criterion": _criterion,
+        "convolution": _convolution,
+    }
+    return makers[case.kind](case)
+
+
+def matmul() -> Callable[[], Any]:
+    """Makes the matrix product that the rates are compared with."""
+    left, right = jax.random.normal(jax.random.key(0), (2, MATMUL_SIZE, MATMUL_SIZE))
+    product = jax.jit(jnp.matmul)
+    return lambda: product(left, right).block_until_ready()
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what the times depend on."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+
+
+# -- Scores --------------------------------------------------------------------------------------
+
+
+def _sample(case: Case) -> Prepared:
+    network = _network(case)
+    params, compile_seconds = _draw(network)
+    mask, score, keys = masks.create(params), _ntk_sap(network, case), _keys()
+
+    def step() -> None:
+        jax.block_until_ready(score(next(keys), params, mask, None))
+
+    return Prepared({STEP: step}, compile_seconds=compile_seconds)
+
+
+def _round(case: Case) -> Prepared:
+    network = _network(case)
+    params, compile_seconds = _draw(network)
+    score, keys = _ntk_sap(network, case), _keys()
+    schedule = schedules.exponential(DENSITY, rounds=SEARCH_ROUNDS)[:1]
+
+    def step() -> None:
+        mask, _ = search.prune(next(keys), params, score, schedule=schedule)
+        jax.block_until_ready(masks.apply(mask, params))
+
+    return Prepared({STEP: step}, compile_seconds=compile_seconds)
+
+
+def _search(case: Case) -> Prepared:
+    """The weights are drawn within the time: that too is compiled by who runs a search."""
+    network = _network(case)
+    score, keys = _ntk_sap(network, case), _keys()
+    schedule = schedules.exponential(DENSITY, rounds=case.num_rounds)
+    details: dict[str, float] = {}
+
+    def step() -> None:
+        scoring: list[float] = []
+
+        def timed_score(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            result = jax.block_until_ready(score(*arguments))
+            scoring.append(time.perf_counter() - started)
+            return result
+
+        started = time.perf_counter()
+        params = jax.block_until_ready(network.init(next(keys)))
+        drawing = time.perf_counter() - started
+        mask, history = search.prune(next(keys), params, timed_score, schedule=schedule)
+        jax.block_until_ready(masks.apply(mask, params))
+        total = time.perf_counter() - started
+
+        rounds = [info.seconds for info in history]
+        details.update(split_search(total, drawing=drawing, rounds=rounds, scoring=scoring))
+
+    return Prepared({STEP: step}, details=lambda: details)
+
+
+def split_search(
+    total: float, *, drawing: float, rounds: list[float], scoring: list[float]
+) -> dict[str, float]:
+    """Says where the time of a search went; everything in seconds.
+
+    Args:
+        total: the whole search.
+        drawing: the first draw of the weights, nearly all of it compilation.
+        rounds: each round; the first compiles, the others do not.
+        scoring: the scoring within each round.
+
+    Returns:
+        `compile_seconds`: the draw, and what the first round took longer than the median of the
+        others; `not_scoring_seconds`: what is neither compilation nor scoring.
+    """
+    other = [whole - part for whole, part in zip(rounds, scoring, strict=True)]
+    extra = [series[0] - statistics.median(series[1:]) for series in (scoring, other)]
+    return {
+        "compile_seconds": drawing + sum(extra),
+        "not_scoring_seconds": total - drawing - sum(scoring) - extra[1],
+    }
+
+
+def _criterion(case: Case) -> Prepared:
+    network = _network(case)
+    params, compile_seconds = _draw(network)
+    config = SearchConfig(criterion=case.criterion, noise_batch_size=case.batch_size)
+    mask, score, keys = masks.create(params), choices.make_score(network, config), _keys()
+    batch = _images_and_labels(case) if choices.needs_data(config) else None
+
+    def step() -> None:
+        jax.block_until_ready(score(next(keys), params, mask, batch))
+
+    return Prepared({STEP: step}, compile_seconds=compile_seconds)
+
+
+def _network(case: Case) -> Network:
+    return networks.linen(choices.MODELS[case.model](), case.input_shape, train=False)
+
+
+def _draw(network: Network) -> tuple[Params, float]:
+    """Draws weights; says how long the function that draws them took to compile."""
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        params = jax.block_until_ready(network.init(jax.random.key(0)))
+        seconds.append(time.perf_counter() - started)
+    return params, seconds[0] - seconds[1]
+
+
+def _ntk_sap(network: Network, case: Case) -> ScoreFn:
+    return criteria.ntk_sap(
+        network,
+        estimator=ESTIMATORS[case.estimator],
+        num_samples=case.num_samples,
+        batch_size=case.batch_size,
+    )
+
+
+def _keys() -> Iterator[jax.Array]:
+    """Another key for every call: the same draws again would not be what a search does."""
+    return (jax.random.fold_in(jax.random.key(1), call) for call in itertools.count())
+
+
+# -- Selection -----------------------------------------------------------------------------------
+
+
+def _selection(case: Case) -> Prepared:
+    random = np.random.default_rng(0)
+    scores = {
+        f"layer_{index}": jnp.asarray(random.random(size, np.float32))
+        for index, size in enumerate(case.leaf_sizes)
+    }
+    mask = jax.tree.map(lambda s: jnp.ones(s.shape, bool), scores)
+    counts = selection.kept_counts(mask, DENSITY)
+    under_jit = jax.jit(selection.keep_top)
+
+    return Prepared(
+        {
+            STEP: lambda: jax.block_until_ready(selection.select(scores, mask, density=DENSITY)),
+            "under jit": lambda: jax.block_until_ready(under_jit(scores, mask, counts)),
+        }
+    )
+
+
+# -- Training ------------------------------------------------------------------------------------
+
+
+def _train(case: Case) -> Prepared:
+    dense = _dense_training(case)
+    return Prepared(
+        {STEP: _masked_training(case), "dense": dense} if case.masked else {STEP: dense}
+    )
+
+
+def _masked_training(case: Case) -> Callable[[], None]:
+    """The step that `experiments.cifar` takes, without augmentation."""
+    model, variables, optimizer = _model_and_optimizer(case)
+    params = variables["params"]
+    mask, _ = search.prune(jax.random.key(1), params, criteria.random(), schedule=[DENSITY])
+    state = training.init_state(params, variables["batch_stats"], mask, optimizer)
+    train_step = training.make_train_step(model, optimizer, lambda key, images: images)
+    key, (images, labels) = jax.random.key(2), _images_and_labels(case)
+
+    def step() -> None:
+        nonlocal state
+        state, metrics = jax.block_until_ready(train_step(key, state, images, labels))
+
+    return step
+
+
+def _dense_training(case: Case) -> Callable[[], None]:
+    """The same step where nothing knows of masks."""
+    model, variables, optimizer = _model_and_optimizer(case)
+    state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
+    images, labels = _images_and_labels(case)
+
+    @jax.jit
+    def train_step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
+        params, batch_stats, opt_state = state
+
+        def loss_fn(params: Any) -> Any:
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jnp.mean(losses), (logits, updated["batch_stats"])
+
+        (loss, (logits, new_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        num_correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+        return (optax.apply_updates(params, updates), new_stats, opt_state), (loss, num_correct)
+
+    def step() -> None:
+        nonlocal state
+        state, metrics = jax.block_until_ready(train_step(state, images, labels))
+
+    return step
+
+
+def _model_and_optimizer(case: Case) -> tuple[Any, Any, optax.GradientTransformation]:
+    model = choices.MODELS[case.model]()
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *case.input_shape)))
+    return model, variables, training.make_optimizer(TrainingConfig(), steps_per_epoch=390)
+
+
+def _images_and_labels(case: Case) -> tuple[jax.Array, jax.Array]:
+    images = jax.random.normal(jax.random.key(3), (case.batch_size, *case.input_shape))
+    return images, jnp.arange(case.batch_size) % 10
+
+
+# -- Convolutions --------------------------------------------------------------------------------
+
+
+def _convolution(case: Case) -> Prepared:
+    """As many channels out as in, so that the images are as good as a cotangent."""
+    *_, channels = case.input_shape
+    images, _ = _images_and_labels(case)
+    kernel = jax.random.normal(jax.random.key(4), (3, 3, channels, channels))
+
+    def call(*sums: Callable[..., jax.Array]) -> None:
+        for each, _ in itertools.product(sums, range(CONVOLUTION_CALLS)):
+            jax.block_until_ready(each(images, kernel, images))
+
+    sums = convolution_sums()
+    each_alone = {name: functools.partial(call, each) for name, each in sums.items()}
+    return Prepared({STEP: functools.partial(call, *sums.values()), **each_alone})
+
+
+def convolution_sums() -> dict[str, Callable[..., jax.Array]]:
+    """Returns the sums that a layer needs, functions of images, kernel and cotangent."""
+    return {
+        "outputs": jax.jit(lambda x, w, y: ops.conv2d(x, w)),
+        "input gradient": jax.jit(lambda x, w, y: jax.vjp(lambda x: ops.conv2d(x, w), x)[1](y)[0]),
+        "kernel gradient": jax.jit(lambda x, w, y: jax.vjp(lambda w: ops.conv2d(x, w), w)[1](y)[0]),
+    }

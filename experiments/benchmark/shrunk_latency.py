@@ -1,0 +1,79 @@
+"""How fast shrunk networks are: `python -m experiments.benchmark.shrunk_latency` prints it.
+
+Untrained networks, and filters pruned at random, by the same chance in every layer: what counts for
+time is how many are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from experiments.tpp.measure import Network, latency
+from ntksap_jax import models, structured
+from ntksap_jax.structured import filters
+
+INPUT_SHAPE = (32, 32, 3)
+SHARES_OF_FLOPS = (0.5, 0.1)
+REPEATS = 30
+
+
+class Shrunk(NamedTuple):
+    """A network of fewer channels, and its floating-point operations an image."""
+
+    network: Network
+    flops: int
+
+
+def shrink(model: nn.Module, shares: Sequence[float] = SHARES_OF_FLOPS) -> dict[str, Shrunk]:
+    """Returns the dense network and those shrunk to shares of its operations, by name."""
+    images = jnp.zeros((1, *INPUT_SHAPE))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    channels = structured.trace(model, INPUT_SHAPE)
+    scores = uniform_scores(channels)
+    found = {"dense": Shrunk(Network(model, variables), structured.cost(channels).flops)}
+    for share in shares:
+        keep = structured.select_global(scores, channels, density=share, cost="flops")
+        zeroed = structured.zero_out(variables, channels, keep)
+        network = Network(*structured.shrink(model, zeroed, channels, keep))
+        found[f"{share:g} of the FLOPs"] = Shrunk(network, structured.cost(channels, keep).flops)
+    return found
+
+
+def uniform_scores(channels: structured.Channels) -> dict[str, jax.Array]:
+    """Returns a number from [0, 1) for every filter, the same for those that go together."""
+    keys = jax.random.split(jax.random.key(1), len(channels.layers))
+    draws = {
+        path: jax.random.uniform(key, (layer.num_filters,))
+        for key, (path, layer) in zip(keys, channels.layers.items(), strict=True)
+    }
+    # Tied filters get a sum of several numbers; its fractional part is as uniform as each of them.
+    return {path: total % 1 for path, total in filters.tie(draws, channels).items()}
+
+
+def main() -> None:
+    """Prints the table: medians, and quartiles in brackets."""
+    table = Table("network", "FLOPs", "batch", "ms", "times as fast")
+    for name, model in (("ResNet-56", models.resnet56()), ("VGG-16-BN", models.vgg16_bn())):
+        shrunk = shrink(model)
+        networks = {kind: network for kind, (network, _) in shrunk.items()}
+        for batch, seconds in latency(networks, INPUT_SHAPE, repeats=REPEATS).items():
+            for kind, (low, median, high) in seconds.items():
+                table.add_row(
+                    f"{name}, {kind}",
+                    f"{shrunk[kind].flops:,}",
+                    batch,
+                    f"{1e3 * median:.3g} ({1e3 * low:.3g} to {1e3 * high:.3g})",
+                    f"{seconds['dense'][1] / median:.2f}",
+                )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""`python -m experiments.cifar`: prune a network before training, and train what is left."""

@@ -1,0 +1,187 @@
+"""The job that a configuration describes: data, network, compiled steps, random keys."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments import data
+from experiments.cifar import costs, pretrained
+from experiments.cifar.choices import MODELS
+from experiments.cifar.config import Config
+from experiments.processes import distributed
+from experiments.shell.command_line import UserError
+from experiments.training import steps as training
+from ntksap_jax import masks, networks
+from ntksap_jax.types import Network
+
+
+class Size(NamedTuple):
+    """How large a network is.
+
+    Attributes:
+        parameters: all of them, biases and normalisation included.
+        prunable: those that masks range over.
+        layers: kernels that masks range over.
+        flops: for one image, see `experiments.cifar.costs`.
+    """
+
+    parameters: int
+    prunable: int
+    layers: int
+    flops: int
+
+
+class Job(NamedTuple):
+    """What the runs of one command share: they differ in the criterion only."""
+
+    dataset: data.Dataset | data.StreamedDataset
+    model: nn.Module
+    network: Network
+    trained: dict[str, Any] | None
+    kernel_flops: dict[str, int]
+    size: Size
+    mesh: jax.sharding.Mesh
+    steps_per_epoch: int
+    optimizer: optax.GradientTransformation
+    train_step: training.TrainStep
+    eval_step: training.EvalStep
+
+
+class Keys(NamedTuple):
+    """A key for each thing that is drawn at random."""
+
+    init: jax.Array
+    search: jax.Array
+    order: jax.Array
+    augmentation: jax.Array
+    pruning_batch: jax.Array
+    shuffle: jax.Array
+    redrawn: jax.Array
+
+
+def make_keys(seed: int) -> Keys:
+    """Makes the keys of a seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+
+
+def make_job(config: Config) -> Job:
+    """Loads the data and makes the network; nothing is compiled yet.
+
+    Raises:
+        UserError: data that are not there, or options that do not go together.
+    """
+    options = config.training
+    dataset = data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+        num_workers=config.data_workers,
+    )
+    model = MODELS[config.model](num_classes=dataset.num_classes)
+    trained = None if config.weights is None else _load_trained(config, model, dataset.image_shape)
+    try:
+        network = networks.linen(
+            model,
+            dataset.image_shape,
+            batch_stats=None if trained is None else trained["batch_stats"],
+            train=False,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"--model {config.model} cannot take the images of {config.dataset}: {error}"
+        ) from error
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    mask = masks.create(params)
+    kernel_flops = costs.flops(model, dataset.image_shape)
+    size = Size(
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        prunable=masks.num_prunable(mask),
+        layers=len(jax.tree.leaves(mask)),
+        flops=sum(kernel_flops.values()),
+    )
+    mesh = distributed.data_mesh()
+    _check_sizes(config, num_train=dataset.num_train, size=size, num_devices=mesh.size)
+
+    steps_per_epoch = dataset.num_train // options.batch_size
+    optimizer = training.make_optimizer(options, steps_per_epoch)
+    normalise = functools.partial(data.normalise, mean=dataset.mean, std=dataset.std)
+    augment = functools.partial(
+        data.augment,
+        mean=dataset.mean,
+        std=dataset.std,
+        crop_padding=dataset.crop_padding,
+        flip=dataset.flip,
+    )
+    return Job(
+        dataset=dataset,
+        model=model,
+        network=network,
+        trained=trained,
+        kernel_flops=kernel_flops,
+        size=size,
+        mesh=mesh,
+        steps_per_epoch=steps_per_epoch,
+        optimizer=optimizer,
+        train_step=training.make_train_step(model, optimizer, augment),
+        eval_step=training.make_eval_step(model, normalise),
+    )
+
+
+def _check_sizes(config: Config, *, num_train: int, size: Size, num_devices: int) -> None:
+    options, batch_size = config.search, config.training.batch_size
+    if batch_size > num_train:
+        raise UserError(f"--batch-size: {batch_size} is more than the {num_train} training images")
+    if batch_size % num_devices:
+        raise UserError(f"--batch-size: {batch_size} cannot be split over {num_devices} devices")
+    num_steps = config.training.epochs * (num_train // batch_size)
+    if round(config.training.warmup_epochs * (num_train // batch_size)) >= num_steps:
+        raise UserError(
+            f"--warmup-epochs: {config.training.warmup_epochs:g} leaves none of the {num_steps} "
+            "steps for the rest of the schedule"
+        )
+    if options.rounds > size.prunable:
+        raise UserError(f"--rounds: {options.rounds} is more than the {size.prunable} weights")
+    if round(options.density * size.prunable) < 1:
+        raise UserError(f"--density: {options.density:g} of {size.prunable} weights is none")
+
+
+def init_variables(config: Config, job: Job, *, redrawn: bool = False) -> dict[str, Any]:
+    """Returns the original weights, which every run of the command starts from.
+
+    They are drawn at random, or those of `--weights`.
+
+    Args:
+        config: its seed decides.
+        job: data and network.
+        redrawn: draw others, independent of the original ones: a sanity check of a mask.
+    """
+    if job.trained is not None and not redrawn:
+        return job.trained
+    keys = make_keys(config.seed)
+    key = keys.redrawn if redrawn else keys.init
+    example = jnp.zeros((1, *job.dataset.image_shape))
+    return distributed.arrays_from_leader(
+        lambda: _compiled_init(job.model)(key, example),
+        like=jax.eval_shape(job.model.init, key, example),
+    )
+
+
+def _load_trained(config: Config, model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    assert config.weights is not None
+    folder = config.weights
+    return distributed.arrays_from_leader(
+        lambda: pretrained.load(folder, config, model, image_shape),
+        like=jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape))),
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_init(model: nn.Module) -> Any:
+    """Kept from one seed to the next, for it takes seconds to compile."""
+    return jax.jit(model.init)

@@ -1,0 +1,109 @@
+"""The resolved plan, in words: what `python -m experiments.cifar` prints before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from experiments.cifar import config as config_lib
+from experiments.cifar.choices import needs_data, num_rounds
+from experiments.cifar.config import Config, SearchConfig, TrainingConfig
+from experiments.cifar.job import Job
+from experiments.storage import run_folder
+from ntksap_jax import schedules
+
+_CHECKS = {
+    "shuffled": "the mask is shuffled within each layer",
+    "redrawn": "the weights are drawn anew after the search",
+    "inverted": "the highest scores are pruned",
+}
+
+
+def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[str, str]]:
+    """Returns the plan as (name, value) rows.
+
+    Args:
+        config: what was asked for.
+        job: what was made of it.
+        folders: the run folders.
+    """
+    training, dataset, size = config.training, job.dataset, job.size
+    shape = "x".join(map(str, dataset.image_shape))
+    note = f" ({dataset.note})" if dataset.note else ""
+    rows = {
+        "data set": f"{dataset.name}: {dataset.num_train:,} training and "
+        f"{dataset.num_test:,} test images of {shape}, {dataset.num_classes} classes{note}",
+        "augmentation": dataset.augmentation,
+        "network": f"{config.model}: {size.parameters:,} parameters, {size.prunable:,} of them "
+        f"prunable in {size.layers} layers; {size.flops / 1e6:.1f} MFLOPs an image",
+        "weights": f"those that {config.weights} trained" if config.weights else "",
+        "criterion": _criterion(config.search),
+        "compared with": ", ".join(
+            name for name in config.compare if name != config.search.criterion
+        ),
+        "sanity checks": ", ".join(_CHECKS[word] for word in config_lib.variants(config.search)),
+        "search": _rounds(config, size.prunable),
+        "training": f"{_plural(training.epochs, 'epoch')} of "
+        f"{_plural(job.steps_per_epoch, 'step')} of {_plural(training.batch_size, 'image')}",
+        "optimiser": f"SGD, {'Nesterov ' if training.nesterov else ''}momentum "
+        f"{training.momentum:g}, weight decay {training.weight_decay:g}",
+        "learning rate": _learning_rate(training),
+        "seed": str(config.seed),
+        "devices": f"{job.mesh.size} x {jax.devices()[0].device_kind}"
+        f"{f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''}, "
+        f"jax {jax.__version__}",
+        "writes to": "\n".join(f"{folder}{run_folder.describe(folder)}" for folder in folders),
+    }
+    return [(name, value) for name, value in rows.items() if value]
+
+
+def _criterion(options: SearchConfig) -> str:
+    if options.criterion == "dense":
+        return "dense: nothing is pruned"
+    data = f"{options.samples_per_class} training images a class"
+    if options.criterion != "ntk_sap":
+        return f"{options.criterion}, on {data}" if needs_data(options) else options.criterion
+    spread = f" (sigma {options.sigma:g})" if options.estimator == "finite_difference" else ""
+    inputs = data if needs_data(options) else f"{options.noise_batch_size} Gaussian inputs"
+    return (
+        f"ntk_sap, estimator {options.estimator}{spread}; {options.num_samples} samples a round of "
+        f"{inputs} and {'fresh' if options.reinit else 'the given'} weights; batch statistics in "
+        f"{options.calibrate.replace('_', ' ')}"
+    )
+
+
+def _rounds(config: Config, prunable: int) -> str:
+    options = config.search
+    if {options.criterion, *config.compare} == {"dense"}:
+        return ""
+    densities = schedules.exponential(options.density, rounds=num_rounds(options))
+    counts = [f"{round(density * prunable):,}" for density in (1.0, *densities)]
+    if len(counts) > 6:
+        counts = [*counts[:4], "...", counts[-1]]
+    rounds = _plural(num_rounds(options), "round")
+    floors = {"min_weights": "weights", "min_channels": "channels"}
+    kept = [
+        f"at least {_plural(getattr(options, name), noun[:-1])} a layer"
+        for name, noun in floors.items()
+        if getattr(options, name)
+    ]
+    scope = f"scope {options.scope}" if options.scope != "global" else ""
+    parts = [f"{rounds} to density {options.density:.4g}", scope, *kept]
+    parts += [f"weights kept: {' > '.join(counts)}"]
+    return "; ".join(part for part in parts if part)
+
+
+def _learning_rate(options: TrainingConfig) -> str:
+    rate = f"{options.learning_rate:g}"
+    if options.warmup_epochs:
+        rate = f"up to {rate} over {_plural(options.warmup_epochs, 'epoch')}"
+    if options.lr_schedule == "cosine":
+        return f"{rate}, then along a cosine down to 0"
+    drops = [str(epoch) for epoch in options.drop_epochs if epoch < options.epochs]
+    return f"{rate}, times 0.1 after epoch {' and '.join(drops)}" if drops else f"{rate}, constant"
+
+
+def _plural(number: float, noun: str) -> str:
+    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"

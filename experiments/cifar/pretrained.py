@@ -1,0 +1,75 @@
+"""Trained weights of an earlier run, to prune and train on from: `--weights RUN_FOLDER`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from experiments.cifar import config as config_lib
+from experiments.cifar.config import Config
+from experiments.shell.command_line import UserError
+from experiments.storage import run_folder
+from experiments.training import checkpoints
+from experiments.training import steps as training
+from ntksap_jax import masks
+
+
+def load(folder: Path, config: Config, model: nn.Module, input_shape: tuple[int, ...]) -> Any:
+    """Reads the weights and running statistics after the last epoch of a complete run.
+
+    Args:
+        folder: the run folder.
+        config: of the run that goes on from there.
+        model: its network.
+        input_shape: of one image.
+
+    Returns:
+        The model's variables, `"params"` and `"batch_stats"`; pruned weights of the run are 0.
+
+    Raises:
+        UserError: no complete run, or one of another network.
+    """
+    if not run_folder.is_complete(folder):
+        raise UserError(f"--weights {folder}: no complete run is there (no summary.json)")
+    try:
+        source = config_lib.from_dict(run_folder.read_config(folder))
+        config_lib.check(source)
+    except UserError as error:
+        raise UserError(f"--weights {folder / 'config.json'}: {error}") from error
+    for what, ours, theirs in (
+        ("network", config.model, source.model),
+        ("data set", config.dataset, source.dataset),
+    ):
+        if ours != theirs:
+            raise UserError(f"--weights {folder}: its {what} is {theirs}, this run's is {ours}")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
+    like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    try:
+        mask = masks.create(like["params"], exclude=source.search.exclude)
+    except ValueError as error:
+        raise UserError(f"--weights {folder / 'config.json'}: {error}") from error
+    state = training.init_state(
+        like["params"],
+        like.get("batch_stats", {}),
+        mask,
+        training.make_optimizer(source.training, steps_per_epoch=1),
+    )
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"--weights {folder}: it has no checkpoints")
+    with checkpoints.open_manager(folder / "checkpoints", read_only=True) as manager:
+        run = run_folder.identity(folder, str(run_folder.read_summary(folder).get("mask_sha256")))
+        step = manager.latest_step() or 0
+        try:
+            state, progress = checkpoints.restore(manager, step, state, run=run)
+        except checkpoints.Damaged as error:
+            raise UserError(f"--weights {folder}: its last checkpoint: {error}") from error
+    if len(progress.rows) != source.training.epochs:
+        raise UserError(
+            f"--weights {folder}: its last checkpoint, after epoch "
+            f"{source.training.epochs}, is not there. Choose another run"
+        )
+    return {"params": state.params, "batch_stats": state.batch_stats}

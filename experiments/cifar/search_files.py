@@ -1,0 +1,167 @@
+"""What the search leaves in the run folder: after each round, and at its end.
+
+search/round-3.npz    the mask after a round
+search/round-3.json   the rows up to it, sealed (see `files.seal`); written after the mask
+mask.npz, search.json, mask.sha256    the same at the end of the search, in this order
+search.csv            the rows, to be read by people and by the report; never by a resumed run
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.shell.command_line import UserError
+from experiments.storage import files, run_folder
+from experiments.storage.run_folder import Row
+from ntksap_jax import masks
+from ntksap_jax.types import Mask, Params, RoundInfo
+
+KEEP = 2
+"""Rounds, so that there is one to go on from if the last one is damaged."""
+
+LAYER = "density of "
+"""What the columns of search.csv with the density of a layer start with."""
+
+
+def round_row(info: RoundInfo, mask: Mask) -> Row:
+    """Returns one round of the search as a row of search.csv."""
+    return {
+        "round": info.round,
+        "density": info.density,
+        "num_kept": info.num_kept,
+        "threshold": info.threshold,
+        **info.metrics,
+        "seconds": round(info.seconds, 3),
+        "sha256": masks.digest(mask),
+        **{LAYER + path: density for path, density in info.layer_densities.items()},
+    }
+
+
+# -- Rounds --------------------------------------------------------------------------------------
+
+
+def save_round(folder: Path, rows: Sequence[Row], mask: Mask) -> None:
+    """Records the mask and the rows so far, after a round of the search."""
+    number, rounds = rows[-1]["round"], folder / "search"
+    rounds.mkdir(exist_ok=True)
+    masks.save(rounds / f"round-{number}.npz", mask)
+    record = files.seal({"run": run_folder.identity(folder), "rows": list(rows)})
+    run_folder.write_json(rounds / f"round-{number}.json", record)
+    run_folder.write_table(folder / "search.csv", rows)
+    for other in _numbers(rounds):
+        if other <= number - KEEP:
+            for path in rounds.glob(f"round-{other}.*"):
+                path.unlink()
+
+
+def load_round(
+    folder: Path, like: Params, *, say: Callable[[str], None]
+) -> tuple[list[Row], Mask | None]:
+    """Returns the rows and the mask of the last round that is intact; before the first, none.
+
+    Args:
+        folder: the run folder.
+        like: the params that the mask is for.
+        say: is told which rounds are lost, if any.
+
+    Raises:
+        UserError: there were rounds, and none is intact.
+    """
+    rounds, lost = folder / "search", []
+    for number in sorted(_numbers(rounds), reverse=True):
+        try:
+            rows, mask = _read_round(folder, number, like)
+        except (OSError, ValueError) as error:
+            lost.append(f"round {number}: {' '.join(str(error).split())}")
+            continue
+        if lost:
+            say(f"the search goes on from round {number}; damaged: {'; '.join(lost)}")
+        return rows, mask
+    if lost or (folder / "search.csv").exists():
+        raise UserError(
+            f"no round of the search in {rounds} can be read "
+            f"({'; '.join(lost) or 'there is none, but search.csv'}). Restore {rounds}, or delete "
+            f"{folder} to search and train again"
+        )
+    return [], None
+
+
+def _numbers(rounds: Path) -> list[int]:
+    names = [path.stem.removeprefix("round-") for path in rounds.glob("round-*.json")]
+    return [int(name) for name in names if name.isdecimal()]
+
+
+def _read_round(folder: Path, number: int, like: Params) -> tuple[list[Row], Mask]:
+    record = _read_sealed(folder / "search" / f"round-{number}.json")
+    if not isinstance(record, dict) or record.keys() != {"run", "rows"}:
+        raise ValueError("it is not a record of a round")
+    if record["run"] != run_folder.identity(folder):
+        raise ValueError("it is of another run")
+    rows = _check_rounds(record["rows"])
+    if len(rows) != number:
+        raise ValueError(f"it is round {len(rows)}")
+    return rows, _read_mask(folder / "search" / f"round-{number}.npz", like, rows[-1]["sha256"])
+
+
+# -- The end of the search -----------------------------------------------------------------------
+
+
+def save_mask(folder: Path, rows: Sequence[Row], mask: Mask) -> None:
+    """Writes the mask that the search found, and the rows of all its rounds."""
+    masks.save(folder / "mask.npz", mask)
+    run_folder.write_json(folder / "search.json", files.seal(list(rows)))
+    if rows:
+        # Again, for the case that all was done but this: what people read follows what is verified.
+        run_folder.write_table(folder / "search.csv", rows)
+    files.write_text(folder / "mask.sha256", masks.digest(mask) + "\n")
+
+
+def load_mask(folder: Path, like: Params) -> tuple[list[Row], Mask] | None:
+    """Returns the rows and the mask of a search, or nothing if it is not complete.
+
+    Raises:
+        ValueError: a file of these is damaged.
+    """
+    if not (folder / "mask.sha256").exists():
+        return None
+    path = folder / "mask.npz"
+    try:
+        mask = _read_mask(path, like, files.read_text(folder / "mask.sha256").strip())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the mask {path}: {error}") from error
+    path = folder / "search.json"
+    try:
+        return _check_rounds(_read_sealed(path)), mask
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def drop_rounds(folder: Path) -> None:
+    """Removes what only an incomplete run needs."""
+    shutil.rmtree(folder / "search", ignore_errors=True)
+
+
+# -- Files ---------------------------------------------------------------------------------------
+
+
+def _read_mask(path: Path, like: Params, digest: str) -> Mask:
+    mask = masks.load(path, like=like)
+    if masks.digest(mask) != digest:
+        raise ValueError(f"{path.name} is not the mask whose SHA-256 was recorded")
+    return mask
+
+
+def _read_sealed(path: Path) -> Any:
+    return files.unseal(files.read_json(path))
+
+
+def _check_rounds(rows: Any) -> list[Row]:
+    """Returns rows from a file, if they are one a round; raises a `ValueError` if not."""
+    rows = run_folder.check_rows(rows)
+    for number, row in enumerate(rows, start=1):
+        if row.get("round") != number or "sha256" not in row:
+            raise ValueError(f"its row {number} is not that of round {number}")
+    return rows

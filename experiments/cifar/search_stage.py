@@ -1,0 +1,227 @@
+"""The first stage of a run: find the mask, round by round, on from where a former session ended."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from rich.console import Console
+
+from experiments import data
+from experiments.cifar import choices, search_files
+from experiments.cifar.choices import CRITERIA
+from experiments.cifar.config import Config
+from experiments.cifar.job import Job, make_keys
+from experiments.processes import distributed
+from experiments.shell import console as screen
+from experiments.shell.command_line import UserError
+from experiments.shell.interruption import Preempted
+from experiments.storage import run_folder
+from experiments.storage.run_folder import Row
+from experiments.training import failures as faults
+from experiments.training.failures import RunFailed
+from ntksap_jax import masks, schedules, search
+from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, RoundInfo, ScoreFn, Scores
+
+
+def find_mask(
+    config: Config,
+    job: Job,
+    params: Any,
+    folder: Path,
+    console: Console,
+    *,
+    stop_requested: Callable[[], bool],
+) -> tuple[list[Row], Mask]:
+    """Prunes round by round, on from the last intact round if there is one.
+
+    Returns:
+        The rows of search.csv, none if nothing is to be searched for; and the mask.
+
+    Raises:
+        UserError: options that do not go together, or files that are damaged.
+        RunFailed: scores that are not finite.
+        Preempted: SIGTERM came; the last round is saved.
+    """
+    options, criterion = config.search, CRITERIA[config.search.criterion]
+
+    def say(text: str) -> None:
+        console.print(f"warning: {text}", soft_wrap=True)
+
+    dense = _dense(config, params)
+    rows, mask = _from_leader(lambda: _found(folder, params, say), like=dense)
+    if mask is not None:
+        return rows, mask
+    if criterion is None:
+        _save_mask(folder, [], dense)
+        return [], dense
+
+    keys = make_keys(config.seed)
+    rows, mask = _from_leader(lambda: search_files.load_round(folder, params, say=say), like=dense)
+    num_rounds = choices.num_rounds(options)
+    with screen.track(
+        console, "Pruning", done=len(rows), total=num_rounds, unit="round"
+    ) as progress:
+
+        def on_round(info: RoundInfo, mask: Mask) -> None:
+            row = search_files.round_row(info, mask)
+            distributed.check_same(lambda: {f"mask after round {info.round}": row["sha256"]})
+            rows.append(row)
+            if distributed.is_leader():
+                search_files.save_round(folder, rows, mask)
+            progress.advance()
+            progress.line(_describe_round(info, num_rounds))
+            if stop_requested():
+                raise Preempted
+
+        score, last_call = _remembering(_make_score(config, job))
+        try:
+            mask, _ = search.prune(
+                keys.search,
+                params,
+                score,
+                schedule=schedules.exponential(options.density, rounds=num_rounds),
+                mask=dense if mask is None else mask,
+                start_round=len(rows),
+                batch=pruning_batch(config, job),
+                scope=choices.parse_scope(options.scope),
+                min_weights=options.min_weights,
+                min_channels=options.min_channels,
+                regrow=criterion.regrow,
+                on_round=on_round,
+            )
+        except UserError:
+            raise
+        except (ValueError, FloatingPointError) as error:
+            if not last_call:
+                raise UserError(f"the search cannot go on: {error}") from error
+            number = len(rows) + 1
+            # The others wait for it: who fails first ends all.
+            save = functools.partial(_save_failure, folder, number, error, **last_call)
+            place = distributed.from_leader(lambda: str(save()))
+            raise RunFailed(_describe_failure(error, number, params, place)) from error
+    if options.shuffle_mask:
+        mask = masks.shuffle(keys.shuffle, mask)
+    _save_mask(folder, rows, mask)
+    return rows, mask
+
+
+def _dense(config: Config, params: Params) -> Mask:
+    is_searched = CRITERIA[config.search.criterion] is not None
+    try:
+        return masks.create(params, exclude=config.search.exclude if is_searched else ())
+    except ValueError as error:
+        raise UserError(f"the search cannot go on: {error}") from error
+
+
+def _save_mask(folder: Path, rows: list[Row], mask: Mask) -> None:
+    if distributed.is_leader():
+        search_files.save_mask(folder, rows, mask)
+
+
+def _from_leader(
+    read: Callable[[], tuple[list[Row], Mask | None]], *, like: Mask
+) -> tuple[list[Row], Mask | None]:
+    """Returns, in all processes, the rows and the mask that `read()` returns in the leader."""
+    read_once = functools.cache(read)
+    rows, is_there = distributed.from_leader(lambda: (read_once()[0], read_once()[1] is not None))
+    if not is_there:
+        return rows, None
+    return rows, distributed.arrays_from_leader(lambda: read_once()[1], like=like)
+
+
+def _make_score(config: Config, job: Job) -> ScoreFn:
+    """Makes the criterion: the samples of NTK-SAP over all devices, the others on one a process."""
+    if job.mesh.size == 1:
+        return choices.make_score(job.network, config.search)
+    samples = NamedSharding(job.mesh, PartitionSpec("data"))
+    score = choices.make_score(job.network, config.search, samples=samples)
+    return lambda *args: distributed.local(score(*args))
+
+
+def _found(
+    folder: Path, params: Params, say: Callable[[str], None]
+) -> tuple[list[Row], Mask | None]:
+    """Returns what a complete search found. If that is damaged, its rounds may still be there."""
+    try:
+        found = search_files.load_mask(folder, params)
+    except ValueError as error:
+        if not (folder / "search").exists():
+            raise UserError(f"{error}. Restore it, or delete {folder} and run again") from error
+        say(f"the mask is made again from the last rounds of the search: {error}")
+        return [], None
+    if found is None:
+        return [], None
+    if found[0]:
+        # What people read follows what is verified.
+        run_folder.write_table(folder / "search.csv", found[0])
+    return found
+
+
+def pruning_batch(config: Config, job: Job) -> Any:
+    """Returns the training images that the search looks at, if it does; the seed chooses them."""
+    if not choices.needs_data(config.search):
+        return None
+    return data.pruning_batch(
+        job.dataset, make_keys(config.seed).pruning_batch, config.search.samples_per_class
+    )
+
+
+# -- Scores that are not finite ------------------------------------------------------------------
+
+
+def _remembering(score: ScoreFn) -> tuple[ScoreFn, dict[str, Any]]:
+    """Returns the criterion, and a dictionary that holds the arguments of its last call."""
+    last_call: dict[str, Any] = {}
+
+    def remembered(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
+        last_call.update(key=key, params=params, mask=mask, batch=batch)
+        return score(key, params, mask, batch)
+
+    return remembered, last_call
+
+
+def _save_failure(
+    folder: Path,
+    number: int,
+    error: Exception,
+    *,
+    key: Key,
+    params: Params,
+    mask: Mask,
+    batch: Batch,
+) -> Path:
+    about = {
+        "error": str(error),
+        "round": number,
+        "key": jax.random.key_data(key).tolist(),
+        "command": shlex.join(sys.argv[1:]),
+    }
+    trees = {"params": params, "mask": mask} | ({} if batch is None else {"batch": batch})
+    return faults.save(folder, about, **trees)
+
+
+def _describe_failure(error: Exception, number: int, params: Params, place: str) -> str:
+    if isinstance(error, FloatingPointError):
+        what = f"--debug-nans found an {faults.operation(error)}, in round {number}"
+    else:
+        what = str(error).rstrip(".")
+    return (
+        f"the search cannot go on: {what} ({faults.describe_weights(params)}). Try --resume "
+        "--debug-nans to find the operation, another --estimator, or --exclude for that layer; "
+        f"weights, mask and key are in {place}"
+    )
+
+
+def _describe_round(info: RoundInfo, num_rounds: int) -> str:
+    metrics = "".join(f"  {name} {value:.4g}" for name, value in info.metrics.items())
+    return (
+        f"round {info.round:>3}/{num_rounds}  density {info.density:.4f}  "
+        f"kept {info.num_kept:,}{metrics}  {info.seconds:.1f} s"
+    )

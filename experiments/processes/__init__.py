@@ -1,0 +1,1 @@
+"""Several processes: workers beside one another, and one run by many."""

@@ -1,0 +1,1 @@
+"""`python -m experiments.report`: one page about many runs."""

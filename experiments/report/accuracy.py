@@ -1,0 +1,149 @@
+"""Pictures of test accuracy against density: ours, and what was published."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.report import drawing, numbers, tables
+from experiments.report.comparison import Comparison, label
+from experiments.report.setups import Cell, Line, Section
+
+DODGE = 0.012
+"""Shift between neighbouring lines, as a share of the axis, so that error bars stay apart."""
+
+
+def draw(section: Section, comparisons: Sequence[Comparison]) -> Figure:
+    """Draws accuracy against density; what was published of another set-up has its own panel.
+
+    Args:
+        section: our runs.
+        comparisons: published curves. Those of the same set-up go into our panel.
+    """
+    others: dict[str, list[Comparison]] = {}
+    for each in comparisons:
+        if not each.is_same:
+            others.setdefault(each.publication.model, []).append(each)
+    heights = [4.3, *[3.6] * len(others)]
+    figure = Figure(figsize=(drawing.WIDTH, sum(heights)), layout="constrained")
+    panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _draw_ours(panels[0], section, [each for each in comparisons if each.is_same])
+    for panel, published in zip(panels[1:], others.values(), strict=True):
+        _draw_other(panel, published)
+    return figure
+
+
+def draw_seeds(section: Section) -> Figure:
+    """Draws the accuracies of single seeds, criteria ranked, a panel a density."""
+    densities = section.densities
+    most = max(len(_ranked(section, density)) for density in densities)
+    height = 1.1 + 0.27 * most
+    figure = Figure(figsize=(drawing.WIDTH, height * len(densities)), layout="constrained")
+    panels = figure.subplots(len(densities), 1, squeeze=False)[:, 0]
+    for axes, density in zip(panels, densities, strict=True):
+        ranked = _ranked(section, density)
+        for row, (line, cell) in enumerate(ranked):
+            value, look = numbers.accuracy(cell), drawing.style(line)
+            seeds = [100 * run.summary["last_test_accuracy"] for run in cell.runs]
+            axes.errorbar([value.mean], [row], xerr=[value.std or 0], capsize=2.5, **look)
+            axes.plot(seeds, [row + 0.3] * len(seeds), ".", color=look["color"], markersize=4)
+        axes.set_yticks(range(len(ranked)), [line.name for line, _ in ranked])
+        axes.set_ylim(len(ranked) - 0.4, -0.6)
+        axes.set_title(f"density {tables.density_text(density)}", fontsize=10.5, loc="left")
+        axes.set_xlabel("test accuracy (%)")
+    return figure
+
+
+def _ranked(section: Section, density: float) -> list[tuple[Line, Cell]]:
+    found = [(line, cell) for line in section.pruned if (cell := line.at(density)) is not None]
+    return sorted(found, key=lambda pair: -numbers.accuracy(pair[1]).mean)
+
+
+def seeds_text(section: Section) -> str:
+    """Says over how many seeds the means are."""
+    counts = sorted({len(cell.runs) for line in section.lines for cell in line.cells})
+    if counts == [1]:
+        return "one seed each"
+    seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"mean ± standard deviation over {seeds} seeds"
+
+
+def _draw_ours(axes: Axes, section: Section, same: Sequence[Comparison]) -> None:
+    densities = section.densities or [1.0]
+    ranked = sorted(section.pruned, key=_last_accuracy, reverse=True)
+    drawing.density_axis(axes, densities, margin=1.25 if len(densities) > 1 else 1.6)
+    width = abs(np.diff(np.log(axes.get_xlim()))).item()
+    for line in section.dense:
+        _draw_dense(axes, line)
+    for place, line in enumerate(ranked):
+        shift = np.exp((place - (len(ranked) - 1) / 2) * DODGE * -width)
+        values = [numbers.accuracy(cell) for cell in line.cells]
+        axes.errorbar(
+            [cell.density * shift for cell in line.cells],
+            [value.mean for value in values],
+            yerr=[value.std or 0 for value in values],
+            capsize=2.5,
+            elinewidth=1,
+            label=line.name,
+            **drawing.style(line),
+        )
+    _draw_published(axes, same)
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(
+        textwrap.fill(f"{section.title}; {seeds_text(section)}", 80), fontsize=10.5, loc="left"
+    )
+    drawing.legend_beside(axes)
+
+
+def _draw_dense(axes: Axes, line: Line) -> None:
+    value = numbers.accuracy(line.cells[0])
+    look = drawing.style(line)
+    axes.axhline(value.mean, label=line.name, **look)
+    if value.std:
+        axes.axhspan(
+            value.mean - value.std, value.mean + value.std, color=look["color"], alpha=0.15, lw=0
+        )
+
+
+def _draw_other(axes: Axes, comparisons: Sequence[Comparison]) -> None:
+    points = [point for each in comparisons for curve in each.curves.values() for point in curve]
+    drawing.density_axis(axes, [point.density for point in points])
+    _draw_published(axes, comparisons)
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(
+        textwrap.fill(label(comparisons), 88), fontsize=10, loc="left", color=drawing.GREY
+    )
+    for spine in axes.spines.values():
+        spine.set_color(drawing.GREY)
+    drawing.legend_beside(axes, labelcolor=drawing.GREY)
+
+
+def _draw_published(axes: Axes, comparisons: Sequence[Comparison]) -> None:
+    curves = [pair for each in comparisons for pair in each.curves.items()]
+    # As they arrive at the right edge, best first.
+    curves.sort(key=lambda pair: (pair[1][-1].density, -pair[1][-1].accuracy))
+    for criterion, points in curves:
+        axes.errorbar(
+            [point.density for point in points],
+            [point.accuracy for point in points],
+            yerr=[point.std or 0 for point in points],
+            linestyle=drawing.PUBLISHED,
+            linewidth=1.1,
+            elinewidth=0.8,
+            capsize=2,
+            color=drawing.colour(criterion),
+            marker=drawing.marker(criterion),
+            markersize=4,
+            markerfacecolor="none",
+            label=f"{criterion}, published",
+        )
+
+
+def _last_accuracy(line: Line) -> tuple[float, float]:
+    """Sorts lines as they arrive at the right edge."""
+    last = line.cells[-1]
+    return -last.density, numbers.accuracy(last).mean

@@ -1,0 +1,58 @@
+"""How programs end: by one line and an exit code, without a traceback for what can be foreseen.
+
+0    done
+1    the run cannot go on: a score or loss that is not finite, see failure/ in the run folder
+2    a mistake, or damaged files, that only the user can put right
+74   the disk is full; what was saved before is kept
+75   preempted (SIGTERM): all is saved, --resume goes on
+130  Ctrl-C; --resume goes on from the last round or checkpoint
+
+Several processes at one run (`--distributed`) all end with the code of the first that failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from experiments.shell import interruption
+from experiments.shell.command_line import UserError
+from experiments.shell.interruption import Preempted
+from experiments.training import failures as faults
+from experiments.training.failures import RunFailed
+
+
+@contextlib.contextmanager
+def in_one_line(prog: str, again: Sequence[str]) -> Iterator[None]:
+    """Turns what ends a program into a line and an exit code.
+
+    Args:
+        prog: the program's name, such as `python -m experiments.cifar`.
+        again: the arguments that go on where an interrupted run stopped.
+    """
+    go_on = f"to go on where it stopped: {prog} {shlex.join(again)}"
+    try:
+        yield
+    except UserError as error:
+        stop(f"error: {error}", code=2)
+    except RunFailed as error:
+        stop(f"error: {error}", code=1)
+    except Preempted:
+        stop(f"preempted, all is saved; {go_on}", code=interruption.EXIT_CODE)
+    except KeyboardInterrupt:
+        stop(f"interrupted; {go_on}", code=130)
+    except Exception as error:
+        if message := faults.disk_full(error):
+            stop(f"error: {message}", code=faults.DISK_FULL_CODE)
+        raise
+
+
+def stop(message: str, *, code: int) -> NoReturn:
+    """Prints one line about the end of the program, and ends it."""
+    # What it quotes may come from anybody's file, and is not to command the terminal.
+    line = "".join(char if char.isprintable() else "?" for char in " ".join(message.split()))
+    print(line, file=sys.stderr)
+    sys.exit(code)

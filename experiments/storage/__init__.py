@@ -1,0 +1,1 @@
+"""What every program writes: run folders, files written as a whole, and locks."""

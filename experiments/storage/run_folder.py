@@ -1,0 +1,246 @@
+"""The folder of one run: what is written where, so that nothing is lost when a run is interrupted.
+
+    config.json        the configuration
+    environment.json   versions and devices, an entry for each time the run was started or resumed
+    lock               locked by the program that is at the run; says which
+    search.csv         a row a round: density, threshold, trace, seconds, density of each layer
+    search/            masks and rows after the last two rounds, until the run is complete
+    mask.npz           the mask that was found; mask.sha256 holds its digest (`masks.digest`)
+    search.json        the rows of search.csv, for a resumed run
+    metrics.csv        a row an epoch: learning rate, losses, accuracies, seconds (with evaluation)
+    spectrum.csv       a row an epoch, if asked for: kernel distance, eigenvalues of the NTK
+    checkpoints/       the last training states (Orbax)
+    damaged/           checkpoints that were found damaged
+    failure/           what led to a score or loss that is not finite
+    summary.json       the results; its presence says that the run is complete
+    *.png              pictures
+
+The seconds of the first round and epoch include compilation. Every file is written aside and then
+renamed: it is there as a whole, or not at all. What a resumed run starts from carries its SHA-256.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from matplotlib.figure import Figure
+
+from experiments.cifar import config as config_lib
+from experiments.shell.command_line import UserError
+from experiments.storage import files, locking
+
+PACKAGES = ("ntksap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+Row = dict[str, Any]
+
+
+# -- The folder ----------------------------------------------------------------------------------
+
+
+def check(folder: Path, config: config_lib.Config) -> None:
+    """Raises a `UserError` unless a run of this configuration can start or go on in `folder`."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; the run folder goes there. Choose another --runs-dir")
+    if not folder.exists():
+        return
+    # A program that is killed at its start leaves no more than these.
+    if not set(folder.iterdir()) - {folder / locking.NAME, *files.leftovers(folder)}:
+        return
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} exists and is not a run folder. Choose another --runs-dir")
+    _refuse_links(folder)
+    if not config.resume:
+        state = "a complete run" if is_complete(folder) else "an interrupted run"
+        raise UserError(
+            f"{folder} exists and holds {state}. Use --resume to go on with it, another --runs-dir "
+            "to start anew beside it, or delete it"
+        )
+    different = config_lib.differences(read_config(folder), _plain(config))
+    if different:
+        raise UserError(
+            f"{folder} was made with another configuration ({'; '.join(different)}). Resume with "
+            "the values it was made with, or use another --runs-dir"
+        )
+
+
+def make(folder: Path) -> None:
+    """Makes the folder, if need be; raises a `UserError` if that cannot be or it holds links."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--runs-dir: cannot make the folder {folder}: {error.strerror}") from error
+    _refuse_links(folder)
+
+
+def _refuse_links(folder: Path) -> None:
+    # Whoever made the folder would decide which files, anywhere, are written to.
+    for path in folder.iterdir():
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a link, and the run would write to where it points. Replace it by what "
+                "it points to, or use another --runs-dir"
+            )
+
+
+def prepare(folder: Path, config: config_lib.Config, *, data_source: str) -> None:
+    """Records configuration and environment, in a folder that is checked and locked.
+
+    Args:
+        folder: the run folder.
+        config: of the run.
+        data_source: where the images come from, with version and fingerprint.
+
+    Raises:
+        UserError: the images are not those that the run began with.
+    """
+    files.remove_leftovers(folder)
+    environments = folder / "environment.json"
+    sessions = read_json(environments, list) if environments.exists() else []
+    if sessions:
+        before = sessions[-1].get("data") if isinstance(sessions[-1], dict) else None
+        if before != data_source:
+            raise UserError(
+                f"{folder} was begun with other images ({before}) than those found now "
+                f"({data_source}). Name the folder of the former by --data-dir, or another "
+                "--runs-dir"
+            )
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", _plain(config))
+    write_json(environments, [*sessions, {**environment(), "data": data_source}])
+
+
+def describe(folder: Path) -> str:
+    """Says what a run will find in its folder; nothing if it is new."""
+    if not (folder / "config.json").exists():
+        return ""
+    return " (complete: shown again)" if is_complete(folder) else " (goes on where it stopped)"
+
+
+def is_complete(folder: Path) -> bool:
+    """Says whether the run was carried out to its end."""
+    return (folder / "summary.json").exists()
+
+
+def identity(folder: Path, mask_digest: str = "") -> str:
+    """Returns a digest of what a run computes, by which its checkpoints are told from another's."""
+    config = read_config(folder)
+    computed = {name: config[name] for name in config if name not in config_lib.NOT_PART_OF_A_RUN}
+    return files.digest([computed, mask_digest])
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a result depends on besides the configuration."""
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv[1:]),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _plain(config: config_lib.Config) -> dict[str, Any]:
+    return config_lib.to_dict(config)
+
+
+# -- Files ---------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, indented."""
+    files.write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns the configuration of a run, for `config.from_dict`."""
+    return read_json(folder / "config.json")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Returns the results of a complete run."""
+    return read_json(folder / "summary.json")
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows of the same columns as CSV."""
+    with files.aside(path) as aside, aside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: Path) -> list[Row]:
+    """Returns the rows that `write_table` wrote, numbers as numbers; none if there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        rows = list(csv.DictReader(io.StringIO(files.read_text(path)), strict=True))
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("its rows differ in length")
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error}. Restore it, or delete the folder") from error
+    return [{name: _number(cell) for name, cell in row.items()} for row in rows]
+
+
+def write_picture(path: Path, figure: Figure) -> None:
+    """Writes a figure as PNG."""
+    with files.aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=150)
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Returns what a JSON file of a run folder holds, see `files.read_json`.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        return files.read_json(path, kind)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}. Restore it, or delete the folder") from error
+
+
+def check_rows(rows: Any) -> list[Row]:
+    """Returns rows from JSON, if they are rows of one table; raises a `ValueError` if not."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("it holds no rows of a table")
+    for row in rows:
+        if row.keys() != rows[0].keys():
+            raise ValueError("its rows differ in their columns")
+        for name, value in row.items():
+            if not isinstance(value, int | float | str):
+                raise ValueError(f"its column {name[:99]!r} holds a {type(value).__name__}")
+    return rows
+
+
+def _number(cell: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            continue
+    return cell

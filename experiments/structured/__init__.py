@@ -1,1 +1,0 @@
-"""What `python -m experiments.tpp` is made of: pruning of whole filters, stage by stage."""

@@ -1,0 +1,267 @@
+"""A grid of runs: from a TOML file, or from flags, to the configuration of every cell.
+
+    preset = "short"                 # a preset of experiments.cifar: what the tables do not say
+    runs_dir = "runs/table"          # where the run folders go, below the current folder
+    data_dir = "data"                # where prepared data sets are
+
+    [set]                            # the same in every cell
+    epochs = 4
+
+    [grid]                           # every combination of the values in these lists
+    criterion = ["dense", "random", "ntk_sap"]
+    density = [0.05, 0.02]
+    seed = [0, 1, 2]
+
+    [[grids]]                        # a further grid, on its own; there may be several
+    criterion = ["ntk_sap", "synflow"]
+    shuffle_mask = [true]
+    density = [0.05]
+    seed = [0, 1, 2]
+
+The keys of `set`, `grid` and `grids` are the flags of `python -m experiments.cifar`, with
+underscores. The files in `experiments/sweep/grids` can be called by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.cifar import choices
+from experiments.cifar import config as config_lib
+from experiments.cifar.config import Config
+from experiments.cifar.presets import PRESETS
+from experiments.shell import values as values_lib
+from experiments.shell.command_line import UserError, check_name, suggest
+from experiments.shell.values import show, show_short
+from experiments.storage import files
+from experiments.sweep import fields
+
+NAMED: dict[str, Path] = {
+    path.stem: path for path in sorted((Path(__file__).parent / "grids").glob("*.toml"))
+}
+"""Name to file of the grids that come with the programs."""
+
+LARGEST = 1 << 16
+"""Bytes of a grid file."""
+
+MOST_CELLS = 10_000
+
+SECTIONS = ("preset", "runs_dir", "data_dir", "set", "grid", "grids")
+
+
+class Table(NamedTuple):
+    """One grid: every combination of the values in `lists`, each a list for one field.
+
+    Attributes:
+        where: names the table in messages, such as `table.toml, [grid]`; empty for flags.
+        lists: field of the configuration to its values.
+    """
+
+    where: str
+    lists: Mapping[str, Sequence[Any]]
+
+
+class Grid(NamedTuple):
+    """Grids on top of one configuration, which holds what they do not vary."""
+
+    base: Config
+    tables: tuple[Table, ...]
+
+
+# -- From a file or flags ------------------------------------------------------------------------
+
+
+def read(path: Path) -> Grid:
+    """Reads a grid file.
+
+    Raises:
+        UserError: no such file, no TOML, or a key or value that means nothing; the message says
+            which, and where.
+    """
+    try:
+        text = files.read_text(path, largest=LARGEST)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot read the grid file {path}: {reason}") from error
+    try:
+        sections = tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError names line and column.
+        raise UserError(f"{path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not TOML: it is nested too deeply") from error
+
+    for key in sections:
+        if key in fields.TYPES:
+            raise UserError(f"{path}: {key} belongs in [set] (one value) or [grid] (a list)")
+        check_name(f"key in {path}", key, SECTIONS)
+    base = Config()
+    if "preset" in sections:
+        name = values_lib.convert(sections["preset"], str, f"{path}: preset")
+        check_name(f"preset in {path}", name, PRESETS)
+        _, base = PRESETS[name]
+    folders = {
+        key: values_lib.convert(sections[key], Path, f"{path}: {key}")
+        for key in ("runs_dir", "data_dir")
+        if key in sections
+    }
+    base = dataclasses.replace(base, **folders)
+    where = f"{path}, [set]"
+    fixed = {
+        key: values_lib.convert(value, _field_type(key, where), f"{where} {key}")
+        for key, value in _items(sections.get("set", {}), where)
+    }
+
+    tables = [_read_table(sections["grid"], f"{path}, [grid]")] if "grid" in sections else []
+    further = sections.get("grids", [])
+    if not isinstance(further, list):
+        raise UserError(f"{path}: a further grid begins with [[grids]], in two pairs of brackets")
+    tables += [
+        _read_table(table, f"{path}, [[grids]] number {number}")
+        for number, table in enumerate(further, start=1)
+    ]
+    if not tables:
+        raise UserError(f"{path}: the grid is empty. Give it a table [grid] with lists of values")
+    return Grid(fields.replace(base, fixed), tuple(tables))
+
+
+def _read_table(table: Any, where: str) -> Table:
+    lists = {}
+    for key, values in _items(table, where):
+        field_type = _field_type(key, where)
+        if not isinstance(values, list):
+            raise UserError(
+                f"{where} {key}: expected a list of values, such as [{show_short(values)}], got "
+                f"{show_short(values)}; what is the same in every cell may also go in [set]"
+            )
+        if not values:
+            raise UserError(f"{where} {key}: the grid is empty: the list has no values")
+        lists[key] = [values_lib.convert(value, field_type, f"{where} {key}") for value in values]
+    if not lists:
+        raise UserError(f"{where}: the grid is empty. Give it lists, such as seed = [0, 1, 2]")
+    return Table(where, lists)
+
+
+def _items(table: Any, where: str) -> Iterable[tuple[str, Any]]:
+    if not isinstance(table, dict):
+        raise UserError(
+            f"{where}: expected a table, lines of `key = value`, got {show_short(table)}"
+        )
+    return table.items()
+
+
+def _field_type(key: str, where: str) -> Any:
+    if key in SECTIONS:
+        raise UserError(f"{where}: {key} belongs at the top of the file, above the tables")
+    if key not in fields.TYPES:
+        raise UserError(
+            f"{where}: unknown key {key[:100]!r}.{suggest(key[:100], list(fields.TYPES))} "
+            "Keys are the flags of python -m experiments.cifar, with underscores"
+        )
+    return fields.TYPES[key]
+
+
+def from_preset(name: str, lists: Mapping[str, Sequence[Any]]) -> Grid:
+    """Returns the grid of a preset in which fields take every value of their list."""
+    _, base = PRESETS[name]
+    if not lists:
+        raise UserError(
+            f"{name} is a preset, and the grid is empty. Give flags with one or several values, "
+            "such as --criterion ntk_sap random --seed 0 1 2"
+        )
+    return Grid(base, (Table("", lists),))
+
+
+def narrow(grid: Grid, lists: Mapping[str, Sequence[Any]], *, name: str) -> Grid:
+    """Returns the part of a grid in which fields have one of the given values.
+
+    Args:
+        grid: what to choose from.
+        lists: field to the values that are wanted.
+        name: of the grid, for messages.
+
+    Raises:
+        UserError: a value that the grid does not have, or none left.
+    """
+    base = dict(fields.leaves(grid.base))
+    present = [{key: table.lists.get(key, [base[key]]) for key in lists} for table in grid.tables]
+    for key, wanted in lists.items():
+        known = [value for table in present for value in table[key]]
+        for value in wanted:
+            if not _is_in(value, known):
+                raise UserError(
+                    f"--{key.replace('_', '-')} {show(value)}: the grid {name} has no such "
+                    f"cell (there: {', '.join(dict.fromkeys(map(show, known)))}). Flags "
+                    "choose from a grid; for other values write a file"
+                )
+    kept = []
+    for table, values in zip(grid.tables, present, strict=True):
+        chosen = {
+            key: [value for value in values[key] if _is_in(value, lists[key])] for key in lists
+        }
+        if all(chosen.values()):
+            kept.append(Table(table.where, {**table.lists, **chosen}))
+    if not kept:
+        raise UserError(f"the grid {name} has no cell with all of these values")
+    return Grid(grid.base, tuple(kept))
+
+
+def _is_in(value: Any, values: Sequence[Any]) -> bool:
+    """Compares as the names of run folders do, in which a density has four digits."""
+    return show(value) in map(show, values)
+
+
+# -- From a grid to its cells --------------------------------------------------------------------
+
+
+def cells(grid: Grid) -> list[Config]:
+    """Returns the configuration of every cell, checked, each once.
+
+    The dense network is the same at every density, and there is one cell of it.
+
+    Raises:
+        UserError: a value that makes no sense, too many cells, or two that would share a run
+            folder.
+    """
+    number = sum(math.prod(map(len, table.lists.values())) for table in grid.tables)
+    if number > MOST_CELLS:
+        where = grid.tables[0].where.partition(",")[0] or "the flags"
+        raise UserError(f"{where}: {number:,} cells, expected at most {MOST_CELLS:,}")
+    found: dict[str, tuple[str, Config]] = {}
+    for table in grid.tables:
+        for config in _combinations(grid.base, table):
+            try:
+                config_lib.check(config)
+            except UserError as error:
+                raise UserError(f"{table.where}: {error}" if table.where else error) from error
+            name = config_lib.run_name(config)
+            where, first = found.setdefault(name, (table.where, config))
+            different = config_lib.differences(_computed(first), _computed(config))
+            if different:
+                places = " and ".join(dict.fromkeys((where, table.where)))
+                raise UserError(
+                    f"{places or 'the flags'}: two cells go to the same run "
+                    f"folder {name} but differ ({'; '.join(different)}). Give one of them "
+                    'another name by a label, such as label = ["b"]'
+                )
+    return [config for _, config in found.values()]
+
+
+def _combinations(base: Config, table: Table) -> Iterator[Config]:
+    for values in itertools.product(*table.lists.values()):
+        config = fields.replace(base, dict(zip(table.lists, values, strict=True)))
+        yield config_lib.with_criterion(config, config.search.criterion)
+
+
+def _computed(config: Config) -> dict[str, Any]:
+    """Returns what a run depends on: not on the search if dense, nor on rounds if one-shot."""
+    values = config_lib.to_dict(config)
+    values["search"]["rounds"] = choices.num_rounds(config.search)
+    if config.search.criterion == "dense":
+        del values["search"]
+    return values

@@ -1,0 +1,1 @@
+"""`python -m experiments.tpp`: prune whole filters of a trained network, and train what is left."""

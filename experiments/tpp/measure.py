@@ -1,0 +1,149 @@
+"""What is measured of a network: accuracy, Jacobian singular values, time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.tpp import steps
+from experiments.tpp.config import Config
+from experiments.tpp.job import Job, make_keys
+from experiments.training import steps as training
+from experiments.training.steps import Score, TrainState
+from ntksap_jax.structured import tracing, trainability
+
+EVAL_BATCH_SIZE = 500
+LATENCY_BATCH_SIZES = (1, 128)
+
+
+def make_evaluate(job: Job, model: nn.Module) -> Callable[[TrainState], Score]:
+    """Makes the function that measures loss and accuracy on the test set."""
+    eval_step = training.make_eval_step(model, job.normalise)
+
+    def evaluate(state: TrainState) -> Score:
+        return training.evaluate(
+            state, job.dataset.test_batches(EVAL_BATCH_SIZE), eval_step=eval_step
+        )
+
+    return evaluate
+
+
+def evaluate(job: Job, model: nn.Module, variables: Any) -> Score:
+    """Measures loss and accuracy of some variables on the test set."""
+    return make_evaluate(job, model)(steps.init_state(variables, optax.identity()))
+
+
+def make_jsv(config: Config, job: Job, model: nn.Module) -> Callable[[Any], dict[str, float]]:
+    """Makes `jsv(variables) -> {"mean": ..., "std": ..., "condition_number": ...}`.
+
+    Exact for linear networks, whose Jacobian is the same everywhere; of others in evaluation mode,
+    over some training images, not augmented.
+    """
+    if job.is_linear:
+        layers = tracing.trace(model, job.dataset.image_shape, train=False).layers
+        values = jax.jit(
+            lambda variables: trainability.linear_singular_values(variables["params"], layers)
+        )
+        return lambda variables: _summarise(values(variables))
+
+    key = make_keys(config.seed).measure
+    number = min(config.jsv_images, job.dataset.num_train)
+    indices = jax.random.permutation(key, job.dataset.num_train)[:number]
+    inputs = job.normalise(job.images[indices])
+    size = min(number, 10)
+
+    @jax.jit
+    def of_images(variables: Any, images: jax.Array) -> jax.Array:
+        return trainability.jacobian_singular_values(
+            lambda variables, x: model.apply(variables, x, train=False), variables, images
+        )
+
+    def jsv(variables: Any) -> dict[str, float]:
+        # Pieces of one shape, the last one overlapping, so that one program does for all.
+        starts = [*range(0, number - size, size), number - size]
+        pieces = {start: of_images(variables, inputs[start : start + size]) for start in starts}
+        rows = np.zeros((number, next(iter(pieces.values())).shape[1]), np.float32)
+        for start, piece in pieces.items():
+            rows[start : start + size] = piece
+        return _summarise(jnp.asarray(rows))
+
+    return jsv
+
+
+def _summarise(values: jax.Array) -> dict[str, float]:
+    found = trainability.summarise(values)
+    return {name: float(getattr(found, name)) for name in ("mean", "std", "condition_number")}
+
+
+class Network(NamedTuple):
+    """A module and its variables."""
+
+    model: nn.Module
+    variables: Any
+
+
+def latency(
+    networks: Mapping[str, Network], input_shape: tuple[int, ...], *, repeats: int
+) -> dict[str, dict[str, list[float]]]:
+    """Times forward passes of several networks, in evaluation mode, taking turns.
+
+    Args:
+        networks: by name.
+        input_shape: of one image.
+        repeats: timed passes of each.
+
+    Returns:
+        By batch size (as text) and name: lower quartile, median, upper quartile, in seconds.
+    """
+    return {
+        str(batch_size): latency_at(networks, (batch_size, *input_shape), repeats=repeats)
+        for batch_size in LATENCY_BATCH_SIZES
+    }
+
+
+def latency_at(
+    networks: Mapping[str, Network], shape: tuple[int, ...], *, repeats: int
+) -> dict[str, list[float]]:
+    """Times forward passes of several networks as `latency` does, on one shape of inputs."""
+    inputs = jax.random.normal(jax.random.key(0), shape)
+    passes = {name: _forward(network, inputs) for name, network in networks.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    for repeat in range(repeats + 2):
+        for name, forward in passes.items():
+            started = time.perf_counter()
+            forward()
+            if repeat >= 2:  # The first ones warm up.
+                seconds[name].append(time.perf_counter() - started)
+    return {name: np.quantile(times, (0.25, 0.5, 0.75)).tolist() for name, times in seconds.items()}
+
+
+def _forward(network: Network, inputs: jax.Array) -> Callable[[], Any]:
+    def apply(variables: Any, inputs: jax.Array) -> Any:
+        return network.model.apply(variables, inputs, train=False)
+
+    compiled = jax.jit(apply).lower(network.variables, inputs).compile()
+    return lambda: jax.block_until_ready(compiled(network.variables, inputs))
+
+
+def make_columns(
+    config: Config, job: Job, model: nn.Module
+) -> Callable[[TrainState], dict[str, float]]:
+    """Makes the columns that follow training: test loss and accuracy, and JSV where it is exact."""
+    evaluate_state = make_evaluate(job, model)
+    jsv = make_jsv(config, job, model) if job.is_linear else None
+
+    def columns(state: TrainState) -> dict[str, float]:
+        score = evaluate_state(state)
+        found = {"test_loss": score.loss, "test_accuracy": score.accuracy}
+        if jsv is not None:
+            found["jsv_mean"] = jsv(steps.variables_of(state))["mean"]
+        return found
+
+    return columns

@@ -1,0 +1,98 @@
+"""The resolved plan, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from experiments.storage import run_folder
+from experiments.tpp import config as config_lib
+from experiments.tpp import dense, networks, selection
+from experiments.tpp.config import Config
+from experiments.tpp.job import Job
+from experiments.tpp.methods import METHODS
+from ntksap_jax.structured import channels as channels_lib
+from ntksap_jax.structured import tpp
+
+
+def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[str, str]]:
+    """Returns the plan as (name, value) rows.
+
+    Args:
+        config: what was asked for.
+        job: what was made of it.
+        folders: the run folders.
+    """
+    dataset, cost = job.dataset, channels_lib.cost(job.channels)
+    shape = "x".join(map(str, dataset.image_shape))
+    note = f" ({dataset.note})" if dataset.note else ""
+    published = networks.ARCHITECTURES[config.model].width
+    width = f", width {config.width} (published: {published})" if config.width else ""
+    methods = list(dict.fromkeys((config.method, *config.compare)))
+    there = "trained already, in" if dense.is_there(config, job) else "goes to"
+    rows = {
+        "data set": f"{dataset.name}: {dataset.num_train:,} training and "
+        f"{dataset.num_test:,} test images of {shape}{note}",
+        "augmentation": dataset.augmentation if config.augment else "none",
+        "network": f"{config.model}{width}: {cost.params:,} parameters, {cost.flops:,} FLOPs",
+        "methods": "\n".join(f"{name}: {METHODS[name].about}" for name in methods),
+        "what goes": _size(config, job),
+        "pretraining": _training(
+            config.pretrain.pretrain_epochs,
+            config.pretrain.pretrain_lr,
+            config.pretrain.pretrain_drop_epochs,
+        ),
+        "regularisation": _regularisation(config, methods),
+        "fine-tuning": _training(
+            config.finetune.finetune_epochs,
+            config.finetune.finetune_lr,
+            config_lib.finetune_drop_epochs(config),
+        ),
+        "all training": f"{job.steps_per_epoch} steps an epoch of {config.batch_size} images; "
+        f"momentum {config.momentum:g}, weight decay {config.weight_decay:g}",
+        "seed": str(config.seed),
+        "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+        "dense network": f"{there} {dense.folder_of(config, job)}",
+        "writes to": "\n".join(f"{folder}{run_folder.describe(folder)}" for folder in folders),
+    }
+    return [(name, value) for name, value in rows.items() if value]
+
+
+def _size(config: Config, job: Job) -> str:
+    number = sum(ratio > 0 for ratio in selection.layer_ratios(config, job).values())
+    of = f"{number} layers ({', '.join(config.patterns)}"
+    of += f"; not {', '.join(config.skip)})" if config.skip else ")"
+    budgets = {
+        "FLOPs": config.flops_budget,
+        "parameters": config.params_budget,
+        "time": config.latency_budget,
+    }
+    for what, budget in budgets.items():
+        if budget is not None:
+            return f"filters of {of}, until {budget:g} of the {what} are left"
+    left = selection.cost_left(config, job).flops / channels_lib.cost(job.channels).flops
+    return f"{config.ratio:g} of the filters of {of}; {left:.1%} of the FLOPs are left"
+
+
+def _training(epochs: int, rate: float, drops: Sequence[int]) -> str:
+    within = [str(epoch) for epoch in drops if epoch < epochs]
+    after = f", times 0.1 after epoch {' and '.join(within)}" if within else ""
+    return f"{epochs} epochs, learning rate {rate:g}{after}"
+
+
+def _regularisation(config: Config, methods: Sequence[str]) -> str:
+    options, lines = config.regularise, []
+    kinds = {METHODS[name].regulariser for name in methods}
+    if kinds & {"tpp", "greg1"}:
+        settings = config_lib.tpp_settings(config)
+        lines.append(
+            f"{tpp.num_steps(settings):,} steps, learning rate {options.reg_lr:g}; strength grows "
+            f"by {settings.increment:g} every {settings.update_interval} steps to 1, then "
+            f"{settings.stabilise_steps:,} steps"
+        )
+    if kinds & {"kernorth", "orthconv"}:
+        stride = f"; stride {options.orth_stride}" if "orthconv" in kinds else ""
+        lines.append(f"{options.orth_steps:,} steps of {options.orth_weight:g} x penalty{stride}")
+    return "\n".join(lines)

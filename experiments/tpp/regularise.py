@@ -1,0 +1,187 @@
+"""The stage before filters are removed: training with a penalty, on the dense network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+
+from experiments.cifar.config import to_dict
+from experiments.shell import console as screen
+from experiments.shell.command_line import UserError
+from experiments.storage import run_folder
+from experiments.storage.run_folder import Row
+from experiments.tpp import dense, schedules, shared, stage
+from experiments.tpp.config import Config, method_of, tpp_settings
+from experiments.tpp.job import Job, make_keys
+from experiments.tpp.selection import Keep
+from experiments.training.steps import TrainState
+from ntksap_jax.structured import baselines, filters, tpp
+
+MAX_ROWS = 200
+"""Of regularise.csv, about; fewer in a stage of fewer steps."""
+
+Penalty = Callable[[Any, Any], jax.Array]
+"""`penalty(params, step) -> what is added to the loss at that step`."""
+
+
+class Regulariser(NamedTuple):
+    """What the stage adds to training."""
+
+    optimizer: optax.GradientTransformation
+    penalty: Penalty
+    strength: Callable[[int], float]
+    num_steps: int
+
+
+def make(config: Config, job: Job, keep: Keep) -> Regulariser:
+    """Makes the regulariser of the configuration's method.
+
+    Args:
+        config: of the run.
+        job: its layers.
+        keep: the filters that stay; empty for penalties that know of none.
+
+    Raises:
+        UserError: settings that cannot be followed.
+    """
+    inner = schedules.sgd(config, config.regularise.reg_lr)
+    layers = job.channels.layers
+    kind = method_of(config).regulariser
+    if kind in ("tpp", "greg1"):
+        settings = tpp_settings(config)
+        if kind == "greg1":
+            ours = baselines.GREG1
+            settings = settings._replace(
+                gram_weight=ours.gram_weight,
+                l2=ours.l2,
+                zero_out_interval=ours.zero_out_interval,
+            )
+        try:
+            optimizer = tpp.regularise(inner, layers, keep, settings)
+        except ValueError as error:
+            raise UserError(f"--method {config.method}: {error}") from error
+        return Regulariser(
+            optimizer=optimizer,
+            penalty=lambda params, step: tpp.penalty(
+                params, layers, keep, strength=tpp.strength(step, settings), settings=settings
+            ),
+            strength=lambda step: float(tpp.strength(step, settings)),
+            num_steps=tpp.num_steps(settings),
+        )
+    options = config.regularise
+
+    def orthogonality(params: Any) -> jax.Array:
+        if kind == "kernorth":
+            return options.orth_weight * baselines.kernorth(params, layers)
+        return options.orth_weight * baselines.orthconv(params, layers, stride=options.orth_stride)
+
+    return Regulariser(
+        optimizer=optax.chain(baselines.add_penalty(orthogonality), inner),
+        penalty=lambda params, step: orthogonality(params),
+        strength=lambda step: options.orth_weight,
+        num_steps=options.orth_steps,
+    )
+
+
+def carry_out(
+    config: Config,
+    job: Job,
+    variables: Any,
+    keep: Keep,
+    folder: Path,
+    console: Console,
+    *,
+    stop_requested: Callable[[], bool],
+) -> tuple[Any, list[Row]]:
+    """Regularises the dense network, unless a run with another fine-tuning has done so.
+
+    Args:
+        config: of the run.
+        job: data and layers.
+        variables: of the dense network.
+        keep: the filters that stay; empty for penalties that know of none.
+        folder: of the run, which gets a copy of the table.
+        console: where progress goes.
+        stop_requested: says whether SIGTERM came.
+
+    Returns:
+        The variables, and the rows of regularise.csv.
+
+    Raises:
+        UserError, RunFailed, Preempted: as `stage.carry_out` and `make` do.
+    """
+    indices = {path: np.flatnonzero(kept).tolist() for path, kept in keep.items()}
+    identity = {
+        **dense.identity(config, job),
+        "method": config.method,
+        "regularise": to_dict(config.regularise),
+        "keep": indices,
+    }
+    with shared.folder(config, "regularised", identity) as place:
+        part = make_stage(config, job, keep, folder=place, run=run_folder.identity(place))
+        variables, rows = stage.carry_out(
+            part, variables, config, job, console, stop_requested=stop_requested
+        )
+    run_folder.write_table(folder / "regularise.csv", rows)
+    return variables, rows
+
+
+def make_stage(config: Config, job: Job, keep: Keep, *, folder: Path, run: str) -> stage.Stage:
+    """Makes the stage; regularise.csv gets penalty and filter sizes, in all and by layer."""
+    regulariser = make(config, job, keep)
+    layers = job.channels.layers
+    rate = config.regularise.reg_lr
+
+    @jax.jit
+    def measure(params: Any, step: Any) -> Any:
+        return regulariser.penalty(params, step), filters.magnitudes(params, layers, keep)
+
+    def columns(state: TrainState) -> dict[str, float]:
+        last = int(state.step) - 1
+        penalty, sizes = jax.device_get(measure(state.params, last))
+        found = {"strength": regulariser.strength(last), "penalty": float(penalty)}
+        for what in ("kept", "pruned"):
+            by_layer = {path: float(getattr(size, what)) for path, size in sizes.items()}
+            if by_layer:
+                found[f"{what}_size"] = float(np.mean(list(by_layer.values())))
+            found |= {f"{what}_size/{path}": value for path, value in by_layer.items()}
+        return found
+
+    def describe(row: Row) -> str:
+        sizes = (
+            f"  mean |w| kept {row['kept_size']:.2e}, pruned {row['pruned_size']:.2e}"
+            if "kept_size" in row
+            else ""
+        )
+        return (
+            f"regularising {row['step']:>6}/{regulariser.num_steps}  strength "
+            f"{row['strength']:.3f}  loss {row['train_loss']:.3f}  penalty {row['penalty']:.3g}"
+            f"{sizes}  {screen.duration(row['seconds'])}"
+        )
+
+    return stage.Stage(
+        name="regularising",
+        checkpoints=folder / "checkpoints",
+        table=folder / "regularise.csv",
+        run=run,
+        key=make_keys(config.seed).regularise,
+        model=job.model,
+        optimizer=regulariser.optimizer,
+        learning_rate=lambda step: rate,
+        num_steps=regulariser.num_steps,
+        row_steps=_row_steps(regulariser.num_steps, job),
+        measure=columns,
+        describe=describe,
+    )
+
+
+def _row_steps(num_steps: int, job: Job) -> int:
+    """Whole compiled loops to a row, where there are any."""
+    size = stage.SCANNED_STEPS if job.is_scanned else stage.LOOPED_STEPS
+    return -(-max(1, num_steps // MAX_ROWS) // size) * size

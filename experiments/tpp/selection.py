@@ -1,0 +1,193 @@
+"""Which filters go: by a ratio a layer, or by one threshold down to a budget; kept in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+
+from experiments import data
+from experiments.shell import console as screen
+from experiments.shell.command_line import UserError
+from experiments.storage import files, run_folder
+from experiments.tpp import measure
+from experiments.tpp.config import Config, method_of
+from experiments.tpp.job import Job, make_keys
+from experiments.tpp.methods import Method
+from ntksap_jax import criteria, networks, schedules
+from ntksap_jax.structured import channels as channels_lib
+from ntksap_jax.structured import (
+    filter_search,
+    filter_selection,
+    filters,
+    global_selection,
+    shrinking,
+)
+from ntksap_jax.structured.channels import Cost
+from ntksap_jax.types import Network, ScoreFn
+
+Keep = dict[str, np.ndarray]
+
+LATENCY_BATCH_SIZE = 128
+LATENCY_REPEATS = 15
+"""For --latency-budget: images a pass, and timed passes of each network that is tried."""
+
+
+def choose(config: Config, job: Job, variables: Any, console: Console) -> Keep:
+    """Chooses the filters that stay.
+
+    Args:
+        config: of the run.
+        job: data and channels.
+        variables: of the dense network: trained, or random for pruning before training.
+        console: where the progress of a search goes.
+
+    Raises:
+        UserError: patterns that match nothing, a budget that cannot be reached.
+    """
+    method = method_of(config)
+    if not method.prunes:
+        return {}
+    try:
+        if method.criterion is not None:
+            return _search(config, job, method, variables, console)
+        return by_l1(config, job, variables)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"--method {config.method}: {error}") from error
+
+
+def by_l1(config: Config, job: Job, variables: Any) -> Keep:
+    """Chooses by the L1 norm of the filters, by ratio or budget."""
+    ratios = layer_ratios(config, job)
+    layers = {path: job.channels.layers[path] for path, ratio in ratios.items() if ratio > 0}
+    scores = filters.l1(variables["params"], layers)
+    cost: global_selection.Cost
+    cost, budget = _budget(config)
+    if config.latency_budget is not None:
+        cost, budget = _make_latency(job, variables), config.latency_budget
+    if budget is None:
+        return filter_selection.select(scores, {path: ratios[path] for path in layers})
+    keep = global_selection.select_global(
+        filters.tie(scores, job.channels), job.channels, density=budget, cost=cost
+    )
+    return {path: kept for path, kept in keep.items() if path in layers}
+
+
+def layer_ratios(config: Config, job: Job) -> dict[str, float]:
+    """Returns the ratio of each layer; raises a `UserError` for patterns that do not fit."""
+    try:
+        return filter_selection.ratios(
+            job.channels.layers, dict.fromkeys(config.patterns, config.ratio), skip=config.skip
+        )
+    except ValueError as error:
+        raise UserError(f"--patterns, --skip: {error}") from error
+
+
+def _budget(config: Config) -> tuple[Literal["flops", "params"], float | None]:
+    if config.params_budget is not None:
+        return "params", config.params_budget
+    return "flops", config.flops_budget
+
+
+def _make_latency(job: Job, variables: Any) -> Callable[[Mapping[str, Any]], float]:
+    """Makes the function that measures the time of the network that a choice of filters leaves."""
+
+    def latency(keep: Mapping[str, Any]) -> float:
+        model, small = shrinking.shrink(job.model, variables, job.channels, keep)
+        network = measure.Network(model, small)
+        times = measure.latency_at(
+            {"": network}, (LATENCY_BATCH_SIZE, *job.dataset.image_shape), repeats=LATENCY_REPEATS
+        )
+        return times[""][1]
+
+    return latency
+
+
+def cost_left(config: Config, job: Job) -> Cost:
+    """Returns what the network costs after pruning by the ratio."""
+    ratios = layer_ratios(config, job)
+    layers = job.channels.layers
+    scores = {path: np.zeros(layers[path].num_filters) for path in ratios}
+    return channels_lib.cost(job.channels, filter_selection.select(scores, ratios))
+
+
+# -- Before training -----------------------------------------------------------------------------
+
+
+def _search(config: Config, job: Job, method: Method, variables: Any, console: Console) -> Keep:
+    if config.latency_budget is not None:
+        raise UserError(
+            f"--latency-budget: {config.method} prunes before training in many small steps, too "
+            "many to time each. Use --flops-budget"
+        )
+    kind, budget = _budget(config)
+    if budget is None:
+        budget = cost_left(config, job).flops / channels_lib.cost(job.channels).flops
+    rounds = method.rounds or config.search.rounds
+    keys = make_keys(config.seed)
+    batch = None
+    if method.criterion == "snip":
+        batch = data.pruning_batch(job.dataset, keys.pruning_batch, config.search.samples_per_class)
+    network = networks.linen(job.model, job.dataset.image_shape, train=False)
+    with screen.track(console, "pruning", total=rounds, unit="round") as tracker:
+        return filter_search.prune(
+            keys.search,
+            variables["params"],
+            _CRITERIA[str(method.criterion)](network, config),
+            job.channels,
+            schedule=schedules.exponential(budget, rounds=rounds),
+            cost=kind,
+            batch=batch,
+            on_round=lambda index, keep: tracker.advance(),
+        )
+
+
+def _ntk_sap(network: Network, config: Config) -> ScoreFn:
+    options = config.search
+    return criteria.ntk_sap(
+        network,
+        num_samples=options.num_samples,
+        batch_size=options.noise_batch_size,
+        signed=True,
+    )
+
+
+_CRITERIA: dict[str, Callable[[Network, Config], ScoreFn]] = {
+    "ntk_sap": _ntk_sap,
+    "snip": lambda network, config: criteria.snip(network, signed=True),
+    "synflow": lambda network, config: criteria.synflow(network),
+}
+
+
+# -- File ----------------------------------------------------------------------------------------
+
+
+def load_or(path: Path, job: Job, make: Callable[[], Keep]) -> Keep:
+    """Reads a choice of filters, or makes and writes it.
+
+    Args:
+        path: `{layer: indices of the filters that stay}` as JSON, with its SHA-256.
+        job: its layers.
+        make: makes the choice.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        keep = make()
+        indices = {layer: np.flatnonzero(kept).tolist() for layer, kept in keep.items()}
+        run_folder.write_json(path, files.seal(indices))
+    try:
+        indices = files.unseal(files.read_json(path))
+        sizes = {layer: job.channels.layers[layer].num_filters for layer in dict(indices)}
+        for layer, size in sizes.items():
+            if not all(type(index) is int and 0 <= index < size for index in indices[layer]):
+                raise ValueError(f"its filters of {layer!r} are not among {size}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {path}: {error}. Delete it to choose again") from error
+    return {layer: np.isin(np.arange(sizes[layer]), indices[layer]) for layer in indices}

@@ -1,0 +1,160 @@
+"""What a run came to: summary.json, its pictures, and the table that the program ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from experiments.shell import console as screen
+from experiments.shell import pictures as common_pictures
+from experiments.storage import run_folder
+from experiments.storage.run_folder import Row
+from experiments.tpp import config as config_lib
+from experiments.tpp import dense, measure, pictures
+from experiments.tpp.config import Config
+from experiments.tpp.job import Job
+from experiments.tpp.measure import Network
+from experiments.tpp.selection import Keep
+from ntksap_jax.structured import channels as channels_lib
+
+# "speed-up" is that in FLOPs; the columns after it are measured.
+HEADER = (
+    "method",
+    "parameters",
+    "FLOPs",
+    "speed-up",
+    "batch 1",
+    "batch 128",
+    "pruned",
+    "last epoch",
+    "best epoch",
+    "JSV pruned",
+    "JSV at the end",
+)
+
+
+def make(
+    config: Config,
+    job: Job,
+    keep: Keep,
+    *,
+    start: Any,
+    pruned: Network,
+    final: Network,
+    epochs: Sequence[Row],
+) -> dict[str, Any]:
+    """Measures the network before and after, and returns what goes into summary.json.
+
+    Args:
+        config: of the run.
+        job: data and dense network.
+        keep: the filters that stay.
+        start: variables of the dense network.
+        pruned: the small network right after pruning.
+        final: the same at the end.
+        epochs: rows of metrics.csv; none if it was not trained.
+    """
+    whole, left = channels_lib.cost(job.channels), channels_lib.cost(job.channels, keep)
+    jsv = measure.make_jsv(config, job, pruned.model)
+    after_pruning = measure.evaluate(job, pruned.model, pruned.variables)
+    last = epochs[-1]["test_accuracy"] if epochs else after_pruning.accuracy
+    best = max((row["test_accuracy"] for row in epochs), default=after_pruning.accuracy)
+    latency = measure.latency(
+        {"dense": Network(job.model, start), "small": final},
+        job.dataset.image_shape,
+        repeats=config.latency_repeats,
+    )
+    full = channels_lib.expand(job.channels, keep)
+    return {
+        "dataset": config.dataset,
+        "dataset_source": job.dataset.source,
+        "dataset_note": job.dataset.note,
+        "network": config_lib.network_name(config),
+        "model": config.model,
+        "method": config.method,
+        "size": config_lib.size_name(config),
+        "ratio": config.ratio,
+        "finetune_lr": config.finetune.finetune_lr,
+        "label": config.label,
+        "seed": config.seed,
+        "dense_accuracy": dense.accuracy_if_there(config, job),
+        "pruned_accuracy": after_pruning.accuracy,
+        "last_accuracy": last,
+        "best_accuracy": best,
+        "epochs": len(epochs),
+        "pruned_jsv": jsv(pruned.variables),
+        "final_jsv": jsv(final.variables),
+        "jsv_is_exact": job.is_linear,
+        "filters": {path: [int(kept.sum()), len(kept)] for path, kept in full.items()},
+        "dense_parameters": whole.params,
+        "parameters": left.params,
+        "dense_flops": whole.flops,
+        "flops": left.flops,
+        "speedup_flops": whole.flops / left.flops,
+        "latency_seconds": latency,
+        "speedup_measured": {
+            size: times["dense"][1] / times["small"][1] for size, times in latency.items()
+        },
+        "device": jax.devices()[0].device_kind,
+        "training_seconds": round(sum(row["seconds"] for row in epochs), 3),
+    }
+
+
+def draw(
+    folder: Path, results: dict[str, Any], regularised: Sequence[Row], epochs: Sequence[Row]
+) -> None:
+    """Draws the pictures of a run into its folder.
+
+    Args:
+        folder: of the run.
+        results: from `make`.
+        regularised: rows of regularise.csv; none without that stage.
+        epochs: rows of metrics.csv.
+    """
+    title = f"{results['network']}, {results['method']}, {results['size']}"
+    write = run_folder.write_picture
+    write(folder / "filters.png", pictures.filters(results["filters"], title))
+    if regularised:
+        write(folder / "regularise.png", pictures.regularisation(regularised, title))
+    if epochs:
+        curves = common_pictures.training_curves({results["method"]: epochs}, title)
+        write(folder / "training.png", curves)
+
+
+def show(
+    folders: Sequence[Path], summaries: Sequence[dict[str, Any]], job: Job, console: Console
+) -> None:
+    """Prints the summary table."""
+    first = summaries[0]
+    known = [found["dense_accuracy"] for found in summaries if found["dense_accuracy"] is not None]
+    accuracy = f", test accuracy {known[0]:.2%}" if known else ""
+    screen.show_table(
+        console,
+        f"{first['network']}: {first['dense_parameters']:,} parameters, "
+        f"{first['dense_flops']:,} FLOPs{accuracy}",
+        HEADER,
+        [_table_row(found) for found in summaries],
+    )
+    if job.dataset.note:
+        console.print(f"{job.dataset.name}: {job.dataset.note}")
+    for folder in folders:
+        console.print(f"results in {folder}", soft_wrap=True)
+
+
+def _table_row(found: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        found["method"],
+        f"{found['parameters']:,}",
+        f"{found['flops']:,}",
+        f"{found['speedup_flops']:.2f}x",
+        *(f"{ratio:.2f}x" for ratio in found["speedup_measured"].values()),
+        f"{found['pruned_accuracy']:.2%}",
+        f"{found['last_accuracy']:.2%}",
+        f"{found['best_accuracy']:.2%}",
+        f"{found['pruned_jsv']['mean']:.4f}",
+        f"{found['final_jsv']['mean']:.4f}",
+    )

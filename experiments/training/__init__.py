@@ -1,0 +1,1 @@
+"""How a masked network is trained: steps, the resumable loop, checkpoints, failures."""

@@ -1,0 +1,228 @@
+"""Checkpoints of the training with Orbax: in the background, the last two kept, each verified.
+
+A checkpoint holds the state after a step, and a record with the run that it is of, the SHA-256 of
+the state, and what the training came to so far. It is there as a whole or not at all, also after a
+crash. One that is damaged, or of another run, is put aside, and the one before it used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments.processes import distributed
+from experiments.shell.command_line import UserError
+from experiments.storage import files, run_folder
+from experiments.storage.run_folder import Row
+from experiments.training.steps import EpochSums, TrainState
+from ntksap_jax import masks
+
+KEEP = 2
+
+
+class Progress(NamedTuple):
+    """What a training came to, besides its state.
+
+    Attributes:
+        rows: of metrics.csv, one for each complete epoch.
+        sums: over the steps of the epoch that is going on.
+        seconds: that it took so far.
+    """
+
+    rows: tuple[Row, ...] = ()
+    sums: EpochSums = EpochSums()
+    seconds: float = 0.0
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be used; says why."""
+
+
+@contextlib.contextmanager
+def open_manager(folder: Path, *, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
+    """Opens (and makes) the checkpoint folder; with several processes, only for the leader.
+
+    Leaving the context waits for what is being written, and raises what went wrong with it.
+
+    Args:
+        folder: holds the checkpoints.
+        read_only: nothing is made, removed or cleaned up: the folder is another run's.
+    """
+    _silence()
+    if not read_only:
+        folder.mkdir(parents=True, exist_ok=True)
+    # The other processes do not come here, and Orbax must not wait for them.
+    alone = {distributed.LEADER} if distributed.is_joined() else None
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(KEEP),
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+        create=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=alone),
+    )
+    with _Manager(folder.absolute(), options=options, item_names=("state", "record")) as manager:
+        yield manager
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Leaves preemption to `distributed`; Orbax would ask JAX too, and miscount its calls."""
+        return False
+
+
+@functools.cache
+def _silence() -> None:
+    """Keeps Orbax from printing, with tracebacks, what it raises.
+
+    It logs it; its tasks complain that nobody asked for the others' errors; and its threads, now or
+    when the program ends, that the event loop which waited for them is closed.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def save(
+    manager: ocp.CheckpointManager, step: int, state: TrainState, progress: Progress, *, run: str
+) -> None:
+    """Begins to write the state after `step` steps; first waits for the save before.
+
+    Args:
+        manager: from `open_manager`.
+        step: larger than any that was saved.
+        state: of the training.
+        progress: what it came to.
+        run: identifies the run, see `run_folder.identity`.
+    """
+    if distributed.is_joined():
+        # Orbax writes arrays of devices only if all processes take part.
+        state = jax.device_get(state)
+    value = {"run": run, "step": step, "state": digest(state), "progress": progress}
+    saved = manager.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(files.seal(value))
+        ),
+    )
+    if not saved:
+        raise RuntimeError(f"step {step} was not saved: {manager.directory} holds a later one")
+
+
+def restore_last(
+    manager: ocp.CheckpointManager,
+    like: TrainState,
+    *,
+    run: str,
+    say: Callable[[str], None],
+) -> tuple[TrainState, Progress] | None:
+    """Reads the last checkpoint that is intact; nothing if there was never one.
+
+    Args:
+        manager: from `open_manager`.
+        like: a state of the same shapes; the result gets its placement on devices, so that a
+            checkpoint can be read with another number of devices than it was written with.
+        run: identifies the run, see `run_folder.identity`.
+        say: is told which checkpoints are lost, if any.
+
+    Raises:
+        UserError: there are checkpoints, and none is intact.
+    """
+    folder = Path(manager.directory)
+    lost: dict[int, str] = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            restored = restore(manager, step, like, run=run)
+        except Damaged as error:
+            lost[step] = f"step {step}: {error}"
+            continue
+        if lost:
+            # Out of the way, or Orbax would save nothing before their steps are past.
+            for each in lost:
+                _put_aside(folder / str(each))
+            manager.reload()
+            say(
+                f"the training goes on from step {step}; damaged checkpoints, now in "
+                f"{folder.parent / 'damaged'}: {'; '.join(lost.values())}"
+            )
+        return restored
+    if lost:
+        raise UserError(
+            f"no checkpoint in {folder} can be read ({'; '.join(lost.values())}). Restore one, or "
+            f"delete {folder} to train again from the start with the same mask, then use --resume"
+        )
+    return None
+
+
+def restore(
+    manager: ocp.CheckpointManager, step: int, like: TrainState, *, run: str
+) -> tuple[TrainState, Progress]:
+    """Reads the checkpoint after `step` steps; see `restore_last`.
+
+    Raises:
+        Damaged: a checkpoint that cannot be read, holds other than was saved, or is of another run.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+        found = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+        record = files.unseal(found.record)
+        if (record["run"], record["step"]) != (run, step):
+            raise ValueError("it is of another run")
+        digest_recorded, progress = record["state"], _read_progress(record["progress"])
+        found = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        )
+    except Exception as error:  # Orbax documents no common base class for what it raises here.
+        reason = str(error).strip().split("\n")[0][:200]
+        raise Damaged(f"{type(error).__name__}: {reason}") from error
+    if digest(found.state) != digest_recorded:
+        raise Damaged("its arrays are not those whose SHA-256 was recorded")
+    return found.state, progress
+
+
+def _read_progress(value: Any) -> Progress:
+    """Returns what a record holds, whoever wrote it.
+
+    Raises:
+        ValueError, TypeError: something else.
+    """
+    rows, sums, seconds = value
+    if not all(isinstance(number, int | float) for number in (*sums, seconds)):
+        raise ValueError("its sums are no numbers")
+    return Progress(tuple(run_folder.check_rows(rows)), EpochSums(*sums), seconds)
+
+
+def digest(state: Any) -> str:
+    """Returns the SHA-256 of the paths, types, shapes and bytes of a pytree of arrays."""
+    sha = hashlib.sha256()
+    for path, array in sorted(masks.leaf_paths(jax.device_get(state)).items()):
+        sha.update(f"{path} {array.dtype} {array.shape}".encode())
+        sha.update(np.asarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def _put_aside(path: Path) -> None:
+    place = path.parent.parent / "damaged"
+    place.mkdir(exist_ok=True)
+    shutil.rmtree(place / f"checkpoint-{path.name}", ignore_errors=True)
+    os.replace(path, place / f"checkpoint-{path.name}")
