@@ -11,7 +11,8 @@ import pytest
 from experiments.cifar import config as config_lib
 from experiments.cifar import program as cifar
 from experiments.cifar.presets import PRESETS
-from experiments.shell.command_line import UserError
+from experiments.shell import errors
+from experiments.shell.errors import UserError
 from experiments.storage import locking, run_folder
 from experiments.sweep import cells
 
@@ -90,7 +91,7 @@ def test_a_cell_that_another_program_is_at_is_running_too(config, quiet, monkeyp
         assert cells.status(config).state == "running"
 
     def held(*args, **kwargs):
-        raise locking.Held("in use")
+        raise errors.Held("in use")
 
     monkeypatch.setattr(cifar, "run", held)
     assert cells.carry_out(config) == ("running", None, "")

@@ -13,7 +13,7 @@ import pytest
 from damage import ORBAX_LEAVES_SOMETHING, collected_here, damage  # noqa: F401
 from test_training import ConvNet, Linear, compiled_step, make_batches, noisy, start
 
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.training import checkpoints
 from experiments.training import steps as training
 from experiments.training.checkpoints import Progress

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.processes import workers
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.storage import locking
 from experiments.sweep import cluster
 from experiments.sweep import program as sweep

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from experiments.shell import command_line
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config, SearchConfig, TrainingConfig
 from experiments.cifar.presets import PRESETS
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 
 
 def replace(config, **values):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from experiments import data
 from experiments.data import archives, catalogue, digits, loading, prepare, prepared, resizing
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 
 SPEC = catalogue.find("cifar10")._replace(num_train=30, num_test=12)
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # the inverse of the scaling: raw pixels come out

@@ -21,7 +21,7 @@ from experiments.cifar import program as cifar
 from experiments.cifar.presets import PRESETS
 from experiments.processes import roll_call
 from experiments.shell import command_line
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 
 EITHER = [0, pytest.param(1, marks=pytest.mark.by_hand)]
 """Which of two processes something happens to."""

@@ -30,10 +30,10 @@ from test_training import Linear, start
 from experiments.cifar import choices, search_files
 from experiments.cifar import program as cifar
 from experiments.cifar.job import make_job
+from experiments.shell import errors
 from experiments.storage import locking, run_folder
 from experiments.sweep import cells
 from experiments.training import checkpoints
-from experiments.training import failures as faults
 from experiments.training import loop as training_stage
 from experiments.training.checkpoints import Progress
 from ntksap_jax import masks
@@ -328,7 +328,7 @@ def test_a_checkpoint_that_the_system_refuses_to_write_leaves_the_one_before(tmp
             checkpoints.save(manager, 2, large, Progress(), run="run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert faults.disk_full(error.value).startswith("the disk is full: File too large")
+    assert errors.disk_full(error.value).startswith("the disk is full: File too large")
     assert capfd.readouterr().err == ""
     with checkpoints.open_manager(tmp_path) as manager:
         found = checkpoints.restore_last(manager, large, run="run", say=pytest.fail)
@@ -372,8 +372,8 @@ def test_on_a_small_disk_the_program_stops_and_goes_on_when_there_is_room(
 
 
 def test_other_errors_are_not_taken_for_a_full_disk():
-    assert faults.disk_full(OSError(errno.EACCES, "Permission denied")) is None
-    assert faults.disk_full(ValueError("no space")) is None
+    assert errors.disk_full(OSError(errno.EACCES, "Permission denied")) is None
+    assert errors.disk_full(ValueError("no space")) is None
 
 
 # -- Numbers that are not finite -----------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config, SearchConfig
 from experiments.cifar.presets import PRESETS
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.sweep import fields, grid
 
 

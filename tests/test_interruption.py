@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from experiments.shell import interruption
-from experiments.shell.interruption import Preempted
+from experiments.shell.errors import Preempted
 
 
 def terminate():

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments.shell.command_line import UserError
+from experiments.shell import errors
+from experiments.shell.errors import UserError
 from experiments.storage import locking
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from experiments import locking
+from experiments.storage import locking
 with locking.hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -35,7 +36,7 @@ def test_another_process_is_kept_out_until_the_holder_is_killed(tmp_path):
         assert holder.stdout.readline() == "held\n"
         assert locking.is_held(tmp_path)
         where = f"in use by process {holder.pid} on {socket.gethostname()}, and two programs"
-        with pytest.raises(locking.Held, match=where), locking.hold(tmp_path):
+        with pytest.raises(errors.Held, match=where), locking.hold(tmp_path):
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait()

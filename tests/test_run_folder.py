@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments.cifar.config import Config
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 
 CONFIG = Config()

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.cifar import search_files
 from experiments.cifar.config import Config
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from ntksap_jax import masks
 from ntksap_jax.types import RoundInfo

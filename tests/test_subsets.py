@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import data
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from ntksap_jax import subsets
 
 

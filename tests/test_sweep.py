@@ -14,7 +14,7 @@ from experiments.cifar import config as config_lib
 from experiments.cifar.job import init_variables, make_job
 from experiments.cifar.presets import PRESETS
 from experiments.processes import workers
-from experiments.shell import interruption
+from experiments.shell import errors, interruption
 from experiments.storage import run_folder
 from experiments.sweep import cells
 from experiments.sweep import program as sweep
@@ -131,7 +131,7 @@ def stand_in(config):
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop_requested()
             (path / "saved").touch()
-            raise interruption.Preempted
+            raise errors.Preempted
     if config.label == "all-preempted":
         os.kill(os.getppid(), signal.SIGTERM)
         time.sleep(60)

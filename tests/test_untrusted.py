@@ -30,7 +30,7 @@ from experiments.cifar.config import Config
 from experiments.data import crops
 from experiments.data.image_folders import tiny_imagenet
 from experiments.report import runs
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.sweep import cells, grid
 from experiments.sweep.options import parse, plan

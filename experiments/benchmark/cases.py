@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from experiments.benchmark.types import Case
 from experiments.cifar.choices import CRITERIA
-from experiments.shell.command_line import UserError, suggest
+from experiments.shell.command_line import suggest
+from experiments.shell.errors import UserError
 
 
 def _all() -> Iterator[Case]:

@@ -43,8 +43,9 @@ from experiments.benchmark import (
 )
 from experiments.benchmark.types import OURS, Case, Measurement
 from experiments.processes import workers
-from experiments.shell.command_line import UserError, one_line_errors, raise_unknown_flag
+from experiments.shell.command_line import one_line_errors, raise_unknown_flag
 from experiments.shell.console import open_console, show_plan, show_table, track
+from experiments.shell.errors import UserError
 
 PROG = "python -m experiments.benchmark"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from experiments.benchmark.types import Estimator
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 
 FLOAT_BYTES = 4
 ESTIMATORS: tuple[Estimator, ...] = ("finite_difference", "jvp", "vjp")

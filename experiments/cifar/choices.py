@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import flax.linen as nn
 from jax.sharding import NamedSharding
 
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from ntksap_jax import criteria, models, ntk, scopes
 from ntksap_jax.types import Network, ScoreFn
 

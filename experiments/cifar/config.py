@@ -18,7 +18,8 @@ import tyro
 from experiments import data
 from experiments.cifar.choices import CRITERIA, MODELS, parse_scope
 from experiments.shell import values as values_lib
-from experiments.shell.command_line import UserError, check_name
+from experiments.shell.command_line import check_name
+from experiments.shell.errors import UserError
 from ntksap_jax import scopes
 
 

@@ -15,7 +15,7 @@ from experiments.cifar import costs, pretrained
 from experiments.cifar.choices import MODELS
 from experiments.cifar.config import Config
 from experiments.processes import distributed
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.training import steps as training
 from ntksap_jax import masks, networks
 from ntksap_jax.types import Network

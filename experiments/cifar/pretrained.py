@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from experiments.training import checkpoints
 from experiments.training import steps as training

@@ -30,11 +30,10 @@ from experiments.cifar.presets import PRESETS
 from experiments.processes import distributed, joining
 from experiments.shell import command_line, exits, interruption
 from experiments.shell import console as screen
-from experiments.shell.interruption import Preempted
+from experiments.shell.errors import Preempted, RunFailed
 from experiments.storage import locking, run_folder
 from experiments.training import failures as faults
 from experiments.training import loop as training_stage
-from experiments.training.failures import RunFailed
 
 PROG = "python -m experiments.cifar"
 

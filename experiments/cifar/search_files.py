@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.storage.run_folder import Row
 from ntksap_jax import masks

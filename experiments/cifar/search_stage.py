@@ -20,12 +20,10 @@ from experiments.cifar.config import Config
 from experiments.cifar.job import Job, make_keys
 from experiments.processes import distributed
 from experiments.shell import console as screen
-from experiments.shell.command_line import UserError
-from experiments.shell.interruption import Preempted
+from experiments.shell.errors import Preempted, RunFailed, UserError
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
 from experiments.training import failures as faults
-from experiments.training.failures import RunFailed
 from ntksap_jax import masks, schedules, search
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, RoundInfo, ScoreFn, Scores
 

@@ -23,7 +23,7 @@ import numpy as np
 from experiments import data
 from experiments.cifar.config import Config
 from experiments.cifar.job import Job
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from ntksap_jax import masks
 from ntksap_jax.types import Mask, Network, Params

@@ -15,7 +15,9 @@ from rich.text import Text
 from experiments.data import catalogue, prepared
 from experiments.data.loading import find_streamed
 from experiments.data.prepare import prepare
-from experiments.shell.command_line import UserError, check_name, one_line_errors
+from experiments.shell import errors
+from experiments.shell.command_line import check_name, one_line_errors
+from experiments.shell.errors import UserError
 
 PROG = "python -m experiments.data"
 
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(prepare(catalogue.find(command.name), root, url=command.url))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, catalogue.DataError) else 2
+        return 1 if isinstance(error, errors.DataError) else 2
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.catalogue import DataError, Spec
+from experiments.data.catalogue import Spec
+from experiments.shell.errors import DataError
 
 
 class Split(NamedTuple):

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from experiments.shell.command_line import UserError, check_name
-
-
-class DataError(UserError):
-    """A data set cannot be had as it is. The message is the whole story, in one line."""
+from experiments.shell.command_line import check_name
+from experiments.shell.errors import DataError
 
 
 class SourceFile(NamedTuple):

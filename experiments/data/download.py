@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.data.catalogue import DataError, SourceFile
+from experiments.data.catalogue import SourceFile
+from experiments.shell.errors import DataError
 
 TIMEOUT = 30
 """Seconds without a byte after which a server counts as gone."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.catalogue import DataError
+from experiments.shell.errors import DataError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 

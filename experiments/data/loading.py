@@ -12,11 +12,12 @@ import numpy as np
 
 from experiments.data import cache, catalogue, digits, image_folders, prepared, progress
 from experiments.data.batching import epoch_batches, eval_batches, rows_of
-from experiments.data.catalogue import DataError, Spec, StreamedSpec
+from experiments.data.catalogue import Spec, StreamedSpec
 from experiments.data.crops import CentreCrop, RandomCrop
 from experiments.data.records import Records
 from experiments.data.resizing import average_down
 from experiments.data.streaming import EncodedImages, StreamedDataset
+from experiments.shell.errors import DataError
 
 CACHE_FORMAT = 1
 """Part of the name of a cached file; to be raised when decoding changes."""

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from experiments.data import archives, cache, download, progress
-from experiments.data.catalogue import DataError, Spec
+from experiments.data.catalogue import Spec
 from experiments.data.prepared import find_problem
+from experiments.shell.errors import DataError
 
 
 def prepare(spec: Spec, root: Path, *, url: str | None = None) -> Path:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data.catalogue import DataError, Spec
+from experiments.data.catalogue import Spec
+from experiments.shell.errors import DataError
 from experiments.storage import files
 
 METADATA = ("dataset_info.json", "features.json", "label.labels.txt")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from experiments.data.augmentation import normalise
 from experiments.data.loading import Dataset
 from experiments.data.streaming import StreamedDataset
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from ntksap_jax import subsets
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 
 
 def average_down(images: np.ndarray, size: int) -> np.ndarray:

@@ -23,8 +23,8 @@ import jax
 import numpy as np
 
 from experiments.data.batching import check_batch_size, eval_batches, rows_of
-from experiments.data.catalogue import DataError
 from experiments.data.crops import CentreCrop, RandomCrop
+from experiments.shell.errors import DataError
 
 
 class EncodedImages(Protocol):

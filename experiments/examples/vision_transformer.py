@@ -47,7 +47,7 @@ from rich.table import Table
 
 from experiments import data
 from experiments.shell import exits
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from ntksap_jax import criteria, masks, networks, optim, schedules, search
 from ntksap_jax.types import Key, Mask, Network, Params, ScoreFn
 

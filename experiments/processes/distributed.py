@@ -21,7 +21,7 @@ from jax._src import distributed as _runtime  # For the key-value store; it has 
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.training.failures import RunFailed
+from experiments.shell.errors import RunFailed
 from ntksap_jax import sharding
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from jax._src.clusters import ClusterEnv  # What JAX knows of Slurm and the othe
 from experiments.cifar.config import ProcessConfig
 from experiments.processes import distributed, roll_call
 from experiments.shell import interruption
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 
 HEARTBEAT_SECONDS = 60
 """A process that was not heard of for so long is taken for dead, and JAX aborts the others."""

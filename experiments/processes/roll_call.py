@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Iterable
 
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 
 _SECONDS_FOR_A_LINE = 5.0
 _SECONDS_BETWEEN_TRIES = 0.2

@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 from experiments.shell import interruption
-from experiments.shell.interruption import Preempted
+from experiments.shell.errors import Preempted
 
 STOP_SECONDS = 10.0
 """How long a worker has to save and end when it is told to, before it is killed."""

@@ -22,7 +22,8 @@ import tyro
 
 from experiments.report import comparison, gallery, page, runs, setups, tables, text
 from experiments.report.runs import Found
-from experiments.shell.command_line import UserError, one_line_errors
+from experiments.shell.command_line import one_line_errors
+from experiments.shell.errors import UserError
 from experiments.storage import files
 
 PROG = "python -m experiments.report"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 
 NUMBERS = (

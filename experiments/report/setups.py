@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from experiments.cifar import choices
 from experiments.cifar.config import SearchConfig, TrainingConfig
 from experiments.report.runs import Run
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 
 DENSE = "dense"
 VARIANTS = {

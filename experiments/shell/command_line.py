@@ -12,11 +12,9 @@ from typing import Any, TypeVar
 
 import tyro
 
+from experiments.shell.errors import UserError
+
 ConfigT = TypeVar("ConfigT")
-
-
-class UserError(ValueError):
-    """What the person at the keyboard can put right: shown as one line, without traceback."""
 
 
 def parse(

@@ -13,16 +13,17 @@ Several processes at one run (`--distributed`) all end with the code of the firs
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from experiments.shell import interruption
-from experiments.shell.command_line import UserError
-from experiments.shell.interruption import Preempted
-from experiments.training import failures as faults
-from experiments.training.failures import RunFailed
+from experiments.shell import errors, interruption
+from experiments.shell.errors import Preempted, RunFailed, UserError
+
+DISK_FULL_CODE = os.EX_IOERR
+"""74. The last good state is there."""
 
 
 @contextlib.contextmanager
@@ -45,8 +46,8 @@ def in_one_line(prog: str, again: Sequence[str]) -> Iterator[None]:
     except KeyboardInterrupt:
         stop(f"interrupted; {go_on}", code=130)
     except Exception as error:
-        if message := faults.disk_full(error):
-            stop(f"error: {message}", code=faults.DISK_FULL_CODE)
+        if message := errors.disk_full(error):
+            stop(f"error: {message}", code=DISK_FULL_CODE)
         raise
 
 

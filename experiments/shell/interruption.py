@@ -13,12 +13,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from experiments.shell.errors import Preempted
+
 EXIT_CODE = os.EX_TEMPFAIL
 """75, "temporary failure, try again" in sysexits.h: the state is saved, `--resume` goes on."""
-
-
-class Preempted(BaseException):
-    """The program was told to end by SIGTERM. No `Exception`: nothing but a program handles it."""
 
 
 def stop(signal_number: int, frame: Any) -> NoReturn:

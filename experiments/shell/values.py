@@ -8,7 +8,8 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.shell.command_line import UserError, check_name
+from experiments.shell.command_line import check_name
+from experiments.shell.errors import UserError
 
 LONGEST = 1000
 """Characters in a string or path; names of files have 255 at most."""

@@ -13,14 +13,10 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import Held, UserError
 
 NAME = "lock"
 """The file in a run folder. It stays there: to remove it would be a race."""
-
-
-class Held(UserError):
-    """Another program holds the lock."""
 
 
 @contextlib.contextmanager

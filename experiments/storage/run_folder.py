@@ -37,7 +37,7 @@ import jax
 from matplotlib.figure import Figure
 
 from experiments.cifar import config as config_lib
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.storage import files, locking
 
 PACKAGES = ("ntksap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

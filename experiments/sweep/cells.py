@@ -20,9 +20,9 @@ from experiments.cifar import program as cifar
 from experiments.cifar.config import Config, SearchConfig
 from experiments.cifar.job import Job, make_job
 from experiments.shell import console as screen
-from experiments.shell.command_line import UserError
+from experiments.shell import errors
+from experiments.shell.errors import UserError
 from experiments.storage import files, locking, run_folder
-from experiments.training import failures as faults
 
 State = Literal["new", "interrupted", "running", "failed", "complete"]
 
@@ -69,7 +69,7 @@ def fail(config: Config, error: str) -> Status:
     try:
         files.write_text(_make_folder(config) / "error.txt", error.strip() + "\n")
     except OSError as failure:
-        if not faults.disk_full(failure):
+        if not errors.disk_full(failure):
             raise
     return Status("failed", error=error.strip())
 
@@ -100,12 +100,12 @@ def carry_out(config: Config) -> Status:
             try:
                 job = _job(config)
                 cifar.run(dataclasses.replace(config, resume=True), screen.open_console(), job=job)
-            except locking.Held:
+            except errors.Held:
                 return Status("running")
-            except (UserError, faults.RunFailed) as error:
+            except (UserError, errors.RunFailed) as error:
                 return fail(config, " ".join(str(error).split()))
             except Exception as error:
-                if message := faults.disk_full(error):
+                if message := errors.disk_full(error):
                     return fail(config, message)
                 details = traceback.format_exc()
                 print(details, file=sys.stderr, flush=True)

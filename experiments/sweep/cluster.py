@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 
 from experiments.processes.workers import STOP_SECONDS, Outcome
 from experiments.shell import interruption
-from experiments.shell.command_line import UserError
-from experiments.shell.interruption import Preempted
+from experiments.shell.errors import Preempted, UserError
 
 CHECK_SECONDS = 120.0
 """How long each machine has to look into the folder of the results."""

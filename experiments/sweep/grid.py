@@ -37,7 +37,8 @@ from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config
 from experiments.cifar.presets import PRESETS
 from experiments.shell import values as values_lib
-from experiments.shell.command_line import UserError, check_name, suggest
+from experiments.shell.command_line import check_name, suggest
+from experiments.shell.errors import UserError
 from experiments.shell.values import show, show_short
 from experiments.storage import files
 from experiments.sweep import fields

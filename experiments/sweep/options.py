@@ -15,7 +15,8 @@ import tyro
 from experiments.cifar.config import Config
 from experiments.cifar.presets import PRESETS
 from experiments.shell import command_line
-from experiments.shell.command_line import UserError, check_name
+from experiments.shell.command_line import check_name
+from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from experiments.sweep import cells, fields
 from experiments.sweep import grid as grid_lib

@@ -31,12 +31,10 @@ from experiments.processes import workers
 from experiments.processes.workers import Outcome
 from experiments.shell import console as screen
 from experiments.shell import exits, interruption
-from experiments.shell.command_line import UserError
-from experiments.shell.interruption import Preempted
+from experiments.shell.errors import Preempted, RunFailed, UserError
 from experiments.sweep import cells, cluster
 from experiments.sweep.cells import State, Status
 from experiments.sweep.options import PROG, Options, parse, plan
-from experiments.training.failures import RunFailed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

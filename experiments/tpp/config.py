@@ -14,7 +14,8 @@ import tyro
 
 from experiments.cifar.config import to_dict
 from experiments.data import catalogue
-from experiments.shell.command_line import UserError, check_name
+from experiments.shell.command_line import check_name
+from experiments.shell.errors import UserError
 from experiments.tpp.methods import METHODS, Method
 from experiments.tpp.networks import ARCHITECTURES
 from ntksap_jax.structured import tpp

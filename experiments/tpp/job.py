@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import data
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.tpp import networks
 from experiments.tpp.config import Config
 from ntksap_jax import masks

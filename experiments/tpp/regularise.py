@@ -13,7 +13,7 @@ from rich.console import Console
 
 from experiments.cifar.config import to_dict
 from experiments.shell import console as screen
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
 from experiments.tpp import dense, schedules, shared, stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.tpp import job as job_lib
 from experiments.tpp.config import Config, method_of
 from experiments.tpp.job import Job

@@ -17,7 +17,8 @@ import tyro
 from rich.console import Console
 
 from experiments.shell import console as screen
-from experiments.shell.command_line import UserError, one_line_errors
+from experiments.shell.command_line import one_line_errors
+from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.tpp import pictures
 

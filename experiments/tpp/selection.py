@@ -11,7 +11,7 @@ from rich.console import Console
 
 from experiments import data
 from experiments.shell import console as screen
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.tpp import measure
 from experiments.tpp.config import Config, method_of

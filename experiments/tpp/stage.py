@@ -21,7 +21,7 @@ from rich.console import Console
 
 from experiments import data
 from experiments.shell import console as screen
-from experiments.shell.interruption import Preempted
+from experiments.shell.errors import Preempted, RunFailed
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
 from experiments.tpp import steps
@@ -30,7 +30,6 @@ from experiments.tpp.job import Job
 from experiments.training import checkpoints
 from experiments.training import failures as faults
 from experiments.training.checkpoints import Progress
-from experiments.training.failures import RunFailed
 from experiments.training.steps import EpochSums, TrainState
 
 SCANNED_STEPS = 100

@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.processes import distributed
-from experiments.shell.command_line import UserError
+from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.storage.run_folder import Row
 from experiments.training.steps import EpochSums, TrainState

@@ -1,4 +1,4 @@
-"""What a run cannot go on after: numbers that are not finite, a full disk. And what is kept of it.
+"""What a run cannot go on after: numbers that are not finite. And what is kept of it.
 
 failure/about.json   what happened, when, and with which key
 failure/*.npz        the arrays that led there, by path; numpy.load reads them
@@ -6,8 +6,6 @@ failure/*.npz        the arrays that led there, by path; numpy.load reads them
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import traceback
 from collections.abc import Mapping
@@ -17,53 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.shell.errors import causes
 from experiments.storage import files, run_folder
 from ntksap_jax import masks
-
-DISK_FULL_CODE = os.EX_IOERR
-"""74: exit code after a full disk. The last good state is there."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class RunFailed(Exception):
-    """A run that cannot go on; the message is shown as one line."""
-
-
-# -- A full disk ---------------------------------------------------------------------------------
-
-
-def disk_full(error: BaseException) -> str | None:
-    """Returns the line about a full disk, if that is what an error goes back to.
-
-    Not only `OSError`: the libraries that write checkpoints turn it into errors of their own, which
-    quote the system's words.
-    """
-    words = tuple(os.strerror(number) for number in _FULL)
-    for cause in _causes(error):
-        if isinstance(cause, OSError) and cause.errno in _FULL:
-            where = f" ({cause.filename})" if cause.filename else ""
-            reason = cause.strerror
-        elif found := [each for each in words if each in str(cause)]:
-            where, reason = "", found[0]
-        else:
-            continue
-        return (
-            f"the disk is full: {reason}{where}. What was saved before is kept: make room, then "
-            "use --resume"
-        )
-    return None
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
-
-
-# -- Numbers that are not finite -----------------------------------------------------------------
 
 
 def save(folder: Path, about: Mapping[str, Any], **trees: Any) -> Path:
@@ -104,7 +58,7 @@ def operation(error: FloatingPointError) -> str:
     """Says which operation `--debug-nans` found, and the line of ours that asked for it."""
     ours = [
         frame
-        for each in _causes(error)
+        for each in causes(error)
         for frame in traceback.extract_tb(each.__traceback__)
         if "site-packages" not in frame.filename
     ]

@@ -24,14 +24,13 @@ from experiments.cifar.config import Config
 from experiments.cifar.job import Job, make_keys
 from experiments.processes import distributed
 from experiments.shell import console as screen
-from experiments.shell.interruption import Preempted
+from experiments.shell.errors import Preempted, RunFailed
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
 from experiments.training import checkpoints
 from experiments.training import failures as faults
 from experiments.training import steps as training
 from experiments.training.checkpoints import Progress
-from experiments.training.failures import RunFailed
 from experiments.training.steps import EpochSums, TrainState
 from ntksap_jax import masks
 from ntksap_jax.types import Mask

@@ -1,0 +1,60 @@
+"""All the ways in which a program ends otherwise than by success; `exits` gives each its code."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+class UserError(ValueError):
+    """What the person at the keyboard can put right: shown as one line, without traceback."""
+
+
+class DataError(UserError):
+    """A data set cannot be had as it is. The message is the whole story, in one line."""
+
+
+class Held(UserError):
+    """Another program holds the lock of a folder."""
+
+
+class RunFailed(Exception):
+    """A run that cannot go on; the message is shown as one line."""
+
+
+class Preempted(BaseException):
+    """The program was told to end by SIGTERM. No `Exception`: nothing but a program handles it."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def disk_full(error: BaseException) -> str | None:
+    """Returns the line about a full disk, if that is what an error goes back to.
+
+    Not only `OSError`: the libraries that write checkpoints turn it into errors of their own, which
+    quote the system's words.
+    """
+    words = tuple(os.strerror(number) for number in _FULL)
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            where = f" ({cause.filename})" if cause.filename else ""
+            reason = cause.strerror
+        elif quoted := [each for each in words if each in str(cause)]:
+            where, reason = "", quoted[0]
+        else:
+            continue
+        return (
+            f"the disk is full: {reason}{where}. What was saved before is kept: make room, then "
+            "use --resume"
+        )
+    return None
+
+
+def causes(error: BaseException | None) -> list[BaseException]:
+    """Returns an error and all that led to it, the last first."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
