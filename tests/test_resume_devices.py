@@ -96,7 +96,7 @@ OPTIONS = [
 DRIVER = """
 import importlib, os, signal, sys
 
-from experiments import cifar
+from experiments.cifar import program as cifar
 
 module, name, number = importlib.import_module(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 function, calls = getattr(module, name), 0
