@@ -7,16 +7,20 @@ INSTALLED := .venv/installed
 PYTEST_OPTIONS ?= -n 2 --dist loadfile --no-loadscope-reorder
 DEMO_OPTIONS ?=
 
-.PHONY: help demo test lint docs notebooks
+.PHONY: help demo test test-all lint docs notebooks
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 8
 
 demo: $(INSTALLED)  ## prune and train a small network on the embedded digits (again: show its results)
 	$(BIN)/python -m experiments.cifar demo --resume $(DEMO_OPTIONS)
 
-test: $(INSTALLED)  ## run the whole test suite
+test: $(INSTALLED)  ## run the tests, but for those that start programs or take minutes
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+# Some of these wait for processes that were killed: a third worker saves time on two cores.
+test-all: test  ## run all tests
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "long or programs or by_hand"
 
 lint: $(INSTALLED)  ## check style, format and types
 	$(BIN)/ruff check .

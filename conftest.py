@@ -1,10 +1,9 @@
 """Test configuration: at the top, because the doctests in ntksap_jax/ need it too."""
 
-import atexit
 import gc
 import os
 import shutil
-import tempfile
+from pathlib import Path
 
 import experiments  # noqa: F401  (sets XLA_FLAGS; must come before jax)
 
@@ -14,12 +13,15 @@ if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # The same small networks are compiled in many tests, and by two workers: a fifth of all time.
-    # The workers, and the programs that tests start, inherit the variables.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ntksap_jax-tests-")
+    # Compiled programs outlive the run: the next one needs a third of the time. Nothing else removes
+    # those of code that is gone.
+    compiled = Path(__file__).parent / ".pytest_cache" / "d" / "jax"
+    if sum(path.stat().st_size for path in compiled.glob("*")) > 3 << 30:
+        shutil.rmtree(compiled, ignore_errors=True)
+    # As variables, because the workers and the programs that tests start inherit them.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax  # isort: skip
 import hypothesis
@@ -50,14 +52,8 @@ SLOW_FILES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts slow files first; skips tests marked `long`, which CI runs in a second go."""
+    """Sorts slow files first."""
     items.sort(key=lambda item: item.path.name not in SLOW_FILES)
-    chosen = os.environ.get("NTKSAP_LONG_TESTS")
-    for item in items:
-        if item.get_closest_marker("by_hand") and chosen != "all":
-            item.add_marker(pytest.mark.skip(reason="by hand: set NTKSAP_LONG_TESTS=all to run it"))
-        elif item.get_closest_marker("long") and not chosen:
-            item.add_marker(pytest.mark.skip(reason="long: set NTKSAP_LONG_TESTS=1 to run it"))
 
 
 def pytest_report_header() -> str:
