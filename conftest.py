@@ -13,8 +13,8 @@ if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Compiled programs outlive the run: the next one needs a third of the time. Nothing else removes
-    # those of code that is gone.
+    # Compiled programs outlive the run: the next one needs a third of the time. Nothing else
+    # removes those of code that is gone.
     compiled = Path(__file__).parent / ".pytest_cache" / "d" / "jax"
     if sum(path.stat().st_size for path in compiled.glob("*")) > 3 << 30:
         shutil.rmtree(compiled, ignore_errors=True)
