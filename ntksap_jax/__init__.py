@@ -1,27 +1,41 @@
 """Pruning neural networks before training, by the spectrum of their neural tangent kernel.
 
-Read it as a table of contents: `networks` makes a model into pure functions, `criteria` score its
-weights, `search` prunes round by round down to a density that `schedules` sets, `masks` holds what
-is left, `optim` keeps it so in training. `structured` removes whole filters,
-`exchange` takes masks and networks to PyTorch, into files and out as programs.
+    network = linen(model, input_shape)                 # a model as pure functions
+    score = criteria.ntk_sap(network)                   # what makes a weight worth keeping
+    mask, history = prune(key, params, score, density=0.05)
+    optimizer = constrain_to_mask(optax.adam(1e-3), mask)   # pruned weights stay 0 in training
+
+Six functions, and the namespaces with everything else.
 """
 
-from ntksap_jax import connectivity as connectivity
-from ntksap_jax import criteria as criteria
-from ntksap_jax import draws as draws
-from ntksap_jax import exchange as exchange
-from ntksap_jax import masks as masks
-from ntksap_jax import models as models
-from ntksap_jax import networks as networks
-from ntksap_jax import ntk as ntk
-from ntksap_jax import ops as ops
-from ntksap_jax import optim as optim
-from ntksap_jax import paths as paths
-from ntksap_jax import schedules as schedules
-from ntksap_jax import scopes as scopes
-from ntksap_jax import search as search
-from ntksap_jax import selection as selection
-from ntksap_jax import sharding as sharding
-from ntksap_jax import structured as structured
-from ntksap_jax import subsets as subsets
-from ntksap_jax import types as types
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+# A model as pure functions, the search, and training under its mask.
+from ntksap_jax._networks import linen as linen
+from ntksap_jax._networks import nnx as nnx
+from ntksap_jax._networks import plain as plain
+
+from ntksap_jax._search import prune as prune  # isort: skip
+from ntksap_jax._search import find_mask as find_mask  # isort: skip
+from ntksap_jax._optim import constrain_to_mask as constrain_to_mask  # isort: skip
+
+# What a search is made of.
+from ntksap_jax import criteria as criteria  # isort: skip
+from ntksap_jax import schedules as schedules  # isort: skip
+from ntksap_jax import scopes as scopes  # isort: skip
+from ntksap_jax import masks as masks  # isort: skip
+
+# What else there is to ask of a network and its mask, and to do with them.
+from ntksap_jax import connectivity as connectivity  # isort: skip
+from ntksap_jax import ntk as ntk  # isort: skip
+from ntksap_jax import structured as structured  # isort: skip
+from ntksap_jax import exchange as exchange  # isort: skip
+from ntksap_jax import sharding as sharding  # isort: skip
+
+# Parts for code of your own.
+from ntksap_jax import models as models  # isort: skip
+from ntksap_jax import ops as ops  # isort: skip
+from ntksap_jax import types as types  # isort: skip
+
+if not _TYPE_CHECKING:  # Type checkers know the new names only.
+    from ntksap_jax._deprecated import __getattr__ as __getattr__

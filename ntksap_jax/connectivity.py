@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import masks, paths
+from ntksap_jax import _paths, masks
 from ntksap_jax.types import Mask, Network
 
 
@@ -32,8 +32,8 @@ class Connectivity(NamedTuple):
         is_collapsed: whether no path at all is left from any input to any output.
 
     >>> import jax.numpy as jnp
-    >>> from ntksap_jax import networks
-    >>> network = networks.plain(lambda key: {"w": jnp.ones((2, 1))}, lambda p, x: x @ p["w"], (2,))
+    >>> import ntksap_jax as nts
+    >>> network = nts.plain(lambda key: {"w": jnp.ones((2, 1))}, lambda p, x: x @ p["w"], (2,))
     >>> found = analyse(network, {"w": jnp.zeros((2, 1), bool)})
     >>> found.is_collapsed, found.dead_layers
     (True, ['w'])
@@ -54,7 +54,7 @@ def analyse(network: Network, mask: Mask) -> Connectivity:
     on, and biases begin no path.
 
     Args:
-        network: the model, from `ntksap_jax.networks`; convolutions, dense layers, pools,
+        network: the model, from `ntksap_jax._networks`; convolutions, dense layers, pools,
             shortcuts, ReLU-like activations and normalisation.
         mask: the mask.
 
@@ -66,10 +66,10 @@ def analyse(network: Network, mask: Mask) -> Connectivity:
             kernels that are changed before they are used, as by weight standardisation.
 
     >>> import jax.numpy as jnp
-    >>> from ntksap_jax import networks
+    >>> import ntksap_jax as nts
     >>> def init(key):
     ...     return {"v": {"kernel": jnp.ones((2, 1))}, "w": {"kernel": jnp.ones((1, 2))}}
-    >>> network = networks.plain(
+    >>> network = nts.plain(
     ...     init, lambda p, x: x @ p["w"]["kernel"] @ p["v"]["kernel"], (1,))
     >>> mask = {"w": {"kernel": jnp.array([[True, True]])},
     ...         "v": {"kernel": jnp.array([[True], [False]])}}  # channel 1 of w leads nowhere
@@ -117,7 +117,7 @@ def _trace_paths(network: Network, mask: Mask) -> tuple[Mask, Any]:
     ones = jnp.ones((1, *network.input_shape), network.input_dtype)
 
     def reach(weights: Any) -> tuple[jax.Array, Any]:
-        outputs = paths.evaluate(
+        outputs = _paths.evaluate(
             network.apply_running,
             masks.merge(weights, others),
             ones,
@@ -126,7 +126,7 @@ def _trace_paths(network: Network, mask: Mask) -> tuple[Mask, Any]:
             sum_pools=True,
         )
         reached = [path.array > 0 for path in jax.tree.leaves(outputs, is_leaf=_is_path)]
-        return paths.total(outputs), reached
+        return _paths.total(outputs), reached
 
     derivatives, reached = jax.grad(reach, has_aux=True)(weights)
     return masks.map_prunable(lambda m, d: m & (d > 0), mask, derivatives), reached
@@ -144,4 +144,4 @@ _reached.defvjp(
 
 
 def _is_path(node: Any) -> bool:
-    return isinstance(node, paths.Path)
+    return isinstance(node, _paths.Path)

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _npz, _top_ranks, sharding
-from ntksap_jax.draws import random_like, typed_key
+from ntksap_jax import _npz, _placement, _top_ranks
+from ntksap_jax._draws import random_like, typed_key
 from ntksap_jax.types import Key, Mask, Params
 
 KERNEL_NAMES = ("kernel", "weight", "w")
@@ -116,7 +116,7 @@ def create(
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not is_prunable(name, leaf):
             return None
-        return jnp.ones(leaf.shape, bool, device=sharding.of(leaf))
+        return jnp.ones(leaf.shape, bool, device=_placement.of(leaf))
 
     mask = jax.tree_util.tree_map_with_path(mask_leaf, params)
     if not jax.tree.leaves(mask):
@@ -302,7 +302,7 @@ def num_kept(mask: Mask) -> int:
 
 def _kept_in_leaves(mask: Mask) -> list[int]:
     leaves = jax.tree.leaves(mask)
-    if sharding.is_split(leaves):  # Counted where its parts are.
+    if _placement.is_split(leaves):  # Counted where its parts are.
         return [int(count) for count in jax.device_get(_count(leaves))]
     return [int(np.count_nonzero(np.asarray(leaf))) for leaf in leaves]
 

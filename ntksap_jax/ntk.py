@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from ntksap_jax import _platform
-from ntksap_jax.draws import random_like
+from ntksap_jax._draws import random_like
 from ntksap_jax.types import Key, Params
 
 Fn = Callable[[Params], Any]

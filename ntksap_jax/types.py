@@ -46,19 +46,8 @@ Pruned entries score 0 (save with FORCE, where they may come back).
 """
 
 
-def is_traced(tree: Any) -> bool:
-    """Whether a leaf of the tree is a tracer: its value is not known yet, and cannot be checked.
-
-    >>> is_traced({"w": jax.numpy.ones(2)})
-    False
-    >>> jax.eval_shape(lambda tree: print(is_traced(tree)), {"w": jax.numpy.ones(2)})
-    True
-    """
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
-
-
 class Network(NamedTuple):
-    """A model as pure functions; see `ntksap_jax.networks` for how to make one.
+    """A model as pure functions; see `ntksap_jax._networks` for how to make one.
 
     Attributes:
         init: `init(key) -> params`, drawing fresh weights; compiled.
@@ -76,8 +65,8 @@ class Network(NamedTuple):
         input_dtype: type of the inputs.
 
     >>> import jax.numpy as jnp
-    >>> from ntksap_jax import networks
-    >>> network = networks.plain(lambda key: {"w": jnp.ones((2, 1))}, lambda p, x: x @ p["w"], (2,))
+    >>> import ntksap_jax as nts
+    >>> network = nts.plain(lambda key: {"w": jnp.ones((2, 1))}, lambda p, x: x @ p["w"], (2,))
     >>> network.apply(network.init(jax.random.key(0)), jnp.array([[3.0, 4.0]])).tolist()
     [[7.0]]
     """
@@ -104,9 +93,9 @@ class RoundInfo(NamedTuple):
         seconds: wall-clock time of the round; the first one includes compilation.
 
     >>> import jax.numpy as jnp
-    >>> from ntksap_jax import criteria, search
+    >>> import ntksap_jax as nts
     >>> params = {"kernel": jnp.array([[3.0, -1.0]])}
-    >>> _, history = search.prune(jax.random.key(0), params, criteria.magnitude(), schedule=[0.5])
+    >>> _, history = nts.prune(jax.random.key(0), params, nts.criteria.magnitude(), schedule=[0.5])
     >>> history[0].density, history[0].threshold, history[0].layer_densities
     (0.5, 3.0, {'kernel': 0.5})
     """
@@ -118,3 +107,21 @@ class RoundInfo(NamedTuple):
     layer_densities: dict[str, float]
     metrics: dict[str, float]
     seconds: float
+
+
+class ConstrainToMaskState(NamedTuple):
+    """The optimiser state of `ntksap_jax.constrain_to_mask`.
+
+    Attributes:
+        mask: the mask, so that a checkpoint of the state holds it too.
+        inner: the state of the wrapped optimiser.
+
+    >>> import jax.numpy as jnp, optax
+    >>> import ntksap_jax as nts
+    >>> optimizer = nts.constrain_to_mask(optax.sgd(0.1), {"kernel": jnp.array([True, False])})
+    >>> optimizer.init({"kernel": jnp.ones(2)}).mask
+    {'kernel': Array([ True, False], dtype=bool)}
+    """
+
+    mask: Mask
+    inner: Any

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import models, networks
+import ntksap_jax as nts
+from ntksap_jax import models
+from ntksap_jax.types import Network
 
 FILES = ("resnet8w4", "resnet8w4_masked")
 SIGMA = 0.01
@@ -39,10 +41,10 @@ def load(name: str) -> Any:
     return np.load(Path(__file__).parent / "data" / f"{name}.npz", allow_pickle=False)
 
 
-def network() -> networks.Network:
+def network() -> Network:
     """The recorded network, as one of ours."""
     model = models.ResNet(blocks=(1, 1, 1), width=4, num_classes=5)
-    return networks.linen(model, (16, 16, 3), train=False)
+    return nts.linen(model, (16, 16, 3), train=False)
 
 
 def images(array: np.ndarray) -> Any:

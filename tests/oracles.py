@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import masks, networks
+import ntksap_jax as nts
+from ntksap_jax import masks
+from ntksap_jax.types import Network
 
 
 class SmoothMLP(nn.Module):
@@ -46,12 +48,12 @@ class ConvBN(nn.Module):
         return nn.Dense(3)(x.mean(axis=(1, 2)))
 
 
-def smooth_mlp() -> networks.Network:
-    return networks.linen(SmoothMLP(), (4,))
+def smooth_mlp() -> Network:
+    return nts.linen(SmoothMLP(), (4,))
 
 
-def conv_bn(*features: int) -> networks.Network:
-    return networks.linen(ConvBN(features or (4,)), (6, 6, 2), train=False)
+def conv_bn(*features: int) -> Network:
+    return nts.linen(ConvBN(features or (4,)), (6, 6, 2), train=False)
 
 
 def flat(tree: Any) -> np.ndarray:
@@ -65,7 +67,7 @@ def random_mask(key: jax.Array, params: Any, density: float = 0.7) -> Any:
     return masks.map_prunable(lambda m: jax.random.bernoulli(next(keys), density, m.shape), full)
 
 
-def dense_trace(network: networks.Network, params: Any, relaxed: Any, inputs: Any) -> jax.Array:
+def dense_trace(network: Network, params: Any, relaxed: Any, inputs: Any) -> jax.Array:
     """tr Θ(m) = ‖J(θ⊙m) diag(m)‖²_F over the prunable weights, through the dense Jacobian."""
 
     def outputs(weights: Any) -> jax.Array:

@@ -11,7 +11,8 @@ import oracles
 import pytest
 from flax import nnx
 
-from ntksap_jax import connectivity, criteria, masks, networks, ntk, ops, search
+import ntksap_jax as nts
+from ntksap_jax import connectivity, criteria, masks, ntk, ops
 
 KEY = jax.random.key(0)
 BATCH = (jax.random.normal(jax.random.key(1), (4, 6, 6, 2)), jnp.arange(4) % 3)
@@ -54,7 +55,7 @@ def plain_conv_bn(init):
         var = var * count / (count - 1) if unbiased else var
         return functools.partial(forward, statistics=lambda x: (mean, var))
 
-    network = networks.plain(init, functools.partial(forward, statistics=constant), (6, 6, 2))
+    network = nts.plain(init, functools.partial(forward, statistics=constant), (6, 6, 2))
     return network._replace(
         apply_train=functools.partial(forward, statistics=of_batch),
         apply_running=functools.partial(forward, statistics=lambda x: (jnp.zeros(4), jnp.ones(4))),
@@ -66,7 +67,7 @@ def plain_conv_bn(init):
 def same():
     """The network three ways, with the same initial weights for the same key."""
     linen = oracles.conv_bn()
-    of_nnx = networks.nnx(lambda rngs: ConvBN(rngs=rngs), (6, 6, 2))
+    of_nnx = nts.nnx(lambda rngs: ConvBN(rngs=rngs), (6, 6, 2))
     return {
         "linen": linen,
         "nnx": of_nnx._replace(init=linen.init),
@@ -155,16 +156,16 @@ class NormsLinen(nn.Module):
 @pytest.mark.parametrize(
     "make",
     [
-        long(lambda: networks.linen(NormsLinen(nn.LayerNorm()), (6, 6, 2)), id="linen LayerNorm"),
+        long(lambda: nts.linen(NormsLinen(nn.LayerNorm()), (6, 6, 2)), id="linen LayerNorm"),
         pytest.param(
-            lambda: networks.linen(NormsLinen(nn.GroupNorm(2)), (6, 6, 2)), id="linen GroupNorm"
+            lambda: nts.linen(NormsLinen(nn.GroupNorm(2)), (6, 6, 2)), id="linen GroupNorm"
         ),
         pytest.param(
-            lambda: networks.nnx(lambda rngs: NormsNnx(nnx.LayerNorm, rngs=rngs), (6, 6, 2)),
+            lambda: nts.nnx(lambda rngs: NormsNnx(nnx.LayerNorm, rngs=rngs), (6, 6, 2)),
             id="nnx LayerNorm",
         ),
         long(
-            lambda: networks.nnx(
+            lambda: nts.nnx(
                 lambda rngs: NormsNnx(functools.partial(nnx.GroupNorm, num_groups=2), rngs=rngs),
                 (6, 6, 2),
             ),
@@ -223,8 +224,8 @@ class BlockNnx(nnx.Module):
 
 
 BLOCKS = {
-    "linen": functools.partial(networks.linen, BlockLinen()),
-    "nnx": functools.partial(networks.nnx, lambda rngs: BlockNnx(rngs=rngs)),
+    "linen": functools.partial(nts.linen, BlockLinen()),
+    "nnx": functools.partial(nts.nnx, lambda rngs: BlockNnx(rngs=rngs)),
 }
 TOKENS = jax.random.randint(jax.random.key(3), (4, LENGTH), 0, VOCABULARY)
 
@@ -277,13 +278,13 @@ def test_attention_scores_of_tokens_and_of_noise_after_the_embedding(language_mo
 def test_attention_is_searched_and_floors_hold(language_model):
     network, embedded, params = language_model
     score = small(embedded, num_samples=1)  # noise is the default, as everywhere
-    mask, _ = search.prune(KEY, params, score, schedule=[0.4, 0.1], min_weights=4, min_channels=1)
+    mask, _ = nts.prune(KEY, params, score, schedule=[0.4, 0.1], min_weights=4, min_channels=1)
     assert masks.num_kept(mask) == round(0.1 * masks.num_prunable(mask))
     kept = {path: int(leaf.sum()) for path, leaf in masks.leaf_paths(mask).items()}
     assert min(kept.values()) >= 4
     for other in (criteria.magnitude(), criteria.snip(network, loss_fn=of_next_token)):
         batch = (TOKENS, TOKENS)
-        mask, _ = search.prune(KEY, params, other, schedule=[0.5], batch=batch, min_channels=1)
+        mask, _ = nts.prune(KEY, params, other, schedule=[0.5], batch=batch, min_channels=1)
         assert masks.num_kept(mask) == round(0.5 * masks.num_prunable(mask))
 
 
@@ -345,7 +346,7 @@ def test_equinox_by_its_own_partition():
     def apply(params, inputs):
         return jax.vmap(eqx.combine(params, static))(inputs)
 
-    network = networks.plain(init, apply, (6, 6, 2))
+    network = nts.plain(init, apply, (6, 6, 2))
     params = network.init(KEY)
     mask = masks.create(params)
     assert set(masks.leaf_paths(mask)) == {"conv/weight", "head/weight"}
@@ -363,7 +364,7 @@ def test_equinox_by_its_own_partition():
         },
         "head": {"kernel": params.head.weight.T, "bias": params.head.bias},
     }
-    linen = networks.linen(Linen(), (6, 6, 2))
+    linen = nts.linen(Linen(), (6, 6, 2))
     make = functools.partial(criteria.snip, micro_batch_size=None)
     found, _ = make(network)(KEY, params, mask, BATCH)
     want, _ = make(linen)(KEY, theirs, masks.create(theirs), BATCH)
@@ -371,6 +372,6 @@ def test_equinox_by_its_own_partition():
         found.conv.weight, want["conv"]["kernel"].transpose(3, 2, 0, 1), rtol=1e-3, atol=1e-6
     )
     np.testing.assert_allclose(found.head.weight, want["head"]["kernel"].T, rtol=1e-3, atol=1e-6)
-    mask, _ = search.prune(KEY, params, small(network, num_samples=1), schedule=[0.3])
+    mask, _ = nts.prune(KEY, params, small(network, num_samples=1), schedule=[0.3])
     assert masks.num_kept(mask) == round(0.3 * masks.num_prunable(mask))
     assert apply(masks.apply(mask, params), BATCH[0]).shape == (4, 3)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ntksap_jax as nts
 from experiments.benchmark import (
     aot,
     cases,
@@ -26,7 +27,7 @@ from experiments.benchmark import (
 )
 from experiments.benchmark import program as benchmark
 from experiments.cifar import choices, costs
-from ntksap_jax import masks, models, networks, ntk, selection
+from ntksap_jax import _selection, masks, models, ntk
 from ntksap_jax.criteria.ntk_sap import trace_and_gradient
 
 TINY = {"model": "mlp", "input_shape": (4, 4, 3), "batch_size": 3}
@@ -379,7 +380,7 @@ def test_the_scores_are_the_same_for_the_same_draws(estimator):
     torch = pytest.importorskip("torch")
     from experiments.benchmark import torch_models, torch_steps
 
-    network = networks.linen(models.ResNet(blocks=(1, 1), width=4), (8, 8, 3), train=False)
+    network = nts.linen(models.ResNet(blocks=(1, 1), width=4), (8, 8, 3), train=False)
     params = draw(jax.eval_shape(network.init, jax.random.key(0)), 0)
     mask = masks.map_prunable(lambda m, noise: noise > -0.15, masks.create(params), params)
     inputs, cotangent = np.random.default_rng(1).standard_normal((2, 5, 8 * 8 * 3), np.float32)
@@ -473,7 +474,7 @@ def test_their_selection_keeps_what_ours_keeps():
     scores = {"a": random.random((7, 5), np.float32), "b": random.random(40, np.float32)}
     mask = jax.tree.map(lambda s: jnp.ones(s.shape, bool), scores)
     for density in (0.2, 1.0):
-        kept = selection.select(scores, mask, density=density)
+        kept = _selection.select(scores, mask, density=density)
         theirs = torch_steps.select([torch.tensor(s) for s in scores.values()], round(density * 75))
         for ours_kept, their_kept in zip(kept.values(), theirs, strict=True):
             np.testing.assert_array_equal(ours_kept, their_kept)
@@ -544,7 +545,7 @@ def test_the_programs_for_a_tpu_can_be_traced(program):
     """With the devices of this machine in the place of a TPU's."""
     devices = np.resize(jax.devices(), min(program.devices, jax.device_count()))
     mesh = jax.sharding.Mesh(devices, ("data",))
-    network = networks.linen(models.cifar_resnet(8, width=4), tpu_compiler.INPUT_SHAPE)
+    network = nts.linen(models.cifar_resnet(8, width=4), tpu_compiler.INPUT_SHAPE)
     function, arguments = tpu_compiler.traced(program, network, mesh)
     result = jax.eval_shape(function, *arguments)
     if program.estimator is None:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
-from ntksap_jax import networks, ops
+import ntksap_jax as nts
+from ntksap_jax import ops
 from ntksap_jax.models import _layers
 
 
@@ -112,7 +113,7 @@ def test_forward_and_backward_sums_are_matrix_products_on_cpu():
 
 def test_a_network_in_training_mode_is_still_refused():
     with pytest.raises(ValueError, match="BatchNorm 'bn' is in training mode"):
-        networks.linen(Normalised(), (4, 4, 3), train=True)
+        nts.linen(Normalised(), (4, 4, 3), train=True)
 
 
 class Normalised(nn.Module):

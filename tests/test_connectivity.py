@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntksap_jax import connectivity, masks, models, networks
+import ntksap_jax as nts
+from ntksap_jax import connectivity, masks, models
 
-MLP = networks.linen(oracles.ReluMLP((5, 4), outputs=3), (6,))
+MLP = nts.linen(oracles.ReluMLP((5, 4), outputs=3), (6,))
 MLP_PARAMS = MLP.init(jax.random.key(0))
 
 
@@ -57,7 +58,7 @@ def without(mask, *path):
 
 def test_a_layer_bypassed_by_a_shortcut_is_dead_but_the_network_is_not():
     model = models.ResNet((1, 1), 4, 5)
-    network = networks.linen(model, (8, 8, 3), train=False)
+    network = nts.linen(model, (8, 8, 3), train=False)
     dense = masks.create(network.init(jax.random.key(0)))
     found = connectivity.analyse(network, without(dense, "block_0", "conv1", "kernel"))
     # Nothing arrives at its second convolution either.
@@ -96,7 +97,7 @@ def test_the_dense_network_is_all_alive_whatever_its_weights():
             )
             return nn.Dense(2)(y.reshape(len(y), -1))
 
-    network = networks.linen(Zero(), (9, 9, 1))
+    network = nts.linen(Zero(), (9, 9, 1))
     found = connectivity.analyse(network, masks.create(network.init(jax.random.key(0))))
     assert found.effective_density == 1.0 and not found.dead_layers and not found.is_collapsed
 
@@ -125,8 +126,8 @@ class Branches(nn.Module):
 def test_branches_of_all_kinds(density):
     """Against the derivative of the same network with positive weights, signs and sums."""
     shape = (6, 6, 2)
-    network = networks.linen(Branches(), shape)
-    positive = networks.linen(Branches(positive=True), shape)
+    network = nts.linen(Branches(), shape)
+    positive = nts.linen(Branches(positive=True), shape)
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.abs(leaf) + 0.1 if path[-1].key != "bias" else leaf,
         network.init(jax.random.key(0)),
@@ -153,7 +154,7 @@ def test_kernels_that_are_changed_before_use_are_refused():
     def apply(params, x):
         return x @ (params["kernel"] - params["kernel"].mean())
 
-    network = networks.plain(lambda key: {"kernel": jnp.ones((3, 2))}, apply, (3,))
+    network = nts.plain(lambda key: {"kernel": jnp.ones((3, 2))}, apply, (3,))
     with pytest.raises(ValueError, match="reached by no input, so paths cannot be counted"):
         connectivity.analyse(network, {"kernel": jnp.ones((3, 2), bool)})
 

@@ -12,9 +12,10 @@ import numpy as np
 import oracles
 import pytest
 
-from ntksap_jax import criteria, masks, networks, ntk, search, selection
+import ntksap_jax as nts
+from ntksap_jax import _selection, criteria, masks, ntk
+from ntksap_jax._draws import random_like
 from ntksap_jax.criteria.ntk_sap import trace_and_gradient
-from ntksap_jax.draws import random_like
 
 
 def small(**options):
@@ -84,7 +85,7 @@ def score(request):
 
 def test_scores_fit_the_mask_and_are_zero_where_pruned(score, request):
     scores, metrics = score(KEY, PARAMS, MASK, BATCH)
-    selection.check_scores(scores, MASK)
+    _selection.check_scores(scores, MASK)
     assert jax.tree.structure(scores) == jax.tree.structure(MASK)
     for path, leaf in masks.leaf_paths(scores).items():
         assert leaf.dtype == jnp.float32
@@ -124,7 +125,7 @@ def test_jit_gives_the_same_scores(score):
 def test_count_is_exact_after_selection(score):
     dense = masks.create(PARAMS)
     scores, _ = score(KEY, PARAMS, dense, BATCH)
-    mask = selection.select(scores, dense, density=0.3)
+    mask = _selection.select(scores, dense, density=0.3)
     assert masks.num_kept(mask) == round(0.3 * masks.num_prunable(mask))
 
 
@@ -207,9 +208,9 @@ def test_statistics_errors(make):
 def test_a_search_compiles_once(score):
     """Rounds, masks, densities and weights are arguments: the first round compiles for all."""
     schedule = np.geomspace(0.8, 0.3, 4)
-    search.prune(KEY, PARAMS, score, schedule=schedule[:1], batch=BATCH)
+    nts.prune(KEY, PARAMS, score, schedule=schedule[:1], batch=BATCH)
     with oracles.count_compilations() as compiled:
-        search.prune(KEY, PARAMS, score, schedule=schedule, batch=BATCH)
+        nts.prune(KEY, PARAMS, score, schedule=schedule, batch=BATCH)
     assert compiled == []
 
 
@@ -297,7 +298,7 @@ def test_random_is_uniform():
     values = oracles.flat(scores)
     assert values.min() > 0
     np.testing.assert_allclose(np.histogram(values, 10, (0, 1))[0], 10_000, rtol=0.05)
-    for density in masks.layer_densities(selection.select(scores, dense, density=0.2)).values():
+    for density in masks.layer_densities(_selection.select(scores, dense, density=0.2)).values():
         assert density == pytest.approx(0.2, abs=0.01)
 
 
@@ -324,7 +325,7 @@ def test_ntk_sap_argument_type_errors():
         criteria.ntk_sap(oracles.ConvBN())
     with pytest.raises(TypeError, match="estimator: got 'jvp'"):
         criteria.ntk_sap(NETWORK, estimator="jvp")
-    tokens = networks.linen(nn.Embed(10, 4), (5,), dtype=jnp.int32)
+    tokens = nts.linen(nn.Embed(10, 4), (5,), dtype=jnp.int32)
     with pytest.raises(ValueError, match="'noise' is Gaussian, but the network takes int32"):
         criteria.ntk_sap(tokens)
 
@@ -345,4 +346,3 @@ def test_ntk_sap_call_errors():
         small()(KEY, wrong, MASK, None)
     with pytest.raises(ValueError, match="outputs are not finite"):
         small()(KEY, jax.tree.map(lambda p: p * jnp.nan, PARAMS), MASK, None)
-    assert networks.check_finite(NETWORK, PARAMS, BATCH[0]) is None

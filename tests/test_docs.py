@@ -125,7 +125,7 @@ def test_no_page_has_python_that_is_not_run():
 def test_a_strangers_three_tasks_take_under_ten_lines():
     """Prune my model, add my criterion, load my mask in PyTorch: as the README shows them."""
     prune, criterion, *_, load = PYTHON.findall((ROOT / "README.md").read_text())
-    assert "search.prune(" in prune and "def user_criterion(" in criterion and "torch" in load
+    assert "nts.prune(" in prune and "def user_criterion(" in criterion and "torch" in load
     own_model = re.sub(r"^model = .*\n", "", prune, flags=re.MULTILINE)
     own_criterion = criterion.partition("\n\n")[0]
     for block in (own_model, own_criterion, load):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntksap_jax import exchange, masks, models, networks
+import ntksap_jax as nts
+from ntksap_jax import exchange, masks, models
 
 SHAPE = (6, 6, 3)
 
@@ -18,7 +19,7 @@ def pruned_network():
     model = models.ResNet(blocks=(1, 1), width=4, num_classes=3)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))
     stats = jax.tree.map(lambda leaf: leaf + 0.3, variables["batch_stats"])
-    network = networks.linen(model, SHAPE, batch_stats=stats, train=False)
+    network = nts.linen(model, SHAPE, batch_stats=stats, train=False)
     return network, variables["params"], random_mask(variables["params"])
 
 
@@ -70,7 +71,7 @@ def test_serialised_for_cpu_and_tpu_and_loaded_again():
 def test_each_platform_gets_its_own_convolution():
     """On CPU a 1x1 kernel with strides is a subsampling first; elsewhere the convolution has it."""
     model = nn.Conv(2, (1, 1), strides=(2, 2))
-    network = networks.linen(model, SHAPE)
+    network = nts.linen(model, SHAPE)
     params = network.init(jax.random.key(0))
     programs = {
         platform: exchange.export(network, params, platforms=[platform]).mlir_module()
@@ -86,7 +87,7 @@ def test_each_platform_gets_its_own_convolution():
 @pytest.mark.parametrize("platforms", [("cpu",), ("cpu", "tpu")])
 def test_images_smaller_than_the_kernel(platforms):
     """There the convolution on CPU is a sum over the kernel's taps."""
-    network = networks.linen(nn.Conv(6, (5, 5), feature_group_count=3), (2, 2, 3))
+    network = nts.linen(nn.Conv(6, (5, 5), feature_group_count=3), (2, 2, 3))
     params = network.init(jax.random.key(0))
     mask = random_mask(params)
     exported = exchange.export(network, params, mask=mask, platforms=platforms)
@@ -95,7 +96,7 @@ def test_images_smaller_than_the_kernel(platforms):
 
 
 def test_other_networks_than_linens():
-    network = networks.plain(lambda key: {"w": jnp.ones((3, 2))}, lambda p, x: x @ p["w"], (3,))
+    network = nts.plain(lambda key: {"w": jnp.ones((3, 2))}, lambda p, x: x @ p["w"], (3,))
     params = network.init(jax.random.key(0))
     assert_same(
         exchange.export(network, params).call(np.ones((4, 3), np.float32)), np.full((4, 2), 3)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import ntksap_jax as nts
 from experiments.benchmark import torch_models
-from ntksap_jax import exchange, masks, models, networks
+from ntksap_jax import exchange, masks, models
 
 # What the README shows, for a `network`, its `variables`, a `mask`, and a PyTorch `model`.
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -143,7 +143,7 @@ def test_masked_forward_passes_agree_with_pytorch(ours, theirs, a_name):
     variables = random_variables(ours, (32, 32, 3))
     mask = random_mask(variables["params"])
     model = theirs().eval()
-    network = networks.linen(ours, (32, 32, 3), train=False)
+    network = nts.linen(ours, (32, 32, 3), train=False)
     names = {"nts": nts, "network": network, "model": model}
     names |= {"variables": variables, "mask": mask}
     assert len(EXAMPLE.strip().splitlines()) < 10

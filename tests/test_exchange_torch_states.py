@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntksap_jax import exchange, masks, models, networks
+import ntksap_jax as nts
+from ntksap_jax import exchange, masks, models
 
 SIZES = st.integers(1, 4)
 
@@ -215,7 +216,7 @@ def torch_order(names):
     ids=["projection", "pad", "basic", "bottleneck"],
 )
 def test_layers_are_paired_with_torchvisions_modules(model, input_shape, per_stage):
-    network = networks.linen(model, input_shape)
+    network = nts.linen(model, input_shape)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     if per_stage == 0:  # stages of one and of two blocks
         stages = {"block_0": "layer1.0", "block_1": "layer2.0", "block_2": "layer2.1"}
@@ -255,7 +256,7 @@ def test_the_order_of_use_is_found_inside_of_compiled_and_repeated_functions():
         )
         return jax.jit(lambda params, x: jax.nn.relu(x @ params["a"]["kernel"]))(params, x)
 
-    network = networks.plain(init, apply, (2,))
+    network = nts.plain(init, apply, (2,))
     state = {f"{i}.weight": np.zeros((2, 2)) for i in range(4)}
     paired = {"d": "0", "b": "1", "c": "2", "a": "3"}
     assert exchange.pair_layers(network, state) == paired
@@ -263,7 +264,7 @@ def test_the_order_of_use_is_found_inside_of_compiled_and_repeated_functions():
 
 def test_networks_that_do_not_pair_are_errors_that_name_the_layer():
     model = nn.Sequential([nn.Conv(4, (3, 3)), lambda x: x.mean((1, 2)), nn.Dense(2)])
-    network = networks.linen(model, (8, 8, 3))
+    network = nts.linen(model, (8, 8, 3))
     params = network.init(jax.random.key(0))
     names = {"layers_0": "conv", "layers_2": "fc"}
     state = exchange.to_torch(params, names=names)

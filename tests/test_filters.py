@@ -14,7 +14,8 @@ import oracles
 import pytest
 from hypothesis import strategies as st
 
-from ntksap_jax import criteria, masks, models, networks, schedules
+import ntksap_jax as nts
+from ntksap_jax import criteria, masks, models, schedules
 from ntksap_jax.structured import (
     channels,
     filter_search,
@@ -230,7 +231,7 @@ def test_kept_counts_of_the_minimum_and_the_multiple():
 
 # -- Gates ---------------------------------------------------------------------------------------
 
-NETWORK = networks.linen(Residual(), (5, 5, 2), train=False)
+NETWORK = nts.linen(Residual(), (5, 5, 2), train=False)
 PARAMS = NETWORK.init(jax.random.key(0))
 # Scales and shifts of their own, so that no gate is without effect.
 PARAMS = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size).reshape(p.shape)), PARAMS)

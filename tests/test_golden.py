@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntksap_jax import criteria, masks, ntk, selection
+from ntksap_jax import _selection, criteria, masks, ntk
 from ntksap_jax.criteria.ntk_sap import trace_and_gradient
 
-keep_top = jax.jit(selection.keep_top)
+keep_top = jax.jit(_selection.keep_top)
 
 
 def flat(tree):

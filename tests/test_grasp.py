@@ -7,14 +7,15 @@ import optax
 import oracles
 import pytest
 
-from ntksap_jax import criteria, masks, networks
+import ntksap_jax as nts
+from ntksap_jax import criteria, masks
 
 
 def linear(features):
     def init(key):
         return {"w": jax.random.normal(key, (features, 1))}
 
-    return networks.plain(init, lambda p, x: x @ p["w"], (features,))
+    return nts.plain(init, lambda p, x: x @ p["w"], (features,))
 
 
 def square(outputs, labels):

@@ -13,10 +13,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from test_training import noisy
 
+import ntksap_jax as nts
 from experiments.benchmark.tpu_compiler import collectives, num_bytes
 from experiments.cifar.config import TrainingConfig
 from experiments.training import steps as training
-from ntksap_jax import criteria, draws, masks, models, networks, ntk, search, selection, sharding
+from ntksap_jax import _draws, _placement, _selection, criteria, masks, models, ntk, sharding
 
 KEY = jax.random.key(1)
 
@@ -38,7 +39,7 @@ def conv_bn():
 
 @functools.cache
 def relu_mlp():
-    return networks.linen(oracles.ReluMLP((16, 32), 8), (4,))
+    return nts.linen(oracles.ReluMLP((16, 32), 8), (4,))
 
 
 def assert_lie_alike(tree, params):
@@ -85,7 +86,7 @@ def test_a_rule_decides_by_path():
         return PartitionSpec("model") if path == "layers_1/kernel" else PartitionSpec()
 
     model = nn.Sequential([nn.Dense(8), nn.Dense(4)])
-    params = networks.linen(model, (4,)).init(KEY)
+    params = nts.linen(model, (4,)).init(KEY)
     placed = sharding.shard_params(params, mesh_of(2, 2), rule=rule)
     parts = {
         path: leaf.addressable_shards[0].data.shape
@@ -127,7 +128,7 @@ def test_axes_that_are_not_auto_are_an_error():
         sharding.shard_params(params, mesh)
     placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec("model")))
     with pytest.raises(ValueError, match=error):
-        search.prune(KEY, placed, criteria.magnitude(), schedule=[0.5])
+        nts.prune(KEY, placed, criteria.magnitude(), schedule=[0.5])
 
 
 def test_params_of_a_users_own_mesh_stay_where_they_are():
@@ -143,7 +144,7 @@ def test_params_of_a_users_own_mesh_stay_where_they_are():
         ),
         params,
     )
-    mask, _ = search.prune(KEY, placed, score, schedule=[0.5, 0.25])
+    mask, _ = nts.prune(KEY, placed, score, schedule=[0.5, 0.25])
     assert_lie_alike(mask, placed)
     np.testing.assert_array_equal(oracles.flat(mask), single("relu_mlp", ntk.jvp)[1])
 
@@ -151,10 +152,10 @@ def test_params_of_a_users_own_mesh_stay_where_they_are():
 # -- Results ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[draws.LARGE, 0], ids=["drawn as vectors", "drawn in place"])
+@pytest.fixture(params=[_draws.LARGE, 0], ids=["drawn as vectors", "drawn in place"])
 def large(request, monkeypatch):
     """What is small in a test is drawn as it is in a large network, or not."""
-    monkeypatch.setattr(draws, "LARGE", request.param)
+    monkeypatch.setattr(_draws, "LARGE", request.param)
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (2, 4), (1, 8)])
@@ -165,20 +166,20 @@ def test_random_draws_are_the_same_on_any_mesh(shape, large):
     shapes = {"a": jax.ShapeDtypeStruct((8, 16), jnp.uint32), "b": None, "c": jnp.zeros(3)}
 
     def bits(key):
-        return draws.random_like(key, shapes, lambda key, shape, _: jax.random.bits(key, shape))
+        return _draws.random_like(key, shapes, lambda key, shape, _: jax.random.bits(key, shape))
 
     drawn = jax.jit(lambda key: sharding.shard_params(bits(key), mesh, rule=rule))(KEY)
     jax.tree.map(np.testing.assert_array_equal, drawn, bits(KEY))
 
-    network = networks.linen(models.mlp(hidden=(16, 16), num_classes=8), (8,))
+    network = nts.linen(models.mlp(hidden=(16, 16), num_classes=8), (8,))
     drawn, expected = split(network, mesh).init(KEY), network.init(KEY)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=3e-7), drawn, expected)
 
 
 def test_what_is_large_is_drawn_in_parts(monkeypatch):
     """The compiled draw of the weights knows no array of all of a kernel's 8 x 64 numbers."""
-    monkeypatch.setattr(draws, "LARGE", 8 * 64)
-    network = split(networks.linen(models.mlp(hidden=(64,), num_classes=8), (8,)), mesh_of(1, 8))
+    monkeypatch.setattr(_draws, "LARGE", 8 * 64)
+    network = split(nts.linen(models.mlp(hidden=(64,), num_classes=8), (8,)), mesh_of(1, 8))
     compiled = network.init.lower(KEY).compile()
     sizes = [num_bytes(shape) // 4 for shape in re.findall(r"[su]32\[[\d,]*\]", compiled.as_text())]
     assert 8 * 64 // 8 in sizes and max(sizes) < 8 * 64
@@ -191,7 +192,7 @@ def single(name, estimator, **options):
     params = network.init(KEY)
     score = criteria.ntk_sap(network, estimator=estimator, num_samples=4, batch_size=8, **options)
     scores, _ = score(KEY, params, masks.create(params), None)
-    mask, history = search.prune(KEY, params, score, schedule=[0.5, 0.25])
+    mask, history = nts.prune(KEY, params, score, schedule=[0.5, 0.25])
     return oracles.flat(scores), oracles.flat(mask), [info.num_kept for info in history]
 
 
@@ -218,14 +219,14 @@ def test_scores_and_masks_are_those_of_one_device(name, batch, shape):
     expected, expected_mask, expected_counts = single(name, ntk.jvp)
 
     params = network.init(KEY)
-    assert sharding.is_split(params)
+    assert _placement.is_split(params)
     dense = masks.create(params)
     assert_lie_alike(dense, params)
     scores, _ = score(KEY, params, dense, None)
     assert_lie_alike(scores, params)
     found = oracles.flat(scores)
     assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
-    mask, history = search.prune(KEY, params, score, schedule=[0.5, 0.25])
+    mask, history = nts.prune(KEY, params, score, schedule=[0.5, 0.25])
     assert_lie_alike(mask, params)
     assert [info.num_kept for info in history] == expected_counts
     np.testing.assert_array_equal(oracles.flat(mask), expected_mask)
@@ -264,10 +265,10 @@ def test_a_search_in_the_callers_jit_stays_split():
     @jax.jit
     def find(key):
         params = network.init(key)
-        return search.find_mask(key, params, score, schedule=[0.5, 0.25])[0]
+        return nts.find_mask(key, params, score, schedule=[0.5, 0.25])[0]
 
     mask = find(KEY)
-    assert sharding.is_split(mask)
+    assert _placement.is_split(mask)
     assert_lie_alike(mask, network.init(KEY))
     _, expected, _ = single("conv_bn", ntk.jvp)
     np.testing.assert_array_equal(oracles.flat(mask), expected)
@@ -291,7 +292,7 @@ def test_other_criteria_follow_the_params(make):
     batch = (jax.random.normal(KEY, (8, 4)), jnp.arange(8) % 3)
     for network in (relu_mlp(), split(relu_mlp(), mesh_of(1, 4))):
         params = network.init(KEY)
-        mask, _ = search.prune(KEY, params, make(network), schedule=[0.5, 0.25], batch=batch)
+        mask, _ = nts.prune(KEY, params, make(network), schedule=[0.5, 0.25], batch=batch)
         found.append(mask)
     assert_lie_alike(found[1], params)
     np.testing.assert_array_equal(*map(oracles.flat, found))
@@ -308,11 +309,11 @@ def test_samples_over_the_axis_that_splits_the_params_are_an_error():
 
 
 def test_a_score_gathers_activations_and_no_kernels(monkeypatch):
-    monkeypatch.setattr(draws, "LARGE", 256 * 256)
+    monkeypatch.setattr(_draws, "LARGE", 256 * 256)
     model = models.mlp(hidden=(256, 256), num_classes=8)
     costs = []
     for devices in (2, 8):
-        network = split(networks.linen(model, (8,)), mesh_of(1, devices))
+        network = split(nts.linen(model, (8,)), mesh_of(1, devices))
         params = network.init(KEY)
         score = criteria.ntk_sap(network, num_samples=2, batch_size=8)
         compiled = jax.jit(score).lower(KEY, params, masks.create(params), None).compile()
@@ -357,22 +358,22 @@ def scores_and_mask(specs, *, distinct=None):
     ("scope", "distinct", "place"),
     [
         *itertools.product(["global"], [None, 2], SPECS),
-        *itertools.product(["layer", "filter", selection.NofM(2, 4)], [2], ["both"]),
+        *itertools.product(["layer", "filter", _selection.NofM(2, 4)], [2], ["both"]),
     ],
 )
 def test_selection_of_split_scores_is_exact_with_ties_too(scope, distinct, place):
     specs = SPECS[place]
     scores, mask = scores_and_mask(None, distinct=distinct)
-    if isinstance(scope, selection.NofM):
+    if isinstance(scope, _selection.NofM):
         mask = jax.tree.map(jnp.ones_like, mask)
-    counts = selection.kept_counts(
-        mask, 0.5 if isinstance(scope, selection.NofM) else 0.3, scope=scope
+    counts = _selection.kept_counts(
+        mask, 0.5 if isinstance(scope, _selection.NofM) else 0.3, scope=scope
     )
-    expected, threshold = selection.keep_top_concrete(scores, mask, counts, scope=scope)
+    expected, threshold = _selection.keep_top_concrete(scores, mask, counts, scope=scope)
 
     placed, _ = scores_and_mask(specs, distinct=distinct)
     mask = jax.tree.map(lambda m, s: jax.device_put(m, s.sharding), mask, placed)
-    found, lowest = selection.keep_top_concrete(placed, mask, counts, scope=scope)
+    found, lowest = _selection.keep_top_concrete(placed, mask, counts, scope=scope)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert lowest == threshold
     assert_lie_alike(found, placed)
@@ -385,9 +386,9 @@ def test_selection_of_split_scores_is_exact_with_ties_too(scope, distinct, place
 def test_selection_exchanges_nothing_but_counts(scope, place):
     """The compiled program, the branch for ties included, knows all-reduces of a few numbers."""
     scores, mask = scores_and_mask(SPECS[place])
-    counts = selection.kept_counts(mask, 0.3, scope=scope)
+    counts = _selection.kept_counts(mask, 0.3, scope=scope)
     text = (
-        jax.jit(selection.keep_top, static_argnames="scope")
+        jax.jit(_selection.keep_top, static_argnames="scope")
         .lower(scores, mask, counts, scope=scope)
         .compile()
         .as_text()
@@ -403,11 +404,11 @@ def test_counts_and_checks_of_split_trees_are_those_of_whole_ones():
     assert masks.num_kept(mask) == masks.num_kept(whole)
     assert masks.layer_densities(mask) == masks.layer_densities(whole)
     assert masks.digest(mask) == masks.digest(whole)
-    selection.check_scores(scores, mask)
+    _selection.check_scores(scores, mask)
     for bad in (jnp.nan, jnp.inf):
         broken = scores | {"b": scores["b"].at[3, 5].set(bad)}
         with pytest.raises(ValueError, match="1 of 2560 entries of leaf 'b' are not finite"):
-            selection.check_scores(broken, mask)
+            _selection.check_scores(broken, mask)
 
 
 # -- Compilation -----------------------------------------------------------------------------------
@@ -439,7 +440,7 @@ def test_later_rounds_compile_nothing(place, regrow, start):
     batch = (jnp.ones((8, 6, 6, 2)), jnp.arange(8) % 3)
     compiled_in = []
     with oracles.count_compilations() as compiled:
-        search.prune(
+        nts.prune(
             KEY,
             params,
             criteria.force(network) if regrow else criteria.ntk_sap(network, batch_size=8),
@@ -510,6 +511,6 @@ def test_training_losses_do_not_depend_on_where_the_params_lie(shape):
     mesh = mesh_of(*shape)
     rule = sharding.split_outputs(mesh, min_size=16)
     losses, state = train(mesh, lambda state: sharding.shard_params(state, mesh, rule=rule))
-    assert sharding.is_split(state.params) and sharding.is_split(state.opt_state)
+    assert _placement.is_split(state.params) and _placement.is_split(state.opt_state)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     np.testing.assert_allclose(oracles.flat(state.params), weights, rtol=1e-3, atol=1e-4)

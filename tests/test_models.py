@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
-from ntksap_jax import models, networks
+import ntksap_jax as nts
+from ntksap_jax import models
 from ntksap_jax.models import _layers
 from ntksap_jax.models._layers import kaiming_normal
 from ntksap_jax.models.resnet_cifar import BasicBlock, pad_shortcut
@@ -362,7 +363,7 @@ def test_pools_agree_with_flax_s_in_a_network(monkeypatch):
     params = jax.jit(model.init)(jax.random.key(0), x)["params"]
 
     def gradient():
-        network = networks.linen(model, (16, 16, 3), train=False)
+        network = nts.linen(model, (16, 16, 3), train=False)
         squares = jax.jit(jax.grad(lambda params: jnp.sum(network.apply(params, x) ** 2)))
         return squares(params)
 

@@ -7,7 +7,8 @@ import oracles
 import pytest
 from flax import nnx
 
-from ntksap_jax import criteria, masks, networks, search
+import ntksap_jax as nts
+from ntksap_jax import criteria, exchange, masks
 
 KEY = jax.random.key(0)
 # What Flax before 0.12 does with lists in a module, and knows no name for.
@@ -35,13 +36,13 @@ class Net(nnx.Module):
 
 @pytest.fixture(scope="module")
 def network():
-    return networks.nnx(Net, (6, 6, 2))
+    return nts.nnx(Net, (6, 6, 2))
 
 
 def test_init_draws_the_models_own_weights(network):
     model = Net(nnx.Rngs(KEY))
     params = network.init(KEY)
-    want = networks.nnx_params(model)
+    want = exchange.nnx_params(model)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, want)
     assert list(masks.leaf_paths(params))[:2] == ["convs/0/bias", "convs/0/kernel"]
     other = network.init(jax.random.key(1))
@@ -54,9 +55,9 @@ def test_the_users_model_is_left_alone():
     model = Net(nnx.Rngs(0))
     before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngKey))))
     graph = nnx.graphdef(model)
-    params = networks.nnx_params(model)
-    networks.nnx_batch_stats(model)
-    network = networks.nnx(Net, (6, 6, 2))
+    params = exchange.nnx_params(model)
+    exchange.nnx_batch_stats(model)
+    network = nts.nnx(Net, (6, 6, 2))
     network.calibrate(params, INPUTS, unbiased=True)(params, INPUTS)
     assert nnx.graphdef(model) == graph
     after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngKey)))
@@ -71,17 +72,17 @@ def test_a_trained_model_by_its_running_statistics():
     model = Net(nnx.Rngs(0))
     model.dropout.eval()
     model(INPUTS)  # moves the averages
-    stats = networks.nnx_batch_stats(model)
+    stats = exchange.nnx_batch_stats(model)
     assert not np.allclose(stats["norms"][0]["mean"], 0)
-    network = networks.nnx(Net, (6, 6, 2), batch_stats=stats)
-    params = networks.nnx_params(model)
+    network = nts.nnx(Net, (6, 6, 2), batch_stats=stats)
+    params = exchange.nnx_params(model)
     want = model(INPUTS)
     np.testing.assert_allclose(network.apply(params, INPUTS), want, rtol=1e-3, atol=1e-4)
     nnx.update(model, stats)
     model.eval()
     want = model(INPUTS)
     np.testing.assert_allclose(network.apply_running(params, INPUTS), want, rtol=1e-4, atol=1e-5)
-    untrained = networks.nnx(Net, (6, 6, 2)).apply_running(params, INPUTS)
+    untrained = nts.nnx(Net, (6, 6, 2)).apply_running(params, INPUTS)
     fresh = Net(nnx.Rngs(0))
     fresh.eval()
     np.testing.assert_allclose(untrained, fresh(INPUTS), rtol=1e-4, atol=1e-5)
@@ -89,8 +90,8 @@ def test_a_trained_model_by_its_running_statistics():
 
 def test_pruned_params_go_back_into_the_model(network):
     model = Net(nnx.Rngs(0))
-    params = networks.nnx_params(model)
-    mask, _ = search.prune(KEY, params, criteria.magnitude(), schedule=[0.2])
+    params = exchange.nnx_params(model)
+    mask, _ = nts.prune(KEY, params, criteria.magnitude(), schedule=[0.2])
     nnx.update(model, masks.apply(mask, params))
     kernel = model.convs[0].kernel[...]
     np.testing.assert_array_equal(kernel == 0, ~np.asarray(mask["convs"][0]["kernel"]))
@@ -114,8 +115,8 @@ def test_convolutions_are_ours_unless_the_model_has_its_own():
         return nnx.Conv(2, 4, (3, 3), conv_general_dilated=convolution, rngs=rngs)
 
     for network, expected in (
-        (networks.nnx(lambda rngs: nnx.Conv(2, 4, (3, 3), rngs=rngs), (6, 6, 2)), "conv2d"),
-        (networks.nnx(make, (6, 6, 2)), "conv_general_dilated"),
+        (nts.nnx(lambda rngs: nnx.Conv(2, 4, (3, 3), rngs=rngs), (6, 6, 2)), "conv2d"),
+        (nts.nnx(make, (6, 6, 2)), "conv_general_dilated"),
     ):
         params = network.init(KEY)
         program = jax.make_jaxpr(network.apply)(params, INPUTS)
@@ -134,7 +135,7 @@ def _primitives(jaxpr):
 
 def test_statistics_of_float64_are_float64():
     with jax.enable_x64(True):
-        network = networks.nnx(lambda rngs: nnx.BatchNorm(3, rngs=rngs), (3,), dtype=jnp.float64)
+        network = nts.nnx(lambda rngs: nnx.BatchNorm(3, rngs=rngs), (3,), dtype=jnp.float64)
         x = 1 + jax.random.normal(KEY, (5, 3), jnp.float64)
         got = np.asarray(network.apply(network.init(KEY), x))
         x = np.asarray(x)
@@ -163,7 +164,7 @@ class Table(nnx.Module):
 
 
 def test_constants_shared_calls_transforms_and_subclasses():
-    network = networks.nnx(Table, (4,))
+    network = nts.nnx(Table, (4,))
     params = network.init(KEY)
     assert set(masks.leaf_paths(masks.create(params))) == {"layer/kernel"}
     x = jax.random.normal(KEY, (6, 4))
@@ -199,7 +200,7 @@ def test_call_arguments_are_passed_on():
         def __call__(self, x, *, scale):
             return scale * self.layer(x)
 
-    one, two = (networks.nnx(Model, (3,), scale=scale) for scale in (1, 2))
+    one, two = (nts.nnx(Model, (3,), scale=scale) for scale in (1, 2))
     params = one.init(KEY)
     x = jnp.ones((1, 3))
     np.testing.assert_array_equal(2 * one.apply(params, x), two.apply(params, x))
@@ -210,7 +211,7 @@ def test_params_of_another_model(network):
         network.apply({"head": {"kernel": jnp.ones((3, 2))}}, INPUTS)
     with pytest.raises(ValueError, match=r"batch_stats: leaf 'norms/0/mean' has shape \(7,\)"):
         stats = {"norms": {0: {"mean": jnp.zeros(7), "var": jnp.ones(4)}}}
-        networks.nnx(Net, (6, 6, 2), batch_stats=stats)
-    for function in (networks.nnx_params, networks.nnx_batch_stats):
+        nts.nnx(Net, (6, 6, 2), batch_stats=stats)
+    for function in (exchange.nnx_params, exchange.nnx_batch_stats):
         with pytest.raises(TypeError, match="model: got dict, expected a flax.nnx model"):
             function({})

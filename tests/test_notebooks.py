@@ -139,7 +139,7 @@ def test_cells_are_found_by_their_tag():
     source = (FOLDER / "quickstart.py").read_text()
     found = tagged_cells(source, "tpu")
     assert "def train_step(" in found
-    assert "nts.search.prune(" not in found
+    assert "nts.prune(" not in found
     assert not tagged_cells(source, "gpu")
 
 

@@ -257,7 +257,7 @@ class SmallNetwork(nn.Module):
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads the program that CPU runs")
 def test_no_slow_convolution_inside_of_a_loop():
     """The whole search, with what is random in it fixed: random draws take long to compile."""
-    network = nts.networks.linen(SmallNetwork(), (8, 8, 3))
+    network = nts.linen(SmallNetwork(), (8, 8, 3))
     score = nts.criteria.ntk_sap(
         network,
         estimator=lambda key, fn, w: nts.ntk.tangent_norm(fn, w, jax.tree.map(jnp.ones_like, w)),
@@ -267,7 +267,7 @@ def test_no_slow_convolution_inside_of_a_loop():
     )
 
     def search(params):
-        return nts.search.find_mask(jax.random.key(1), params, score, schedule=[0.5, 0.2])
+        return nts.find_mask(jax.random.key(1), params, score, schedule=[0.5, 0.2])
 
     params = jax.eval_shape(network.init, jax.random.key(0))
     in_loops = loop_convolutions(jax.jit(search).lower(params).compile())
@@ -291,8 +291,8 @@ def test_gradients_of_lax_would_be_slow_inside_of_a_loop(convolve):
 
 def test_networks_bring_the_fast_convolution_into_a_users_model():
     model = nn.Sequential([nn.Conv(4, (3, 3)), nn.relu, lambda x: x.mean((1, 2)), nn.Dense(2)])
-    network = nts.networks.linen(model, (6, 6, 3))
-    plain = nts.networks.linen(model, (6, 6, 3), conv_general_dilated=lax.conv_general_dilated)
+    network = nts.linen(model, (6, 6, 3))
+    plain = nts.linen(model, (6, 6, 3), conv_general_dilated=lax.conv_general_dilated)
     params, images = network.init(jax.random.key(0)), jnp.ones((2, 6, 6, 3))
 
     def names(network):
@@ -311,7 +311,7 @@ def test_a_models_own_choice_of_convolution_is_kept():
         return lax.conv_general_dilated(*args, **kwargs)
 
     model = nn.Sequential([nn.Conv(2, (3, 3), conv_general_dilated=own)])
-    network = nts.networks.linen(model, (4, 4, 1))
+    network = nts.linen(model, (4, 4, 1))
     assert calls
     calls.clear()
     network.apply(network.init(jax.random.key(0)), jnp.ones((1, 4, 4, 1)))

@@ -8,7 +8,8 @@ import optax
 import oracles
 import pytest
 
-from ntksap_jax import masks, optim
+import ntksap_jax as nts
+from ntksap_jax import masks
 
 OPTIMIZERS = {
     "sgd": optax.sgd(0.1),
@@ -64,7 +65,7 @@ def pruned_entries(params):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 def test_pruned_weights_stay_exactly_zero_and_the_others_learn(optimizer):
-    constrained = optim.constrain_to_mask(optimizer, MASK)
+    constrained = nts.constrain_to_mask(optimizer, MASK)
     params = masks.apply(MASK, PARAMS)
     trained, state = steps(constrained, params, constrained.init(params), 10)
     np.testing.assert_array_equal(pruned_entries(trained), 0.0)
@@ -81,7 +82,7 @@ def test_pruned_weights_stay_exactly_zero_and_the_others_learn(optimizer):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 def test_it_is_the_optimiser_on_the_sparse_network(optimizer):
     """As if pruned weights did not exist: the plain optimiser on a network that masks itself."""
-    constrained = optim.constrain_to_mask(optimizer, MASK)
+    constrained = nts.constrain_to_mask(optimizer, MASK)
     params = masks.apply(MASK, PARAMS)
     got, _ = steps(constrained, params, constrained.init(params), 6)
 
@@ -99,7 +100,7 @@ def test_it_is_the_optimiser_on_the_sparse_network(optimizer):
 
 def test_clipping_does_not_see_the_dense_gradient():
     gradient = jax.tree.map(lambda p: jnp.full_like(p, 10.0), PARAMS)
-    optimizer = optim.constrain_to_mask(
+    optimizer = nts.constrain_to_mask(
         optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)), MASK
     )
     params = masks.apply(MASK, PARAMS)
@@ -108,14 +109,14 @@ def test_clipping_does_not_see_the_dense_gradient():
 
 
 def test_weights_that_were_not_zero_become_zero_at_the_first_step():
-    optimizer = optim.constrain_to_mask(optax.adamw(1e-3), MASK)
+    optimizer = nts.constrain_to_mask(optax.adamw(1e-3), MASK)
     trained, _ = steps(optimizer, PARAMS, optimizer.init(PARAMS), 1)
     assert np.any(pruned_entries(PARAMS) != 0)
     np.testing.assert_array_equal(pruned_entries(trained), 0.0)
 
 
 def test_momentum_of_pruned_weights_stays_zero():
-    optimizer = optim.constrain_to_mask(optax.sgd(0.1, momentum=0.9), MASK)
+    optimizer = nts.constrain_to_mask(optax.sgd(0.1, momentum=0.9), MASK)
     _, state = steps(optimizer, PARAMS, optimizer.init(PARAMS), 3)
     np.testing.assert_array_equal(pruned_entries(state.inner[0].trace), 0.0)
 
@@ -127,17 +128,17 @@ def test_one_compilation_serves_every_mask():
     def step(params, state):
         nonlocal traces
         traces += 1
-        optimizer = optim.constrain_to_mask(optax.sgd(0.1), state.mask)
+        optimizer = nts.constrain_to_mask(optax.sgd(0.1), state.mask)
         return optimizer.update(params, state, params)
 
     for seed in range(3):
         mask = oracles.random_mask(jax.random.key(seed), PARAMS)
-        step(PARAMS, optim.constrain_to_mask(optax.sgd(0.1), mask).init(PARAMS))
+        step(PARAMS, nts.constrain_to_mask(optax.sgd(0.1), mask).init(PARAMS))
     assert traces == 1
 
 
 def test_donating_the_state_leaves_the_mask():
-    optimizer = optim.constrain_to_mask(optax.sgd(0.1), MASK)
+    optimizer = nts.constrain_to_mask(optax.sgd(0.1), MASK)
     jax.jit(lambda state: state, donate_argnums=0)(optimizer.init(PARAMS))
     assert masks.num_kept(MASK) > 0  # deleted arrays would raise
 
@@ -150,13 +151,13 @@ def test_extra_arguments_reach_the_optimiser():
         return updates, state
 
     inner = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
-    optimizer = optim.constrain_to_mask(inner, MASK)
+    optimizer = nts.constrain_to_mask(inner, MASK)
     optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS, value=3.0)
     assert seen == [{"value": 3.0}]
 
 
 def test_errors():
-    optimizer = optim.constrain_to_mask(optax.sgd(0.1), MASK)
+    optimizer = nts.constrain_to_mask(optax.sgd(0.1), MASK)
     with pytest.raises(ValueError, match="params: got None"):
         optimizer.update(PARAMS, optimizer.init(PARAMS))
     with pytest.raises(ValueError, match="mask: leaf 'Dense_0/kernel' does not exist in params"):

@@ -7,7 +7,8 @@ import numpy as np
 import oracles
 import pytest
 
-from ntksap_jax import models, networks, paths
+import ntksap_jax as nts
+from ntksap_jax import _paths, models
 
 
 class Pooled(nn.Module):
@@ -36,11 +37,11 @@ def value(path):
 def test_positive_networks_without_biases_are_their_own_path_sums(name):
     """Weights and inputs positive, ReLUs open, biases 0: the sum over paths is the output."""
     model, shape, options = ZOO[name]
-    network = networks.linen(model, shape, **options)
+    network = nts.linen(model, shape, **options)
     params = jax.tree.map(jnp.abs, network.init(jax.random.key(0)))
     inputs = jax.random.uniform(jax.random.key(1), (2, *shape))
     got = jax.jit(
-        lambda params: paths.evaluate(network.apply_running, params, inputs, factor=jnp.abs)
+        lambda params: _paths.evaluate(network.apply_running, params, inputs, factor=jnp.abs)
     )(params)
     want = jax.jit(network.apply_running)(params, inputs)
     np.testing.assert_allclose(value(got), want, rtol=1e-4)
@@ -51,7 +52,7 @@ def test_constants_begin_no_path():
         return (jax.nn.relu(x @ params["w"] + 3.0) - 5.0) / 2.0 + params["b"]
 
     params = {"w": jnp.array([[2.0], [-4.0]]), "b": jnp.array([7.0])}
-    got = paths.evaluate(apply, params, jnp.ones((1, 2)), factor=jnp.abs)
+    got = _paths.evaluate(apply, params, jnp.ones((1, 2)), factor=jnp.abs)
     assert value(got).tolist() == [[3.0]]
 
 
@@ -65,9 +66,9 @@ def test_activations_become_the_gate(activation):
         return activation(x @ params["w"]) @ params["v"]
 
     inputs = jnp.ones((1, 1))
-    (gate,) = paths.gates(apply, params, inputs)
+    (gate,) = _paths.gates(apply, params, inputs)
     assert gate.tolist() == [[True, False]]
-    got = paths.evaluate(apply, params, inputs, factor=jnp.abs, gate=lambda x: x * gate)
+    got = _paths.evaluate(apply, params, inputs, factor=jnp.abs, gate=lambda x: x * gate)
     assert value(got).tolist() == [[3.0]]
 
 
@@ -77,7 +78,7 @@ def test_gates_are_those_of_the_real_network():
     params = network.init(jax.random.key(0))
     params["BatchNorm_0"]["bias"] = jax.random.normal(jax.random.key(3), (4,))
     inputs = jax.random.normal(jax.random.key(1), (3, 6, 6, 2))
-    found = jax.jit(lambda p, x: paths.gates(network.apply_running, p, x))(params, inputs)
+    found = jax.jit(lambda p, x: _paths.gates(network.apply_running, p, x))(params, inputs)
     first = nn.Conv(4, (3, 3), use_bias=False).apply({"params": params["Conv_0"]}, inputs)
     want = first / np.sqrt(1 + 1e-5) + params["BatchNorm_0"]["bias"] > 0
     assert [gate.shape for gate in found] == [(3, 6, 6, 4), (3, 6, 6, 5)]
@@ -96,7 +97,7 @@ def test_gates_are_those_of_the_real_network():
 def test_what_is_no_sum_over_paths(apply, match):
     params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
     with pytest.raises(ValueError, match=f"apply: .*{match}"):
-        paths.evaluate(apply, params, jnp.ones((1, 2)), factor=jnp.abs)
+        _paths.evaluate(apply, params, jnp.ones((1, 2)), factor=jnp.abs)
 
 
 def test_signs_are_factors():
@@ -110,7 +111,7 @@ def test_signs_are_factors():
     ]
     for apply, signed, absolute in networks_and_sums:
         for factor, want in ((lambda c: c, signed), (jnp.abs, absolute)):
-            assert value(paths.evaluate(apply, params, x, factor=factor)).item() == want
+            assert value(_paths.evaluate(apply, params, x, factor=factor)).item() == want
 
 
 def test_a_dead_branch_decides_no_scale():
@@ -125,7 +126,7 @@ def test_a_dead_branch_decides_no_scale():
     params = {"deep": [jnp.full((4, 4), 1e-3)] * 30, "skip": jnp.zeros((4, 4))}
 
     def total(params):
-        return paths.total(paths.evaluate(apply, params, jnp.ones((1, 4)), factor=jnp.abs))
+        return _paths.total(_paths.evaluate(apply, params, jnp.ones((1, 4)), factor=jnp.abs))
 
     gradient = jax.grad(total)(params)["deep"][0]
     assert total(params) > 0 and np.all(np.asarray(gradient) > 0)
@@ -140,7 +141,7 @@ def test_a_maximum_may_be_taken_as_a_sum():
 
     params = {"w": jnp.array([[1.0, 2.0]]), "v": jnp.array([[4.0, 3.0]])}
     options = {"factor": jnp.abs, "sum_pools": True}
-    assert value(paths.evaluate(apply, params, jnp.ones((1, 1)), **options)).item() == 10.0
+    assert value(_paths.evaluate(apply, params, jnp.ones((1, 1)), **options)).item() == 10.0
 
 
 def test_far_beyond_float32():
@@ -153,9 +154,9 @@ def test_far_beyond_float32():
         return x
 
     def total(params):
-        return paths.total(paths.evaluate(apply, params, jnp.ones((1, 1)), factor=jnp.abs))
+        return _paths.total(_paths.evaluate(apply, params, jnp.ones((1, 1)), factor=jnp.abs))
 
-    got = paths.evaluate(apply, params, jnp.ones((1, 1)), factor=jnp.abs)
+    got = _paths.evaluate(apply, params, jnp.ones((1, 1)), factor=jnp.abs)
     assert float(got.exponent) + np.log2(float(got.array[0, 0])) == pytest.approx(
         50 * np.log2(1000), abs=1e-3
     )

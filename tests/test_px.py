@@ -9,12 +9,13 @@ import numpy as np
 import oracles
 import pytest
 
-from ntksap_jax import criteria, masks, networks
+import ntksap_jax as nts
+from ntksap_jax import criteria, masks
 
 
 def two_layers():
     model = oracles.ReluMLP(features=(5,), outputs=3)
-    network = networks.linen(model, (4,))
+    network = nts.linen(model, (4,))
     params = network.init(jax.random.key(0))
     # Biases move the gates, but begin no path.
     params["Dense_0"]["bias"] = jax.random.normal(jax.random.key(5), (5,))
@@ -83,7 +84,7 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("micro_batch_size", [pytest.param(None, marks=pytest.mark.long), 3])
 def test_three_copies_of_a_residual_network(micro_batch_size):
     """The released code's way: copies of the network with weights 1 and θ², gates handed over."""
-    network = networks.linen(Residual(), (5, 5, 2))
+    network = nts.linen(Residual(), (5, 5, 2))
     params = network.init(jax.random.key(0))
     mask = oracles.random_mask(jax.random.key(1), params)
     inputs = jax.random.normal(jax.random.key(2), (7, 5, 5, 2))
@@ -109,7 +110,7 @@ def test_three_copies_of_a_residual_network(micro_batch_size):
 
 def test_integer_images_are_squared_as_numbers():
     params = {"w": jnp.ones((2, 1))}
-    network = networks.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
+    network = nts.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
     mask = masks.create(params)
     images = np.array([[10, 16]], np.uint8)  # 16² is 0 modulo 256
     scores = [

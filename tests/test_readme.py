@@ -54,7 +54,7 @@ def test_the_library_example_runs_and_prunes():
     exec(of_nnx.replace("(network)", "(network, num_samples=1, batch_size=4)"), apart)
     density = masks.density(apart["mask"])
     kept = masks.map_prunable(
-        lambda m, p: p, apart["mask"], nts.networks.nnx_params(apart["model"])
+        lambda m, p: p, apart["mask"], nts.exchange.nnx_params(apart["model"])
     )
     nonzero = sum(int((leaf != 0).sum()) for leaf in masks.leaf_paths(kept).values())
     assert nonzero == masks.num_kept(apart["mask"]) and density < 0.3

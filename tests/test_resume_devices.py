@@ -14,9 +14,10 @@ import pytest
 from test_checkpoints import Progress
 from test_training import ConvNet, compiled_step, make_batches, noisy, start
 
+import ntksap_jax as nts
 from experiments.training import checkpoints
 from experiments.training import steps as training
-from ntksap_jax import criteria, masks, search, sharding
+from ntksap_jax import criteria, masks, sharding
 
 KEY = jax.random.key(1)
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ def test_a_search_goes_on_on_other_devices_with_a_mask_that_was_saved(tmp_path):
     score = criteria.ntk_sap(network, num_samples=2, batch_size=8)
     schedule = [0.7, 0.5, 0.3]
     params = network.init(KEY)
-    undisturbed, _ = search.prune(KEY, params, score, schedule=schedule)
+    undisturbed, _ = nts.prune(KEY, params, score, schedule=schedule)
 
     def interrupted(info, mask):
         masks.save(tmp_path / "mask.npz", mask)
@@ -45,8 +46,8 @@ def test_a_search_goes_on_on_other_devices_with_a_mask_that_was_saved(tmp_path):
     placed = placements(params)
     for before, after in zip(placed, placed[1:] + placed[:1], strict=True):
         with pytest.raises(KeyboardInterrupt):
-            search.prune(KEY, before, score, schedule=schedule, on_round=interrupted)
-        mask, _ = search.prune(
+            nts.prune(KEY, before, score, schedule=schedule, on_round=interrupted)
+        mask, _ = nts.prune(
             KEY,
             after,
             score,

@@ -7,7 +7,8 @@ import numpy as np
 import oracles
 import pytest
 
-from ntksap_jax import criteria, masks, networks, ntk, schedules, search, selection
+import ntksap_jax as nts
+from ntksap_jax import _selection, criteria, masks, ntk, schedules
 
 KEY = jax.random.key(5)
 NETWORKS = {"smooth_mlp": oracles.smooth_mlp, "conv_bn": oracles.conv_bn}
@@ -24,7 +25,7 @@ def test_every_round_keeps_exactly_its_share_of_the_last(problem):
     _, params, score = problem
     schedule = schedules.exponential(0.1, rounds=4)
     seen = []
-    mask, history = search.prune(
+    mask, history = nts.prune(
         KEY, params, score, schedule=schedule, on_round=lambda info, mask: seen.append((info, mask))
     )
     total = masks.num_prunable(mask)
@@ -38,10 +39,10 @@ def test_every_round_keeps_exactly_its_share_of_the_last(problem):
 
 def test_reports_say_what_happened(problem):
     _, params, score = problem
-    [info] = search.prune(KEY, params, score, schedule=[0.4])[1]
+    [info] = nts.prune(KEY, params, score, schedule=[0.4])[1]
     dense = masks.create(params)
     scores, metrics = score(jax.random.fold_in(KEY, 0), params, dense, None)
-    mask = selection.select(scores, dense, density=0.4)
+    mask = _selection.select(scores, dense, density=0.4)
     assert info.density == masks.density(mask)
     assert info.layer_densities == masks.layer_densities(mask)
     assert info.threshold == oracles.flat(scores)[oracles.flat(mask)].min()
@@ -53,13 +54,13 @@ def test_same_key_same_mask_under_the_callers_jit(problem):
     """The same search, traced whole by the caller as a function of key and params."""
     _, params, score = problem
     schedule = schedules.exponential(0.2, rounds=3)
-    driven, history = search.prune(KEY, params, score, schedule=schedule)
-    again, _ = search.prune(KEY, params, score, schedule=schedule)
+    driven, history = nts.prune(KEY, params, score, schedule=schedule)
+    again, _ = nts.prune(KEY, params, score, schedule=schedule)
     assert masks.digest(again) == masks.digest(driven)
 
     @jax.jit
     def traced(key, params):
-        return search.find_mask(key, params, score, schedule=schedule)
+        return nts.find_mask(key, params, score, schedule=schedule)
 
     mask, metrics = traced(KEY, params)
     assert masks.digest(mask) == masks.digest(driven)
@@ -71,9 +72,9 @@ def test_same_key_same_mask_under_the_callers_jit(problem):
 
 def test_the_traced_search_can_be_vmapped_over_keys():
     params = {"kernel": jnp.ones((20, 20))}
-    found = jax.vmap(
-        lambda key: search.find_mask(key, params, criteria.random(), schedule=[0.1])[0]
-    )(jax.random.split(KEY, 3))
+    found = jax.vmap(lambda key: nts.find_mask(key, params, criteria.random(), schedule=[0.1])[0])(
+        jax.random.split(KEY, 3)
+    )
     assert np.sum(found["kernel"], axis=(1, 2)).tolist() == [40, 40, 40]
 
 
@@ -82,14 +83,14 @@ def test_a_resumed_search_ends_as_the_undisturbed_one(problem, done):
     _, params, score = problem
     schedule = schedules.exponential(0.1, rounds=3)
     saved = {}
-    whole, history = search.prune(
+    whole, history = nts.prune(
         KEY,
         params,
         score,
         schedule=schedule,
         on_round=lambda info, mask: saved.update({info.round: mask}),
     )
-    resumed, rest = search.prune(
+    resumed, rest = nts.prune(
         KEY, params, score, schedule=schedule, mask=saved[done], start_round=done
     )
     assert masks.digest(resumed) == masks.digest(whole)
@@ -98,11 +99,11 @@ def test_a_resumed_search_ends_as_the_undisturbed_one(problem, done):
 
 def test_scope_layer_keeps_its_share_of_every_layer(problem):
     _, params, score = problem
-    mask, _ = search.prune(KEY, params, score, schedule=[0.6, 0.3], scope="layer")
+    mask, _ = nts.prune(KEY, params, score, schedule=[0.6, 0.3], scope="layer")
     for leaf in masks.leaf_paths(mask).values():
         assert np.sum(leaf) == round(0.3 * leaf.size)
     traced, _ = jax.jit(
-        lambda: search.find_mask(KEY, params, score, schedule=[0.6, 0.3], scope="layer")
+        lambda: nts.find_mask(KEY, params, score, schedule=[0.6, 0.3], scope="layer")
     )()
     assert masks.digest(traced) == masks.digest(mask)
 
@@ -117,17 +118,17 @@ EVEN = {
     ("options", "kept"),
     [
         ({"scope": "filter"}, 160),
-        ({"scope": selection.NofM(2, 4)}, 160),
-        ({"scope": selection.Block(2, 2)}, 160),
+        ({"scope": _selection.NofM(2, 4)}, 160),
+        ({"scope": _selection.Block(2, 2)}, 160),
         ({"min_weights": 20, "min_channels": 3}, 160),
     ],
     ids=str,
 )
 def test_every_option_is_passed_on_by_the_driver_and_by_the_traced_search(options, kept):
     schedule = [0.75, 0.5]
-    driven, history = search.prune(KEY, EVEN, criteria.random(), schedule=schedule, **options)
+    driven, history = nts.prune(KEY, EVEN, criteria.random(), schedule=schedule, **options)
     traced, _ = jax.jit(
-        lambda key: search.find_mask(key, EVEN, criteria.random(), schedule=schedule, **options)
+        lambda key: nts.find_mask(key, EVEN, criteria.random(), schedule=schedule, **options)
     )(KEY)
     assert masks.digest(traced) == masks.digest(driven)
     assert [info.num_kept for info in history] == [240, kept]
@@ -135,14 +136,14 @@ def test_every_option_is_passed_on_by_the_driver_and_by_the_traced_search(option
     mask = masks.create(EVEN)
     for t, d in enumerate(schedule):
         scores, _ = criteria.random()(jax.random.fold_in(KEY, t), EVEN, mask, None)
-        mask = selection.select(scores, mask, density=d, **options)
+        mask = _selection.select(scores, mask, density=d, **options)
     assert masks.digest(mask) == masks.digest(driven)
 
 
 def test_floors_hold_in_a_search():
     weak = {"strong": {"kernel": jnp.ones((9, 9))}, "weak": {"kernel": jnp.full((9, 9), 1e-3)}}
     for floors, least in (({}, 0), ({"min_weights": 7}, 7), ({"min_channels": 4}, 4)):
-        mask, _ = search.prune(KEY, weak, criteria.magnitude(), schedule=[0.5, 0.1], **floors)
+        mask, _ = nts.prune(KEY, weak, criteria.magnitude(), schedule=[0.5, 0.1], **floors)
         assert masks.num_kept(mask) == 16
         assert masks.num_kept(mask["weak"]) >= least
         assert (masks.num_kept(mask["weak"]) > 0) == bool(floors)
@@ -162,14 +163,14 @@ def test_regrowth_ranks_all_weights_again():
     params = {"kernel": jnp.ones(8)}
     mask = {"kernel": jnp.ones(8, bool)}
     left, right = [True] * 4 + [False] * 4, [False] * 4 + [True] * 4
-    for find in (search.prune, search.find_mask):
+    for find in (nts.prune, nts.find_mask):
         found = [
             find(KEY, params, swinging, schedule=[0.5, 0.5], mask=mask, regrow=regrow)[0]
             for regrow in (False, True)
         ]
         assert [m["kernel"].tolist() for m in found] == [left, right]
     half = {"kernel": jnp.array(left)}
-    again, _ = search.one_round(KEY, params, half, swinging, 6, regrow=True)
+    again, _ = nts.find_mask(KEY, params, swinging, schedule=[6 / 8], mask=half, regrow=True)
     assert again["kernel"].tolist() == [True] * 2 + [False] * 2 + [True] * 4
 
 
@@ -177,23 +178,23 @@ def test_a_search_with_regrowth_can_be_resumed_and_start_from_fewer_weights():
     params = {"kernel": jnp.ones(8)}
     half = {"kernel": jnp.arange(8) < 4}
     options = {"schedule": [0.75, 0.25], "regrow": True}
-    mask, _ = search.prune(KEY, params, swinging, mask=half, **options)
+    mask, _ = nts.prune(KEY, params, swinging, mask=half, **options)
     assert mask["kernel"].tolist() == [False] * 4 + [True] * 2 + [False] * 2
     after_one = {"kernel": jnp.arange(8) < 6}
-    resumed, _ = search.prune(KEY, params, swinging, mask=after_one, start_round=1, **options)
+    resumed, _ = nts.prune(KEY, params, swinging, mask=after_one, start_round=1, **options)
     assert masks.digest(resumed) == masks.digest(mask)
 
 
 def test_regrowth_by_a_criterion_that_ignores_pruned_weights_is_an_error():
     with pytest.raises(ValueError, match="round 2 of 2: regrow: .* every pruned weight 0"):
-        search.prune(KEY, EVEN, criteria.magnitude(), schedule=[0.5, 0.2], regrow=True)
+        nts.prune(KEY, EVEN, criteria.magnitude(), schedule=[0.5, 0.2], regrow=True)
 
 
 def test_a_search_by_blocks_can_be_resumed():
-    block = selection.Block(None, 1)
+    block = _selection.Block(None, 1)
     options = {"schedule": [0.6, 0.3], "scope": block}
     saved = {}
-    whole, _ = search.prune(
+    whole, _ = nts.prune(
         KEY,
         EVEN,
         criteria.random(),
@@ -201,27 +202,25 @@ def test_a_search_by_blocks_can_be_resumed():
         **options,
     )
     assert 0.3 * 320 - 36 < masks.num_kept(whole) <= 0.3 * 320
-    resumed, _ = search.prune(KEY, EVEN, criteria.random(), mask=saved[1], start_round=1, **options)
+    resumed, _ = nts.prune(KEY, EVEN, criteria.random(), mask=saved[1], start_round=1, **options)
     assert masks.digest(resumed) == masks.digest(whole)
     with pytest.raises(ValueError, match="keeps 320 weights, but .* the schedule keeps 157 to 192"):
-        search.prune(
-            KEY, EVEN, criteria.random(), mask=masks.create(EVEN), start_round=1, **options
-        )
+        nts.prune(KEY, EVEN, criteria.random(), mask=masks.create(EVEN), start_round=1, **options)
 
 
-@pytest.mark.parametrize("scope", ["filter", selection.NofM(2, 4)], ids=str)
+@pytest.mark.parametrize("scope", ["filter", _selection.NofM(2, 4)], ids=str)
 def test_resuming_counts_the_weights_of_all_groups(scope):
     options = {"schedule": [0.75, 0.5], "scope": scope}
-    last, history = search.prune(KEY, EVEN, criteria.magnitude(), **options)
+    last, history = nts.prune(KEY, EVEN, criteria.magnitude(), **options)
     assert [info.num_kept for info in history] == [240, 160]
     with pytest.raises(ValueError, match="keeps 160 weights, but .* the schedule keeps 240"):
-        search.prune(KEY, EVEN, criteria.magnitude(), mask=last, start_round=1, **options)
+        nts.prune(KEY, EVEN, criteria.magnitude(), mask=last, start_round=1, **options)
 
 
 def test_a_search_may_start_from_a_mask_of_the_users(problem):
     _, params, score = problem
     first = masks.create(params, exclude="Dense_0")
-    mask, _ = search.prune(KEY, params, score, schedule=[0.5], mask=first)
+    mask, _ = nts.prune(KEY, params, score, schedule=[0.5], mask=first)
     assert masks.leaf_paths(mask).keys() == masks.leaf_paths(first).keys()
 
 
@@ -230,8 +229,8 @@ def test_finite_differences_under_the_callers_jit_agree_up_to_flipped_relus():
     network = oracles.conv_bn()
     params = network.init(jax.random.key(0))
     score = criteria.ntk_sap(network, estimator=ntk.finite_difference, num_samples=2, batch_size=4)
-    driven, _ = search.prune(KEY, params, score, schedule=[0.5, 0.3])
-    traced, _ = jax.jit(lambda: search.find_mask(KEY, params, score, schedule=[0.5, 0.3]))()
+    driven, _ = nts.prune(KEY, params, score, schedule=[0.5, 0.3])
+    traced, _ = jax.jit(lambda: nts.find_mask(KEY, params, score, schedule=[0.5, 0.3]))()
     assert masks.num_kept(traced) == masks.num_kept(driven)
     assert np.mean(oracles.flat(traced) == oracles.flat(driven)) > 0.95
 
@@ -239,22 +238,14 @@ def test_finite_differences_under_the_callers_jit_agree_up_to_flipped_relus():
 def test_a_mask_sparser_than_the_schedule_is_an_error():
     mask = {"kernel": jnp.ones((2, 3), bool).at[0].set(False)}
     with pytest.raises(ValueError, match="asks for 5 weights to be kept, but the mask has only 3"):
-        search.prune(KEY, TINY, criteria.random(), schedule=[0.9], mask=mask)
+        nts.prune(KEY, TINY, criteria.random(), schedule=[0.9], mask=mask)
     with pytest.raises(ValueError, match="left in leaf 'kernel'"):
-        search.prune(KEY, TINY, criteria.random(), schedule=[0.9], mask=mask, scope="layer")
-
-
-def test_one_round_may_be_traced_with_everything_constant(problem):
-    _, params, score = problem
-    dense = masks.create(params)
-    eager, _ = search.one_round(KEY, params, dense, score, 9)
-    traced, _ = jax.jit(lambda: search.one_round(KEY, params, dense, score, 9))()
-    assert masks.digest(traced) == masks.digest(eager)
+        nts.prune(KEY, TINY, criteria.random(), schedule=[0.9], mask=mask, scope="layer")
 
 
 def test_the_driver_inside_jit_is_an_error():
-    with pytest.raises(TypeError, match="Use search.find_mask"):
-        jax.jit(lambda: search.prune(KEY, TINY, criteria.random(), schedule=[0.5])[0])()
+    with pytest.raises(TypeError, match="Use ntksap_jax.find_mask"):
+        jax.jit(lambda: nts.prune(KEY, TINY, criteria.random(), schedule=[0.5])[0])()
 
 
 def test_progress_wraps_the_rounds():
@@ -266,21 +257,21 @@ def test_progress_wraps_the_rounds():
             yield t
 
     params = {"kernel": jnp.ones((4, 4))}
-    search.prune(KEY, params, criteria.random(), schedule=[0.5, 0.25], progress=progress)
+    nts.prune(KEY, params, criteria.random(), schedule=[0.5, 0.25], progress=progress)
     assert seen == [0, 1]
 
 
 def test_params_are_left_alone(problem):
     _, params, score = problem
     before = jax.tree.map(np.array, params)
-    search.prune(KEY, params, score, schedule=[0.5])
+    nts.prune(KEY, params, score, schedule=[0.5])
     chex.assert_trees_all_equal(before, params)
 
 
 TINY = {"kernel": jnp.ones((2, 3))}
 
 
-@pytest.mark.parametrize("find", [search.prune, search.find_mask])
+@pytest.mark.parametrize("find", [nts.prune, nts.find_mask])
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
@@ -290,13 +281,13 @@ TINY = {"kernel": jnp.ones((2, 3))}
         ({"schedule": [0.05]}, ValueError, "rounds to none"),
         ({"schedule": [0.5], "scope": "filters"}, ValueError, "scope: got 'filters'"),
         (
-            {"schedule": [0.8, 0.6], "scope": selection.NofM(1, 2)},
+            {"schedule": [0.8, 0.6], "scope": _selection.NofM(1, 2)},
             ValueError,
             r"schedule: ends at density 0.6, but scope NofM\(n=1, m=2\) keeps 1 of every 2",
         ),
-        ({"schedule": [0.4], "scope": selection.NofM(1, 2)}, ValueError, "schedule: ends at"),
-        ({"schedule": [0.5], "scope": selection.NofM(2, 4)}, ValueError, "'kernel', whose 2 in"),
-        ({"schedule": [0.5], "scope": selection.Block(1, 2)}, ValueError, "'kernel', whose 3 out"),
+        ({"schedule": [0.4], "scope": _selection.NofM(1, 2)}, ValueError, "schedule: ends at"),
+        ({"schedule": [0.5], "scope": _selection.NofM(2, 4)}, ValueError, "'kernel', whose 2 in"),
+        ({"schedule": [0.5], "scope": _selection.Block(1, 2)}, ValueError, "'kernel', whose 3 out"),
         ({"schedule": [0.9, 0.5], "min_weights": 4}, ValueError, "may take 4 .* only 3 are kept"),
         ({"schedule": [0.5], "min_weights": 2, "scope": "layer"}, ValueError, "min_weights: got 2"),
         (
@@ -320,7 +311,7 @@ def test_bad_arguments_raise_before_anything_is_scored(find, options, error, mat
 
 
 @pytest.mark.parametrize("key", [0, jnp.zeros(3), jax.random.split(KEY)])
-@pytest.mark.parametrize("find", [search.prune, search.find_mask])
+@pytest.mark.parametrize("find", [nts.prune, nts.find_mask])
 def test_what_is_no_key_is_an_error(find, key):
     with pytest.raises(TypeError, match="expected one PRNG key"):
         find(key, TINY, criteria.random(), schedule=[0.5])
@@ -329,12 +320,12 @@ def test_what_is_no_key_is_an_error(find, key):
 @pytest.mark.parametrize("start_round", [-1, 3])
 def test_a_start_round_outside_the_schedule_is_an_error(start_round):
     with pytest.raises(ValueError, match=f"start_round: got {start_round}"):
-        search.prune(KEY, TINY, criteria.random(), schedule=[0.5, 0.3], start_round=start_round)
+        nts.prune(KEY, TINY, criteria.random(), schedule=[0.5, 0.3], start_round=start_round)
 
 
 def test_resuming_with_another_searchs_mask_is_an_error():
     with pytest.raises(ValueError, match="keeps 6 weights, but after round 1 the schedule keeps 3"):
-        search.prune(KEY, TINY, criteria.random(), schedule=[0.5, 0.3], start_round=1)
+        nts.prune(KEY, TINY, criteria.random(), schedule=[0.5, 0.3], start_round=1)
 
 
 def test_a_score_that_is_not_finite_names_round_and_leaf():
@@ -344,10 +335,10 @@ def test_a_score_that_is_not_finite_names_round_and_leaf():
         return masks.map_prunable(lambda m, p: p * m * bad, mask, params), {}
 
     with pytest.raises(ValueError, match="round 2 of 2: scores: 6 of 6 entries of leaf 'kernel'"):
-        search.prune(KEY, TINY, score, schedule=[0.5, 0.3])
+        nts.prune(KEY, TINY, score, schedule=[0.5, 0.3])
 
 
 def test_a_network_whose_outputs_are_not_finite_is_an_error():
-    network = networks.plain(lambda key: TINY, lambda p, x: jnp.log(x @ p["kernel"] * 0 - 1), (2,))
+    network = nts.plain(lambda key: TINY, lambda p, x: jnp.log(x @ p["kernel"] * 0 - 1), (2,))
     with pytest.raises(ValueError, match="outputs are not finite"):
-        search.prune(KEY, TINY, criteria.ntk_sap(network), schedule=[0.5])
+        nts.prune(KEY, TINY, criteria.ntk_sap(network), schedule=[0.5])

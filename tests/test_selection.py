@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ntksap_jax import _host_selection, masks, selection
-from ntksap_jax.selection import Block, NofM
+from ntksap_jax import _host_selection, _selection, masks
+from ntksap_jax._selection import Block, NofM
 
-keep_top = jax.jit(selection.keep_top, static_argnames=("scope", "min_weights", "min_channels"))
+keep_top = jax.jit(_selection.keep_top, static_argnames=("scope", "min_weights", "min_channels"))
 
 # Few distinct values make ties; the others reach into both tails, subnormal numbers and zeros.
 VALUES = st.one_of(
@@ -46,7 +46,7 @@ def join(tree):
     return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)])
 
 
-@pytest.mark.parametrize("keep", [keep_top, selection.keep_top_concrete])
+@pytest.mark.parametrize("keep", [keep_top, _selection.keep_top_concrete])
 @given(problem=problems())
 def test_global_selection_is_a_stable_sort(keep, problem):
     scores, mask, count = problem
@@ -109,7 +109,7 @@ def test_the_host_and_the_compiled_selection_agree_on_many_weights(ties):
     mask = jax.tree.map(lambda s: jnp.asarray(rng.random(s.shape) < 0.7), scores)
     for count in (0, 1, 5000, 10_000_000):
         compiled, threshold = keep_top(scores, mask, count)
-        on_host, same = selection.keep_top_concrete(scores, mask, count)
+        on_host, same = _selection.keep_top_concrete(scores, mask, count)
         np.testing.assert_array_equal(join(compiled), join(on_host))
         assert threshold == same and threshold.dtype == same.dtype
 
@@ -121,7 +121,7 @@ def is_shape(node):
 @given(problems(), st.floats(0.05, 1.0))
 def test_count_is_exact_and_masks_only_shrink(problem, density):
     scores, mask, _ = problem
-    count = selection.kept_counts(split(mask), density)
+    count = _selection.kept_counts(split(mask), density)
     assert count == round(density * 11)
     new = join(keep_top(split(scores), split(mask), count)[0])
     assert new.sum() == min(count, mask.sum())
@@ -157,7 +157,7 @@ def test_dtypes(dtype):
     with jax.enable_x64(dtype == "float64"):
         # These two differ in float64 only.
         scores = jnp.array([1.0, 1.0 + 1e-12, -3.0], dtype)
-        new, threshold = selection.keep_top([scores], [jnp.ones(3, bool)], 1)
+        new, threshold = _selection.keep_top([scores], [jnp.ones(3, bool)], 1)
         best = 1 if dtype == "float64" else 0
         assert np.flatnonzero(new[0]).tolist() == [best]
         assert float(threshold) == float(scores[best])
@@ -175,7 +175,7 @@ def test_a_low_density_empties_no_layer_and_no_filter(scope):
     scores = {
         name: jnp.arange(1.0, 1 + leaf.size).reshape(leaf.shape) for name, leaf in mask.items()
     }
-    kept = selection.select(scores, mask, density=0.05, scope=scope)
+    kept = _selection.select(scores, mask, density=0.05, scope=scope)
     small, large = {"layer": (1, 32), "filter": (3, 30)}[scope]
     assert (int(kept["small"].sum()), int(kept["large"].sum())) == (small, large)
 
@@ -183,28 +183,28 @@ def test_a_low_density_empties_no_layer_and_no_filter(scope):
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.01, float("nan")])
 def test_density_outside_the_unit_interval_is_an_error(density):
     with pytest.raises(ValueError, match=r"density: .*\(0, 1\]"):
-        selection.kept_counts([jnp.ones(10, bool)], density)
+        _selection.kept_counts([jnp.ones(10, bool)], density)
 
 
 def test_a_density_that_keeps_nothing_is_an_error():
     with pytest.raises(ValueError, match=r"rounds to none.*density >= 0.1"):
-        selection.kept_counts([jnp.ones(10, bool)], 0.04)
+        _selection.kept_counts([jnp.ones(10, bool)], 0.04)
 
 
 def test_an_unknown_scope_is_an_error():
     with pytest.raises(ValueError, match="scope: got 'locally'"):
-        selection.kept_counts([jnp.ones(10, bool)], 0.5, scope="locally")
+        _selection.kept_counts([jnp.ones(10, bool)], 0.5, scope="locally")
 
 
 def test_a_density_above_what_is_left_is_an_error():
     mask = [jnp.arange(10) < 3]
     with pytest.raises(ValueError, match="asks for 5 weights to be kept, but the mask has only 3"):
-        selection.select([jnp.ones(10)], mask, density=0.5)
+        _selection.select([jnp.ones(10)], mask, density=0.5)
 
 
 def test_a_density_in_place_of_counts_is_an_error():
     with pytest.raises(TypeError, match="counts: got 0.5, expected numbers of weights"):
-        selection.keep_top([jnp.ones(10)], [jnp.ones(10, bool)], 0.5)
+        _selection.keep_top([jnp.ones(10)], [jnp.ones(10, bool)], 0.5)
 
 
 DENSE = {"a": jnp.ones(3, bool), "b": jnp.ones(2, bool)}
@@ -222,12 +222,12 @@ DENSE = {"a": jnp.ones(3, bool), "b": jnp.ones(2, bool)}
 )
 def test_useless_scores_are_errors_that_name_the_leaf(scores, match):
     with pytest.raises(ValueError, match=match):
-        selection.select(scores, DENSE, density=0.5)
+        _selection.select(scores, DENSE, density=0.5)
 
 
 def test_a_layer_that_earlier_rounds_cut_off_may_score_zero():
     mask = {"a": jnp.ones(3, bool), "b": jnp.array([True, False])}
-    new = selection.select({"a": jnp.ones(3), "b": jnp.zeros(2)}, mask, density=0.6)
+    new = _selection.select({"a": jnp.ones(3), "b": jnp.zeros(2)}, mask, density=0.6)
     assert masks.layer_densities(new) == {"a": 1.0, "b": 0.0}
 
 
@@ -262,7 +262,7 @@ def groups(scope, shape):
 
 @given(layers(VALUES), layers(st.booleans(), bool), st.floats(0.1, 1.0))
 def test_a_filter_keeps_its_share_by_a_stable_sort(scores, mask, density):
-    counts = selection.kept_counts(mask, density, scope="filter")
+    counts = _selection.kept_counts(mask, density, scope="filter")
     assert counts == {"conv": round(density * 8), "dense": round(density * 8)}
     new, threshold = keep_top(scores, mask, counts, scope="filter")
     for name, shape in SHAPES.items():
@@ -277,7 +277,7 @@ def test_a_filter_keeps_its_share_by_a_stable_sort(scores, mask, density):
 @pytest.mark.parametrize("scope", [NofM(2, 4), NofM(1, 2)])
 @given(layers(VALUES), layers(st.booleans(), bool), st.floats(0.5, 1.0))
 def test_n_of_every_m_inputs_stay_by_a_stable_sort(scope, scores, mask, density):
-    count = selection.kept_counts(mask, density, scope=scope)
+    count = _selection.kept_counts(mask, density, scope=scope)
     assert count == max(scope.n, round(density * scope.m))
     new, _ = keep_top(scores, mask, count, scope=scope)
     for name, shape in SHAPES.items():
@@ -293,7 +293,7 @@ def test_the_n_of_m_pattern_holds_in_every_group(n, m):
     random = np.random.default_rng(0)
     scores = {"conv": random.normal(size=(3, 3, 16, 5)), "dense": random.normal(size=(24, 7))}
     dense = masks.create(scores, include=".")
-    new = selection.select(scores, dense, density=n / m, scope=NofM(n, m))
+    new = _selection.select(scores, dense, density=n / m, scope=NofM(n, m))
     for start in range(0, 16, m):
         assert np.all(np.sum(new["conv"][:, :, start : start + m, :], axis=2) == n)
     for start in range(0, 24, m):
@@ -329,9 +329,9 @@ def test_blocks_of_one_size_fill_the_count_exactly():
     scores = {name: np.random.default_rng(0).normal(size=shape) for name, shape in SHAPES.items()}
     dense = masks.create(scores, include=".")
     for density in (0.1, 0.33, 0.5, 1.0):
-        new = selection.select(scores, dense, density=density, scope=Block(2, 2))
+        new = _selection.select(scores, dense, density=density, scope=Block(2, 2))
         assert masks.num_kept(new) == round(density * 80) // 4 * 4
-        assert masks.num_kept(new) in selection.kept_range(
+        assert masks.num_kept(new) in _selection.kept_range(
             round(density * 80), dense, scope=Block(2, 2)
         )
 
@@ -339,7 +339,7 @@ def test_blocks_of_one_size_fill_the_count_exactly():
 def test_whole_filters_are_output_channels_at_all_positions():
     scores = {"conv": np.ones((3, 3, 2, 4)) * [1.0, 4.0, 2.0, 3.0]}
     dense = masks.create(scores, include=".")
-    new = selection.select(scores, dense, density=0.5, scope=Block(None, 1))
+    new = _selection.select(scores, dense, density=0.5, scope=Block(None, 1))
     assert np.all(np.asarray(new["conv"]) == [False, True, False, True])
 
 
@@ -347,7 +347,7 @@ def test_whole_filters_are_output_channels_at_all_positions():
 @given(layers(SMALL_NUMBERS))
 def test_selecting_in_steps_is_selecting_at_once_in_every_scope(scope, scores):
     dense = {name: np.ones(shape, bool) for name, shape in SHAPES.items()}
-    half, quarter = (selection.kept_counts(dense, d, scope=scope) for d in (0.5, 0.25))
+    half, quarter = (_selection.kept_counts(dense, d, scope=scope) for d in (0.5, 0.25))
     halfway, _ = keep_top(scores, dense, half, scope=scope)
     twice, _ = keep_top(scores, halfway, quarter, scope=scope)
     once, _ = keep_top(scores, dense, quarter, scope=scope)
@@ -361,9 +361,9 @@ def test_a_scope_is_exact_with_nan_and_traced_counts(scope):
     """NofM(2, 4) and Block(2, 4) hold the same numbers: no compiled program may confuse them."""
     scores = {"w": jnp.array([[jnp.nan, 1.0, 5.0, 5.0]] * 2 + [[jnp.nan, 2.0, 5.0, 4.0]] * 2)}
     dense = masks.create(scores, include=".")
-    counts = selection.kept_counts(dense, 0.5, scope=scope)
+    counts = _selection.kept_counts(dense, 0.5, scope=scope)
     new, _ = keep_top(scores, dense, counts, scope=scope)
-    eager, _ = selection.keep_top(scores, dense, counts, scope=scope)
+    eager, _ = _selection.keep_top(scores, dense, counts, scope=scope)
     np.testing.assert_array_equal(new["w"], eager["w"])
     want = {
         "filter": [[1, 0, 1, 1], [1, 0, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0]],
@@ -393,15 +393,15 @@ def test_a_scope_is_exact_with_nan_and_traced_counts(scope):
 def test_a_scope_that_does_not_divide_a_leaf_names_it(scope, match):
     dense = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
     with pytest.raises(ValueError, match=match):
-        selection.kept_counts(dense, 0.9, scope=scope)
+        _selection.kept_counts(dense, 0.9, scope=scope)
     with pytest.raises(ValueError, match=match):
-        selection.keep_top(dense, dense, 9, scope=scope)
+        _selection.keep_top(dense, dense, 9, scope=scope)
 
 
 @pytest.mark.parametrize("scope", ["filter", NofM(2, 4), Block(None, 1)], ids=str)
 def test_a_leaf_without_inputs_and_outputs_is_an_error_in_scopes_that_need_them(scope):
     with pytest.raises(ValueError, match=r"'bias' of shape \(8,\); expected two axes"):
-        selection.kept_counts({"bias": jnp.ones(8, bool)}, 0.5, scope=scope)
+        _selection.kept_counts({"bias": jnp.ones(8, bool)}, 0.5, scope=scope)
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_impossible_scopes_cannot_be_made(make):
 def test_a_density_that_the_scope_cannot_keep_is_an_error(density, scope, match):
     dense = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
     with pytest.raises(ValueError, match=match):
-        selection.kept_counts(dense, density, scope=scope)
+        _selection.kept_counts(dense, density, scope=scope)
 
 
 @pytest.mark.parametrize("scope", ["layer", "filter", NofM(2, 4)], ids=str)
@@ -440,7 +440,7 @@ def test_a_group_with_too_few_weights_left_is_an_error(scope):
         mask["dense"] = mask["dense"].at[2:].set(False)
     scores = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
     with pytest.raises(ValueError, match=r"asks for \d+ .*only \d left in .*'dense'"):
-        selection.select(scores, mask, density=0.5, scope=scope)
+        _selection.select(scores, mask, density=0.5, scope=scope)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_a_group_with_too_few_weights_left_is_an_error(scope):
 def test_counts_of_another_scope_are_an_error(counts, scope):
     mask = {"w": jnp.ones((4, 4), bool)}
     with pytest.raises(TypeError, match=r"counts: .*kept_counts"):
-        selection.keep_top({"w": jnp.ones((4, 4))}, mask, counts, scope=scope)
+        _selection.keep_top({"w": jnp.ones((4, 4))}, mask, counts, scope=scope)
 
 
 # -- Floors --------------------------------------------------------------------------------------
@@ -506,9 +506,9 @@ def test_floors_hold_where_a_global_threshold_cuts_a_layer_off():
         "narrow": random.uniform(size=(2, 10)) * 1e-3,
     }
     dense = masks.create(scores, include=".")
-    bare = selection.select(scores, dense, density=0.05)
+    bare = _selection.select(scores, dense, density=0.05)
     assert masks.num_kept(bare["low"]) == masks.num_kept(bare["narrow"]) == 0
-    new = selection.select(scores, dense, density=0.05, min_weights=12, min_channels=5)
+    new = _selection.select(scores, dense, density=0.05, min_weights=12, min_channels=5)
     assert masks.num_kept(new) == masks.num_kept(bare) == round(0.05 * masks.num_prunable(dense))
     assert masks.num_kept(new["low"]) == masks.num_kept(new["narrow"]) == 12
     assert min(connected(new["low"])) >= 5
@@ -521,10 +521,10 @@ def test_floors_hold_where_a_global_threshold_cuts_a_layer_off():
 def test_floors_go_with_the_global_scope_only(scope, floor):
     dense = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
     with pytest.raises(ValueError, match=rf"{floor}: got 2 with scope .*scope='global'"):
-        selection.kept_counts(dense, 0.5, scope=scope, **{floor: 2})
+        _selection.kept_counts(dense, 0.5, scope=scope, **{floor: 2})
     if scope == "layer":
         with pytest.raises(ValueError, match=rf"{floor}: got 2 with scope"):
-            selection.keep_top(dense, dense, {"conv": 3, "dense": 3}, **{floor: 2})
+            _selection.keep_top(dense, dense, {"conv": 3, "dense": 3}, **{floor: 2})
 
 
 @pytest.mark.parametrize(
@@ -540,9 +540,9 @@ def test_impossible_floors_are_an_error(floors, match):
     dense = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
     density = 0.5 if "min_weights" in floors else 0.25
     with pytest.raises(ValueError, match=match):
-        selection.kept_counts(dense, density, **floors)
+        _selection.kept_counts(dense, density, **floors)
 
 
 def test_channels_of_a_leaf_without_any_are_an_error():
     with pytest.raises(ValueError, match="min_channels: leaf 'bias'"):
-        selection.kept_counts({"bias": jnp.ones(8, bool)}, 0.5, min_channels=1)
+        _selection.kept_counts({"bias": jnp.ones(8, bool)}, 0.5, min_channels=1)

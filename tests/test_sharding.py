@@ -9,7 +9,8 @@ import oracles
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ntksap_jax import criteria, masks, ntk, search, sharding
+import ntksap_jax as nts
+from ntksap_jax import _placement, criteria, masks, ntk, sharding
 
 NUM_DEVICES = 4
 
@@ -150,7 +151,7 @@ def test_a_search_over_sharded_samples_finds_the_same_mask():
     found = []
     for placement in ({}, {"shard_samples": over(8)}, {"shard_inputs": over(8)}):
         score = criteria.ntk_sap(network, num_samples=3, batch_size=8, **placement)
-        mask, _ = search.prune(jax.random.key(1), params, score, schedule=[0.5, 0.25])
+        mask, _ = nts.prune(jax.random.key(1), params, score, schedule=[0.5, 0.25])
         found.append(mask)
     single, *others = map(oracles.flat, found)
     for other in others:
@@ -159,7 +160,7 @@ def test_a_search_over_sharded_samples_finds_the_same_mask():
 
 @pytest.mark.parametrize("count", [1, 3, 4, 9])
 def test_sums_over_shards(count):
-    total = sharding.sum_over(
+    total = _placement.sum_over(
         lambda item: {"square": item["x"] ** 2, "one": jnp.ones(())},
         {"x": jnp.arange(2.0 * count).reshape(count, 2)},
         over(4),
@@ -172,4 +173,4 @@ def test_sums_over_shards(count):
 @pytest.mark.parametrize("spec", [PartitionSpec(), PartitionSpec(None, "data")])
 def test_a_sharding_that_does_not_split_the_items_is_an_error(mesh, spec):
     with pytest.raises(ValueError, match=r"sharding: got .* expected a PartitionSpec that splits"):
-        sharding.sum_over(jnp.square, jnp.arange(4.0), NamedSharding(mesh, spec))
+        _placement.sum_over(jnp.square, jnp.arange(4.0), NamedSharding(mesh, spec))

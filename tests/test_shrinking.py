@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from ntksap_jax import masks, models, networks
+import ntksap_jax as nts
+from ntksap_jax import masks, models
 from ntksap_jax.structured.channels import cost, expand, filter_channels, groups
 from ntksap_jax.structured.shrinking import load, save, shrink, zero_out
 from ntksap_jax.structured.tracing import trace
@@ -393,7 +394,7 @@ def test_is_a_network_of_the_library():
     channels, variables = channels_of("grown"), random_variables(model, shape)
     keep = random_keep(channels, 3)
     small, fewer = shrink(model, variables, channels, keep)
-    network = networks.linen(small, shape, train=False, batch_stats=fewer["batch_stats"])
+    network = nts.linen(small, shape, train=False, batch_stats=fewer["batch_stats"])
     fresh = network.init(jax.random.key(0))
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, fewer["params"])
     assert masks.num_prunable(masks.create(fresh)) == sum(

@@ -7,7 +7,8 @@ import optax
 import oracles
 import pytest
 
-from ntksap_jax import criteria, masks, networks, search
+import ntksap_jax as nts
+from ntksap_jax import criteria, masks
 
 NETWORK = oracles.conv_bn()
 PARAMS = NETWORK.init(jax.random.key(0))
@@ -50,7 +51,7 @@ def test_force_brings_weights_back_only_if_asked_to():
     options = {"schedule": [0.3, 0.28, 0.26], "batch": BATCH}
     score = criteria.force(NETWORK)
     seen = []
-    search.prune(
+    nts.prune(
         jax.random.key(0),
         PARAMS,
         score,
@@ -59,10 +60,8 @@ def test_force_brings_weights_back_only_if_asked_to():
         **options,
     )
     assert any((later & ~earlier).any() for earlier, later in zip(seen, seen[1:], strict=False))
-    kept, _ = search.prune(jax.random.key(0), PARAMS, score, **options)
-    iterative, _ = search.prune(
-        jax.random.key(0), PARAMS, criteria.iterative_snip(NETWORK), **options
-    )
+    kept, _ = nts.prune(jax.random.key(0), PARAMS, score, **options)
+    iterative, _ = nts.prune(jax.random.key(0), PARAMS, criteria.iterative_snip(NETWORK), **options)
     assert masks.digest(kept) == masks.digest(iterative)
 
 
@@ -70,7 +69,7 @@ def test_force_brings_weights_back_only_if_asked_to():
 @pytest.mark.parametrize("size", [1, 3, 7, 20])
 def test_micro_batches_give_the_full_batch_score(make, size):
     """Where no batch statistics couple the examples, up to rounding."""
-    model = networks.linen(oracles.ReluMLP(), (4,))
+    model = nts.linen(oracles.ReluMLP(), (4,))
     params = model.init(jax.random.key(0))
     mask = oracles.random_mask(jax.random.key(1), params)
     batch = (jax.random.normal(jax.random.key(2), (7, 4)), jnp.arange(7) % 3)

@@ -8,10 +8,11 @@ import numpy as np
 import oracles
 import pytest
 
+import ntksap_jax as nts
 from experiments.cifar import program as cifar
 from experiments.cifar import spectrum
 from experiments.training import checkpoints
-from ntksap_jax import masks, networks, ntk
+from ntksap_jax import masks, ntk
 
 CONV, SMOOTH = oracles.conv_bn(), oracles.smooth_mlp()  # Made once: compiled once.
 
@@ -170,7 +171,7 @@ def test_a_spectrum_that_is_too_large_is_refused_before_anything_runs(
 
 
 def test_kernels_of_networks_without_statistics_need_no_batch():
-    network = networks.plain(
+    network = nts.plain(
         lambda key: {"w": jax.random.normal(key, (3, 2))}, lambda p, x: x @ p["w"], (3,)
     )
     params = network.init(jax.random.key(0))

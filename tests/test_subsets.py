@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from experiments import data
 from experiments.shell.errors import UserError
-from ntksap_jax import subsets
+from ntksap_jax import criteria
 
 
 @given(
@@ -21,7 +21,7 @@ def test_each_class_comes_exactly_so_many_times_and_no_example_twice(seed, per_c
     counts[0] += 40 - counts.sum()  # Always 40: another shape would be compiled again.
     labels = np.repeat([-4, -1, 2, 50], counts)
     labels = np.random.default_rng(seed).permutation(labels)
-    indices = subsets.class_balanced(jax.random.key(seed), labels, per_class=per_class)
+    indices = criteria.class_balanced(jax.random.key(seed), labels, per_class=per_class)
     assert indices.dtype == np.int32 and indices.shape == (per_class * len(counts),)
     assert len(set(indices.tolist())) == len(indices)
     classes, found = np.unique(labels[indices], return_counts=True)
@@ -32,7 +32,7 @@ def test_each_class_comes_exactly_so_many_times_and_no_example_twice(seed, per_c
 def test_every_example_is_equally_likely_in_every_place():
     labels = np.array([0, 1, 1, 0, 1])
     draws = np.array(
-        [subsets.class_balanced(jax.random.key(seed), labels, per_class=1) for seed in range(600)]
+        [criteria.class_balanced(jax.random.key(seed), labels, per_class=1) for seed in range(600)]
     )
     chosen = np.bincount(draws.ravel(), minlength=5)
     # 300 of each in class 0, 200 in class 1; the standard deviation is at most 12.3.
@@ -43,7 +43,7 @@ def test_every_example_is_equally_likely_in_every_place():
 def test_the_subset_is_that_of_the_key():
     labels = np.arange(1000) % 10
     first, again, other = (
-        subsets.class_balanced(jax.random.key(seed), labels) for seed in (1, 1, 2)
+        criteria.class_balanced(jax.random.key(seed), labels) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert len(first) == 100 and not np.array_equal(first, other)
@@ -61,7 +61,7 @@ def test_the_subset_is_that_of_the_key():
 )
 def test_wrong_arguments_are_named(labels, per_class, error, message):
     with pytest.raises(error, match=message):
-        subsets.class_balanced(jax.random.key(0), labels, per_class=per_class)
+        criteria.class_balanced(jax.random.key(0), labels, per_class=per_class)
 
 
 def test_the_pruning_batch_is_normalised_and_balanced():

@@ -6,7 +6,8 @@ import numpy as np
 import oracles
 import pytest
 
-from ntksap_jax import criteria, masks, models, networks, schedules, search
+import ntksap_jax as nts
+from ntksap_jax import criteria, masks, models, schedules
 
 
 def deep_linear(depth, width=16):
@@ -22,7 +23,7 @@ def deep_linear(depth, width=16):
             x = jax.nn.relu(x @ params[name]["kernel"])
         return x
 
-    return networks.plain(init, apply, (width,))
+    return nts.plain(init, apply, (width,))
 
 
 def scores_in_float64(params, factor):
@@ -77,7 +78,7 @@ def test_layer_sums_are_conserved():
 
 def test_residual_networks_agree_with_the_plain_derivative():
     """Scaling layer by layer would not do here: a branch would be weighed against its shortcut."""
-    network = networks.linen(models.ResNet((1, 1), 4, 5), (8, 8, 3), train=False)
+    network = nts.linen(models.ResNet((1, 1), 4, 5), (8, 8, 3), train=False)
     params = network.init(jax.random.key(0))
     mask = oracles.random_mask(jax.random.key(1), params)
 
@@ -97,17 +98,17 @@ def test_no_layer_collapses_before_the_last_weights():
     network = oracles.conv_bn(4, 8)
     params = network.init(jax.random.key(0))
     schedule = schedules.exponential(0.02, rounds=20)
-    mask, _ = search.prune(jax.random.key(0), params, criteria.synflow(network), schedule=schedule)
+    mask, _ = nts.prune(jax.random.key(0), params, criteria.synflow(network), schedule=schedule)
     assert all(count > 0 for count in masks.layer_densities(mask).values())
 
 
 def test_running_statistics_of_a_pretrained_network_count():
     model = oracles.ConvBN()
-    plain = networks.linen(model, (6, 6, 2), train=False)
+    plain = nts.linen(model, (6, 6, 2), train=False)
     params = plain.init(jax.random.key(0))
     variance = jnp.array([1.0, 4.0, 9.0, 16.0])
     stats = {"BatchNorm_0": {"mean": jnp.ones(4), "var": variance}}
-    trained = networks.linen(model, (6, 6, 2), batch_stats=stats, train=False)
+    trained = nts.linen(model, (6, 6, 2), batch_stats=stats, train=False)
     before = criteria.synflow(plain)(None, params, masks.create(params), None)[0]
     after = criteria.synflow(trained)(None, params, masks.create(params), None)[0]
     ratio = np.asarray(after["Conv_0"]["kernel"] / before["Conv_0"]["kernel"])

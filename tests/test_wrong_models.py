@@ -9,7 +9,7 @@ import oracles
 import pytest
 from flax import nnx
 
-from ntksap_jax import networks
+import ntksap_jax as nts
 
 KEY = jax.random.key(0)
 SHAPE = (3,)
@@ -71,15 +71,15 @@ LINEN = {
     "nnx": (
         nnx.Linear(3, 2, rngs=nnx.Rngs(0)),
         TypeError,
-        r"Linear, which is of flax.nnx \(for that use networks.nnx\(lambda rngs",
+        r"Linear, which is of flax.nnx \(for that use ntksap_jax.nnx\(lambda rngs",
     ),
     "equinox": (
         eqx.nn.Linear(3, 2, key=KEY),
         TypeError,
-        r"Linear, which is of equinox \(for that use networks.plain.*eqx.partition",
+        r"Linear, which is of equinox \(for that use ntksap_jax.plain.*eqx.partition",
     ),
-    "function": (lambda x: x, TypeError, r"model: got function.*use networks.plain\("),
-    "state": (Counting(), ValueError, r"state in collection\(s\) count.*use networks.plain"),
+    "function": (lambda x: x, TypeError, r"model: got function.*use ntksap_jax.plain\("),
+    "state": (Counting(), ValueError, r"state in collection\(s\) count.*use ntksap_jax.plain"),
     "numpy": (NumpyNoise(), ValueError, "model: does something else each time.*not pure"),
     "dropout": (DroppingOut(), ValueError, r"mean evaluation.*train=False.*dropout"),
     "make_rng": (OwnNoise(), ValueError, r"mean evaluation.*train=False.*dropout"),
@@ -100,7 +100,7 @@ LINEN = {
 @pytest.mark.parametrize(("model", "kind", "message"), LINEN.values(), ids=LINEN.keys())
 def test_linen(model, kind, message):
     with pytest.raises(kind, match=message):
-        networks.linen(model, SHAPE)
+        nts.linen(model, SHAPE)
 
 
 # -- Plain functions -----------------------------------------------------------------------------
@@ -140,7 +140,7 @@ PLAIN = {
         ValueError,
         r"init: leaf 'activation' of the params is a \w+, expected a pytree of arrays.*partition",
     ),
-    "linen as init": (nn.Dense(2), apply, TypeError, r"init: got Dense.*use networks.linen\("),
+    "linen as init": (nn.Dense(2), apply, TypeError, r"init: got Dense.*use ntksap_jax.linen\("),
     "torch": (init, Torch(), TypeError, "apply: got Torch, which is of torch.*exchange.from_torch"),
     "no function": ({"kernel": 1}, apply, TypeError, "init: got dict, expected a function"),
     "no key": (lambda: {}, apply, ValueError, "init: cannot be called as init.key."),
@@ -197,11 +197,11 @@ PLAIN = {
 def test_plain(init, apply, kind, message):
     REMEMBERED.clear()
     with pytest.raises(kind, match=message):
-        networks.plain(init, apply, SHAPE)
+        nts.plain(init, apply, SHAPE)
 
 
 def test_several_outputs_are_as_good_as_one():
-    network = networks.plain(
+    network = nts.plain(
         init, lambda params, x: {"a": apply(params, x), "b": apply(params, x)[:, 0]}, SHAPE
     )
     assert network.apply(network.init(KEY), jnp.ones((4, 3)))["b"].shape == (4,)
@@ -218,7 +218,7 @@ def test_two_traces_of_a_pure_function_are_the_same():
         x = jax.checkpoint(jax.nn.silu)(x) + jax.grad(lambda y: (y**3).sum())(x)
         return apply(params, x)
 
-    assert networks.plain(init, many, SHAPE).input_shape == SHAPE
+    assert nts.plain(init, many, SHAPE).input_shape == SHAPE
 
 
 # -- nnx -----------------------------------------------------------------------------------------
@@ -326,10 +326,18 @@ NNX = {
         TypeError,
         r"make: got a model, Linear, expected a function.*lambda rngs.*nnx_params\(model\)",
     ),
-    "linen": (nn.Dense(2), TypeError, r"make: got Dense, which is of flax.linen.*networks.linen\("),
+    "linen": (
+        nn.Dense(2),
+        TypeError,
+        r"make: got Dense, which is of.flax.linen.*jax.linen\(",
+    ),
     "equinox": (eqx.nn.Linear(3, 2, key=KEY), TypeError, "Linear, which is of equinox.*partition"),
     "no function": (3, TypeError, "make: got int, expected a function that makes a flax.nnx model"),
-    "returns linen": (lambda rngs: nn.Dense(2), TypeError, "make: returned Dense.*networks.linen"),
+    "returns linen": (
+        lambda rngs: nn.Dense(2),
+        TypeError,
+        "make: returned Dense.*jax.linen",
+    ),
     "arguments": (
         lambda: EXISTING,
         TypeError,
@@ -341,7 +349,7 @@ NNX = {
     "shared layer": (
         Twice,
         ValueError,
-        "'first' and 'second' are one and the same.*networks.plain",
+        "'first' and 'second' are one and the same.*ntksap_jax.plain",
     ),
     "noise": (Noisy, ValueError, r"draws random numbers \('rngs/.*evaluation"),
     "dropout": (AlwaysDropping, ValueError, r"draws random numbers \('dropout/.*evaluation"),
@@ -363,11 +371,11 @@ if hasattr(nnx, "List"):  # Flax before 0.12 keeps arrays that are no Variables,
 @pytest.mark.parametrize(("make", "kind", "message"), NNX.values(), ids=NNX.keys())
 def test_nnx(make, kind, message):
     with pytest.raises(kind, match=message):
-        networks.nnx(make, SHAPE)
+        nts.nnx(make, SHAPE)
 
 
 def test_unbiased_statistics_of_one_value():
-    network = networks.nnx(lambda rngs: nnx.BatchNorm(3, rngs=rngs), SHAPE)
+    network = nts.nnx(lambda rngs: nnx.BatchNorm(3, rngs=rngs), SHAPE)
     with pytest.raises(ValueError, match="sees a single value per feature.*larger batch_size"):
         network.calibrate(network.init(KEY), jnp.ones((1, 3)), unbiased=True)
 
@@ -375,7 +383,7 @@ def test_unbiased_statistics_of_one_value():
 def test_no_program_is_compiled_for_an_error():
     with oracles.count_compilations() as compiled:
         with pytest.raises(ValueError, match="state"):
-            networks.linen(WithState(), SHAPE)
+            nts.linen(WithState(), SHAPE)
         with pytest.raises(ValueError, match="loss"):
-            networks.plain(init, lambda params, x: apply(params, x).sum(), SHAPE)
+            nts.plain(init, lambda params, x: apply(params, x).sum(), SHAPE)
     assert compiled == []

@@ -13,7 +13,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ntksap_jax import criteria, exchange, masks, models, networks, search
+import ntksap_jax as nts
+from ntksap_jax import criteria, exchange, masks, models
 from ntksap_jax.types import Mask, Params
 
 DENSITIES = (1.0, 0.1, 0.02)
@@ -33,11 +34,11 @@ def sizes(params: Params, mask: Mask) -> dict[str, int]:
 
 def main() -> None:
     """Prints the table."""
-    network = networks.linen(models.resnet20(), (32, 32, 3), train=False)
+    network = nts.linen(models.resnet20(), (32, 32, 3), train=False)
     dense = network.init(jax.random.key(0))
     columns = []
     for density in DENSITIES:
-        mask, _ = search.prune(jax.random.key(1), dense, criteria.random(), schedule=[density])
+        mask, _ = nts.prune(jax.random.key(1), dense, criteria.random(), schedule=[density])
         columns.append(sizes(masks.apply(mask, dense), mask))
     table = Table("bytes", *(f"density {density:g}" for density in DENSITIES))
     for kind in columns[0]:

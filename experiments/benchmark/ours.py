@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import ntksap_jax as nts
 from experiments.benchmark.types import CONVOLUTION_CALLS, MATMUL_SIZE, STEP, Case, Prepared
 from experiments.cifar import choices
 from experiments.cifar.config import SearchConfig, TrainingConfig
 from experiments.training import steps as training
-from ntksap_jax import criteria, masks, networks, ntk, ops, schedules, search, selection
+from ntksap_jax import _selection as selection
+from ntksap_jax import criteria, masks, ntk, ops, schedules
 from ntksap_jax.types import Network, Params, ScoreFn
 
 ESTIMATORS: dict[str, ntk.Estimator] = {
@@ -79,7 +81,7 @@ def _round(case: Case) -> Prepared:
     schedule = schedules.exponential(DENSITY, rounds=SEARCH_ROUNDS)[:1]
 
     def step() -> None:
-        mask, _ = search.prune(next(keys), params, score, schedule=schedule)
+        mask, _ = nts.prune(next(keys), params, score, schedule=schedule)
         jax.block_until_ready(masks.apply(mask, params))
 
     return Prepared({STEP: step}, compile_seconds=compile_seconds)
@@ -104,7 +106,7 @@ def _search(case: Case) -> Prepared:
         started = time.perf_counter()
         params = jax.block_until_ready(network.init(next(keys)))
         drawing = time.perf_counter() - started
-        mask, history = search.prune(next(keys), params, timed_score, schedule=schedule)
+        mask, history = nts.prune(next(keys), params, timed_score, schedule=schedule)
         jax.block_until_ready(masks.apply(mask, params))
         total = time.perf_counter() - started
 
@@ -151,7 +153,7 @@ def _criterion(case: Case) -> Prepared:
 
 
 def _network(case: Case) -> Network:
-    return networks.linen(choices.MODELS[case.model](), case.input_shape, train=False)
+    return nts.linen(choices.MODELS[case.model](), case.input_shape, train=False)
 
 
 def _draw(network: Network) -> tuple[Params, float]:
@@ -213,7 +215,7 @@ def _masked_training(case: Case) -> Callable[[], None]:
     """The step that `experiments.cifar` takes, without augmentation."""
     model, variables, optimizer = _model_and_optimizer(case)
     params = variables["params"]
-    mask, _ = search.prune(jax.random.key(1), params, criteria.random(), schedule=[DENSITY])
+    mask, _ = nts.prune(jax.random.key(1), params, criteria.random(), schedule=[DENSITY])
     state = training.init_state(params, variables["batch_stats"], mask, optimizer)
     train_step = training.make_train_step(model, optimizer, lambda key, images: images)
     key, (images, labels) = jax.random.key(2), _images_and_labels(case)

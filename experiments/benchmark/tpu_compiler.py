@@ -21,9 +21,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+import ntksap_jax as nts
 from experiments.benchmark.ours import ESTIMATORS
 from experiments.benchmark.tpu_programs import Cost, Program
-from ntksap_jax import criteria, masks, models, networks
+from ntksap_jax import criteria, masks, models
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.types import Network
 
@@ -49,7 +50,7 @@ def cost(topology: str, program: Program) -> Cost:
     devices = topologies.get_topology_desc(topology, "tpu").devices[: program.devices]
     mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
     model = models.cifar_resnet(program.depth, width=program.width)
-    network = networks.linen(model, INPUT_SHAPE)
+    network = nts.linen(model, INPUT_SHAPE)
     function, arguments = traced(program, network, mesh)
     placed = [place(argument, mesh) for argument in arguments]
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import ntksap_jax as nts
 from experiments import data
 from experiments.cifar import costs, pretrained
 from experiments.cifar.choices import MODELS
@@ -17,7 +18,7 @@ from experiments.cifar.config import Config
 from experiments.processes import distributed
 from experiments.shell.errors import UserError
 from experiments.training import steps as training
-from ntksap_jax import masks, networks
+from ntksap_jax import masks
 from ntksap_jax.types import Network
 
 
@@ -86,7 +87,7 @@ def make_job(config: Config) -> Job:
     model = MODELS[config.model](num_classes=dataset.num_classes)
     trained = None if config.weights is None else _load_trained(config, model, dataset.image_shape)
     try:
-        network = networks.linen(
+        network = nts.linen(
             model,
             dataset.image_shape,
             batch_stats=None if trained is None else trained["batch_stats"],

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
+import ntksap_jax as nts
 from experiments import data
 from experiments.cifar import choices, search_files
 from experiments.cifar.choices import CRITERIA
@@ -24,7 +25,7 @@ from experiments.shell.errors import Preempted, RunFailed, UserError
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
 from experiments.training import failures as faults
-from ntksap_jax import masks, schedules, search
+from ntksap_jax import masks, schedules
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, RoundInfo, ScoreFn, Scores
 
 
@@ -80,7 +81,7 @@ def find_mask(
 
         score, last_call = _remembering(_make_score(config, job))
         try:
-            mask, _ = search.prune(
+            mask, _ = nts.prune(
                 keys.search,
                 params,
                 score,

@@ -9,7 +9,7 @@ from experiments.data.augmentation import normalise
 from experiments.data.loading import Dataset
 from experiments.data.streaming import StreamedDataset
 from experiments.shell.errors import UserError
-from ntksap_jax import subsets
+from ntksap_jax import criteria
 
 
 def pruning_batch(
@@ -30,7 +30,7 @@ def pruning_batch(
         UserError: a class has fewer images.
     """
     try:
-        indices = subsets.class_balanced(key, dataset.train_labels, per_class=per_class)
+        indices = criteria.class_balanced(key, dataset.train_labels, per_class=per_class)
     except ValueError as error:
         raise UserError(f"cannot draw a subset of {dataset.name}: {error}") from error
     inputs = normalise(

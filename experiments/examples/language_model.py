@@ -3,7 +3,7 @@
     python -m experiments.examples.language_model
 
 Characters go in as integers, which Gaussian noise cannot be. Three ways to score such a network:
-noise in place of the embedded characters (`networks.linen` passes floating-point inputs through
+noise in place of the embedded characters (`nts.linen` passes floating-point inputs through
 `nn.Embed` as they are), characters drawn at random by a function given as `inputs=`, and real text
 by `inputs="data"`. The text is that of `help()`: the module `pydoc_data.topics`, which comes with
 Python. The network is a decoder of pre-norm blocks (Radford et al., "Language models are
@@ -40,7 +40,8 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from ntksap_jax import criteria, masks, networks, optim, schedules, search
+import ntksap_jax as nts
+from ntksap_jax import criteria, masks, schedules
 from ntksap_jax.types import Key, Mask, Network, Params
 
 VOCABULARY = 128
@@ -130,7 +131,7 @@ def make_train(
     def train(key: Key, params: Params, mask: Mask) -> tuple[Params, jax.Array]:
         warmup = min(steps // 10, 50)
         rate = optax.warmup_cosine_decay_schedule(0.0, 5e-3, warmup, steps)
-        optimizer = optim.constrain_to_mask(optax.adamw(rate, weight_decay=0.05), mask)
+        optimizer = nts.constrain_to_mask(optax.adamw(rate, weight_decay=0.05), mask)
         params = masks.apply(mask, params)
 
         def step(state: Any, key: Key) -> tuple[Any, jax.Array]:
@@ -171,7 +172,7 @@ def main(
     """Compares dense, random, and NTK-SAP by noise, random characters and real text."""
     train_text, test_text = read_text()
     model = LanguageModel(features, depth, num_heads)
-    network = networks.linen(model, (length,), dtype=jnp.int32)
+    network = nts.linen(model, (length,), dtype=jnp.int32)
     init_key, mask_key, text_key, train_key = jax.random.split(jax.random.key(0), 4)
     params = network.init(init_key)
 
@@ -193,9 +194,7 @@ def main(
     schedule = schedules.exponential(density, rounds=rounds)
     found = {"dense": masks.create(params)}
     for method, score in scores.items():
-        found[method], _ = search.prune(
-            mask_key, params, score, schedule=schedule, batch=text_batch
-        )
+        found[method], _ = nts.prune(mask_key, params, score, schedule=schedule, batch=text_batch)
 
     train = make_train(network, train_text, length=length, steps=steps, batch_size=batch_size)
     test = draw_windows(text_key, test_text, test_windows, length + 1)

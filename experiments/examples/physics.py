@@ -36,7 +36,8 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from ntksap_jax import criteria, masks, networks, optim, schedules, search
+import ntksap_jax as nts
+from ntksap_jax import criteria, masks, schedules
 from ntksap_jax.types import Key, Mask, Network, Params
 
 BOUNDARY_WEIGHT = 100.0
@@ -134,7 +135,7 @@ def make_network(width: int, depth: int) -> Network:
 
         return jax.vmap(outputs)(points)
 
-    return networks.plain(init, apply, (2,))
+    return nts.plain(init, apply, (2,))
 
 
 def residual(outputs: Outputs) -> jax.Array:
@@ -159,7 +160,7 @@ def make_train(network: Network, *, steps: int, num_points: int) -> Callable[...
     @jax.jit
     def train(key: Key, params: Params, mask: Mask) -> tuple[Params, jax.Array]:
         schedule = optax.cosine_decay_schedule(5e-3, steps)
-        optimizer = optim.constrain_to_mask(optax.adam(schedule), mask)
+        optimizer = nts.constrain_to_mask(optax.adam(schedule), mask)
         params = masks.apply(mask, params)
 
         def loss_fn(params: Params, points: jax.Array) -> jax.Array:
@@ -213,7 +214,7 @@ def main(
         params = network.init(init_key)
         found = {"dense": masks.create(params)}
         for method, score in scores.items():
-            found[method], _ = search.prune(mask_key, params, score, schedule=schedule)
+            found[method], _ = nts.prune(mask_key, params, score, schedule=schedule)
         for method, mask in found.items():
             trained, losses = train(train_key, params, mask)
             error = relative_error(network, trained)

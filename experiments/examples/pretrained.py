@@ -38,8 +38,9 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
+import ntksap_jax as nts
 from experiments import data
-from ntksap_jax import criteria, masks, networks, ops, optim, schedules, search
+from ntksap_jax import criteria, masks, ops, schedules
 from ntksap_jax.types import Key, Mask, Params, ScoreFn
 
 Variables = dict[str, Any]
@@ -60,7 +61,7 @@ class Run(NamedTuple):
     """After training on."""
 
 
-# `networks.linen` puts this function into every convolution for scoring. The training below, which
+# `nts.linen` puts this function into every convolution for scoring. The training below, which
 # needs the running averages, calls the model itself; on CPU, loops over JAX's own are slow.
 convolution = functools.partial(
     nn.Conv, kernel_size=(3, 3), use_bias=False, conv_general_dilated=ops.conv_general_dilated
@@ -97,7 +98,7 @@ def make_train(
         key: Key, variables: Variables, mask: Mask, rate: float
     ) -> tuple[Variables, jax.Array]:
         schedule = optax.cosine_decay_schedule(rate, steps)
-        optimizer = optim.constrain_to_mask(optax.sgd(schedule, momentum=0.9), mask)
+        optimizer = nts.constrain_to_mask(optax.sgd(schedule, momentum=0.9), mask)
         params = masks.apply(mask, variables["params"])
 
         def loss_fn(params: Params, batch_stats: Any, batch: jax.Array) -> tuple[jax.Array, Any]:
@@ -131,7 +132,7 @@ def make_accuracy(model: nn.Module, dataset: data.Dataset) -> Callable[..., floa
 
     Batch normalisation uses the running averages, or `anew` those over all training images.
     """
-    network = networks.linen(model, dataset.image_shape, train=False)
+    network = nts.linen(model, dataset.image_shape, train=False)
     train_images = to_inputs(dataset, dataset.train_images)
     images, labels = to_inputs(dataset, dataset.test_images), jnp.asarray(dataset.test_labels)
 
@@ -159,8 +160,8 @@ def make_scores(
     model: nn.Module, image_shape: tuple[int, ...], batch_stats: Any, *, num_samples: int
 ) -> dict[str, ScoreFn]:
     """Makes the criteria that are compared."""
-    network = networks.linen(model, image_shape, batch_stats=batch_stats, train=False)
-    running = networks.plain(network.init, network.apply_running, image_shape)
+    network = nts.linen(model, image_shape, batch_stats=batch_stats, train=False)
+    running = nts.plain(network.init, network.apply_running, image_shape)
     trained: Any = {"num_samples": num_samples, "reinit": False, "inputs": "data"}
     return {
         "random": criteria.random(),
@@ -200,7 +201,7 @@ def main(
     )
     found = {"dense": dense}
     for method, score in scores.items():
-        found[method], _ = search.prune(
+        found[method], _ = nts.prune(
             mask_key, trained["params"], score, schedule=schedule, batch=batch
         )
 

@@ -45,10 +45,11 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
+import ntksap_jax as nts
 from experiments import data
 from experiments.shell import exits
 from experiments.shell.errors import UserError
-from ntksap_jax import criteria, masks, networks, optim, schedules, search
+from ntksap_jax import criteria, masks, schedules
 from ntksap_jax.types import Key, Mask, Network, Params, ScoreFn
 
 IMAGE_SIZE = 32
@@ -139,7 +140,7 @@ def make_train(
     def train(key: Key, params: Params, mask: Mask) -> tuple[Params, jax.Array]:
         warmup = min(steps // 10, 50)
         rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, warmup, steps)
-        optimizer = optim.constrain_to_mask(optax.adamw(rate, weight_decay=0.05), mask)
+        optimizer = nts.constrain_to_mask(optax.adamw(rate, weight_decay=0.05), mask)
         params = masks.apply(mask, params)
 
         def loss_fn(params: Params, batch: jax.Array) -> jax.Array:
@@ -196,7 +197,7 @@ def main(
     if not isinstance(dataset, data.Dataset):
         raise UserError(f"{name} is streamed from files; this example takes images in memory")
     model = VisionTransformer(dataset.num_classes, patch_size, features, depth, num_heads)
-    network = networks.linen(model, (IMAGE_SIZE, IMAGE_SIZE, dataset.image_shape[-1]))
+    network = nts.linen(model, (IMAGE_SIZE, IMAGE_SIZE, dataset.image_shape[-1]))
     init_key, mask_key, train_key = jax.random.split(jax.random.key(0), 3)
     params = network.init(init_key)
 
@@ -204,7 +205,7 @@ def main(
     schedule = schedules.exponential(density, rounds=rounds)
 
     def prune(score: ScoreFn, prunable: Mask, **options: Any) -> Mask:
-        return search.prune(mask_key, params, score, schedule=schedule, mask=prunable, **options)[0]
+        return nts.prune(mask_key, params, score, schedule=schedule, mask=prunable, **options)[0]
 
     dense = masks.create(params)
     to_train = {

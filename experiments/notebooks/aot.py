@@ -65,14 +65,15 @@ def programs(notebook: dict[str, Any]) -> dict[str, tuple[Any, tuple[Any, ...]]]
     import jax
     import jax.numpy as jnp
 
-    from ntksap_jax import masks, optim
+    import ntksap_jax as nts
+    from ntksap_jax import masks
 
     params, batch_stats = notebook["params"], notebook["batch_stats"]
     mask = masks.create(params)
     state = (
         masks.apply(mask, params),
         batch_stats,
-        optim.constrain_to_mask(notebook["optimizer"], mask).init(params),
+        nts.constrain_to_mask(notebook["optimizer"], mask).init(params),
     )
 
     def score(key: jax.Array, params: Any, mask: Any) -> Any:

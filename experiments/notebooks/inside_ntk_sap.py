@@ -102,7 +102,7 @@ class MLP(nn.Module):
         return nn.Dense(4)(x)
 
 
-network = nts.networks.linen(MLP(), (8,))
+network = nts.linen(MLP(), (8,))
 params = network.init(jax.random.key(0))
 inputs = jax.random.normal(jax.random.key(1), (6, 8))
 
@@ -264,7 +264,7 @@ figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
 for colour, marker, (name, activation) in zip(
     COLOURS, "o^", {"ReLU": nn.relu, "tanh": jnp.tanh}.items(), strict=False
 ):
-    activated = nts.networks.linen(MLP(activation), (8,))
+    activated = nts.linen(MLP(activation), (8,))
     relative = [float(difference(sigma, activated)) for sigma in SIGMAS]
     axes.loglog(SIGMAS, relative, color=colour, marker=marker, markersize=4, label=name)
 axes.axvline(0.01, color="black", linewidth=1, linestyle="--")
@@ -292,7 +292,7 @@ class ConvNet(nn.Module):
 
 
 DENSITY, ROUNDS = 0.05, 4 if SMALL else 20
-network = nts.networks.linen(ConvNet(), (8, 8, 1), train=False)
+network = nts.linen(ConvNet(), (8, 8, 1), train=False)
 params = network.init(jax.random.key(0))
 score = nts.criteria.ntk_sap(
     network, num_samples=1 if SMALL else 5, batch_size=20 if SMALL else 100
@@ -311,9 +311,7 @@ def report(info, mask):
 
 
 schedule = nts.schedules.exponential(DENSITY, rounds=ROUNDS)
-mask, history = nts.search.prune(
-    jax.random.key(1), params, recorded, schedule=schedule, on_round=report
-)
+mask, history = nts.prune(jax.random.key(1), params, recorded, schedule=schedule, on_round=report)
 print(f"\n{nts.masks.num_kept(mask)} of {nts.masks.num_prunable(mask)} weights kept")
 
 # %%
@@ -393,7 +391,7 @@ criteria = {
 }
 found = {"dense": nts.masks.create(params), "NTK-SAP": mask}
 for name, (criterion, its_schedule) in criteria.items():
-    found[name], _ = nts.search.prune(jax.random.key(5), params, criterion, schedule=its_schedule)
+    found[name], _ = nts.prune(jax.random.key(5), params, criterion, schedule=its_schedule)
 spectra = {name: eigenvalues(each) for name, each in found.items()}
 
 # %%

@@ -101,7 +101,7 @@ WIDTH = 256 if SMALL else 512
 NUM_SAMPLES = 8 if SMALL else 16
 SCHEDULE = nts.schedules.exponential(0.05, rounds=2 if SMALL else 6)
 
-network = nts.networks.linen(MLP(WIDTH), (64,))
+network = nts.linen(MLP(WIDTH), (64,))
 found, seconds = {}, {}
 
 
@@ -109,7 +109,7 @@ def search(name, network, **options):
     """Prunes on whatever devices `network` and `options` say; notes mask and time a round."""
     params = network.init(jax.random.key(0))
     score = nts.criteria.ntk_sap(network, num_samples=NUM_SAMPLES, batch_size=100, **options)
-    found[name], history = nts.search.prune(jax.random.key(1), params, score, schedule=SCHEDULE)
+    found[name], history = nts.prune(jax.random.key(1), params, score, schedule=SCHEDULE)
     seconds[name] = [info.seconds for info in history]
     print(
         f"{name}: first round {seconds[name][0]:.2f} s with compilation, "
@@ -230,7 +230,7 @@ plt.show()
 # %%
 mask = nts.sharding.replicate(found["one device"], mesh)
 params = nts.masks.apply(mask, nts.sharding.replicate(params, mesh))
-optimizer = nts.optim.constrain_to_mask(optax.adam(1e-3), mask)
+optimizer = nts.constrain_to_mask(optax.adam(1e-3), mask)
 opt_state = optimizer.init(params)
 
 

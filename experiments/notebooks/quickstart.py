@@ -144,7 +144,7 @@ print(
 # %% [markdown]
 # ## A network
 #
-# Any Flax module will do (and not only Flax: see the notebook *your own model*). `networks.linen`
+# Any Flax module will do (and not only Flax: see the notebook *your own model*). `nts.linen`
 # turns it into a `Network`: two pure functions, `init(key) -> params` and `apply(params, inputs) ->
 # outputs`. `train=False` is what puts this module into evaluation mode; the criterion then
 # normalises each batch with its own statistics, held constant.
@@ -169,7 +169,7 @@ model = {
     "digits": ConvNet(features=(8,) if SMALL else (16, 32, 64)),
     "cifar10": nts.models.resnet20(),
 }[DATA]
-network = nts.networks.linen(model, INPUT_SHAPE, train=False)
+network = nts.linen(model, INPUT_SHAPE, train=False)
 params = network.init(jax.random.key(0))
 print(
     f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters, "
@@ -210,9 +210,7 @@ def report(info, mask):
     )
 
 
-mask, history = nts.search.prune(
-    jax.random.key(1), params, score, schedule=schedule, on_round=report
-)
+mask, history = nts.prune(jax.random.key(1), params, score, schedule=schedule, on_round=report)
 print(f"\nkept {nts.masks.num_kept(mask):,} of {nts.masks.num_prunable(mask):,} weights")
 
 # %% [markdown]
@@ -220,7 +218,7 @@ print(f"\nkept {nts.masks.num_kept(mask):,} of {nts.masks.num_prunable(mask):,} 
 # To compare: weights chosen by lot, as many, and no pruning at all.
 
 # %%
-chance, _ = nts.search.prune(jax.random.key(2), params, nts.criteria.random(), schedule=[DENSITY])
+chance, _ = nts.prune(jax.random.key(2), params, nts.criteria.random(), schedule=[DENSITY])
 found = {"NTK-SAP": mask, "random": chance, "dense": nts.masks.create(params)}
 
 # %% [markdown]
@@ -289,7 +287,7 @@ def train_step(state, images, labels):
     (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
         params, batch_stats, images, labels
     )
-    constrained = nts.optim.constrain_to_mask(optimizer, opt_state.mask)
+    constrained = nts.constrain_to_mask(optimizer, opt_state.mask)
     updates, opt_state = constrained.update(gradients, opt_state, params)
     return (optax.apply_updates(params, updates), batch_stats, opt_state), loss
 
@@ -308,7 +306,7 @@ batch_stats = variables["batch_stats"]  # of batch normalisation: means 0 and va
 def initial_state(mask):
     """Every network starts from the same weights, but for those that are pruned."""
     masked = nts.masks.apply(mask, params)
-    return masked, batch_stats, nts.optim.constrain_to_mask(optimizer, mask).init(masked)
+    return masked, batch_stats, nts.constrain_to_mask(optimizer, mask).init(masked)
 
 
 # %%

@@ -104,7 +104,7 @@ print("must stay whole:", ", ".join(channels.reasons))
 # %%
 ROUNDS = 2 if SMALL else 10
 variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *INPUT_SHAPE)))
-network = nts.networks.linen(model, INPUT_SHAPE, train=False)
+network = nts.linen(model, INPUT_SHAPE, train=False)
 score = nts.criteria.ntk_sap(
     network, num_samples=1 if SMALL else 2, batch_size=10 if SMALL else 30, signed=True
 )

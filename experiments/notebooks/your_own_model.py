@@ -95,7 +95,7 @@ def prune(name, network, **options):
     params = network.init(jax.random.key(0))
     score = nts.criteria.ntk_sap(network, num_samples=2 if SMALL else 5, batch_size=20, **options)
     schedule = nts.schedules.exponential(DENSITY, rounds=ROUNDS)
-    mask, history = nts.search.prune(jax.random.key(1), params, score, schedule=schedule)
+    mask, history = nts.prune(jax.random.key(1), params, score, schedule=schedule)
     found[name] = nts.masks.layer_densities(mask)
     print(
         f"{name}: {nts.masks.num_kept(mask)} of {nts.masks.num_prunable(mask)} weights kept, "
@@ -124,7 +124,7 @@ class LinenNet(nn.Module):
         return nn.Dense(10, name="head")(x.reshape(len(x), -1))
 
 
-linen_network = nts.networks.linen(LinenNet(), INPUT_SHAPE, train=False)
+linen_network = nts.linen(LinenNet(), INPUT_SHAPE, train=False)
 params, mask = prune("linen", linen_network)
 
 # %% [markdown]
@@ -147,7 +147,7 @@ class NnxNet(nnx.Module):
         return self.head(x.reshape(len(x), -1))
 
 
-nnx_network = nts.networks.nnx(lambda rngs: NnxNet(rngs=rngs), INPUT_SHAPE)
+nnx_network = nts.nnx(lambda rngs: NnxNet(rngs=rngs), INPUT_SHAPE)
 _ = prune("nnx", nnx_network)
 
 # %% [markdown]
@@ -170,7 +170,7 @@ for path, scores in by_linen.items():
 # %% [markdown]
 # ## Two functions of your own
 #
-# `networks.plain(init, apply, input_shape)`. Params may be any pytree. By default the leaves with
+# `nts.plain(init, apply, input_shape)`. Params may be any pytree. By default the leaves with
 # two or more axes that are called `kernel`, `weight` or `w` are prunable. If you normalise by the
 # batch, hold the statistics constant under differentiation, as here; `ops.conv2d` is a convolution
 # whose gradients are fast on CPU too.
@@ -195,7 +195,7 @@ def apply(params, x):
     return x.reshape(len(x), -1) @ params["head"]["w"] + params["head"]["b"]
 
 
-_ = prune("plain", nts.networks.plain(init, apply, INPUT_SHAPE))
+_ = prune("plain", nts.plain(init, apply, INPUT_SHAPE))
 
 # %% [markdown]
 # ## Equinox
@@ -236,7 +236,7 @@ else:
     def apply_equinox(params, x):
         return jax.vmap(eqx.combine(params, static))(x)
 
-    _ = prune("Equinox", nts.networks.plain(init_equinox, apply_equinox, INPUT_SHAPE))
+    _ = prune("Equinox", nts.plain(init_equinox, apply_equinox, INPUT_SHAPE))
 
 # %% [markdown]
 # ## What was kept
@@ -263,7 +263,7 @@ plt.show()
 # %%
 without_head = nts.masks.create(params, exclude="^head/")
 score = nts.criteria.ntk_sap(linen_network, num_samples=1, batch_size=20)
-mask, _ = nts.search.prune(jax.random.key(3), params, score, schedule=[0.5, 0.2], mask=without_head)
+mask, _ = nts.prune(jax.random.key(3), params, score, schedule=[0.5, 0.2], mask=without_head)
 print({path: f"{density:.0%}" for path, density in nts.masks.layer_densities(mask).items()})
 
 # %% [markdown]
@@ -281,7 +281,7 @@ _ = prune("linen", linen_network, output_fn=jax.nn.log_softmax)
 # The mask belongs around the optimiser, outermost. Everything else is your own training loop.
 
 # %%
-optimizer = nts.optim.constrain_to_mask(optax.adamw(1e-3), mask)
+optimizer = nts.constrain_to_mask(optax.adamw(1e-3), mask)
 params = nts.masks.apply(mask, params)
 opt_state = optimizer.init(params)
 
@@ -320,7 +320,7 @@ def refused(make):
 
 
 bound = LinenNet().bind(LinenNet().init(jax.random.key(0), jnp.zeros((1, *INPUT_SHAPE))))
-refused(lambda: nts.networks.linen(LinenNet(), INPUT_SHAPE, train=True))
-refused(lambda: nts.networks.linen(bound, INPUT_SHAPE))
-refused(lambda: nts.networks.nnx(NnxNet(rngs=nnx.Rngs(0)), INPUT_SHAPE))
+refused(lambda: nts.linen(LinenNet(), INPUT_SHAPE, train=True))
+refused(lambda: nts.linen(bound, INPUT_SHAPE))
+refused(lambda: nts.nnx(NnxNet(rngs=nnx.Rngs(0)), INPUT_SHAPE))
 refused(lambda: nts.masks.create(params, exclude="classifier"))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
+import ntksap_jax as nts
 from experiments import data
 from experiments.shell import console as screen
 from experiments.shell.errors import UserError
@@ -17,7 +18,7 @@ from experiments.tpp import measure
 from experiments.tpp.config import Config, method_of
 from experiments.tpp.job import Job, make_keys
 from experiments.tpp.methods import Method
-from ntksap_jax import criteria, networks, schedules
+from ntksap_jax import criteria, schedules
 from ntksap_jax.structured import channels as channels_lib
 from ntksap_jax.structured import (
     filter_search,
@@ -133,7 +134,7 @@ def _search(config: Config, job: Job, method: Method, variables: Any, console: C
     batch = None
     if method.criterion == "snip":
         batch = data.pruning_batch(job.dataset, keys.pruning_batch, config.search.samples_per_class)
-    network = networks.linen(job.model, job.dataset.image_shape, train=False)
+    network = nts.linen(job.model, job.dataset.image_shape, train=False)
     with screen.track(console, "pruning", total=rounds, unit="round") as tracker:
         return filter_search.prune(
             keys.search,

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import ntksap_jax as nts
 from experiments.cifar.config import TrainingConfig
 from experiments.training import failures as faults
-from ntksap_jax import masks, optim
+from ntksap_jax import masks
+from ntksap_jax.types import ConstrainToMaskState
 
 CHECK_EVERY = 50
 """Steps between two looks at the losses: each look waits for the device."""
@@ -27,12 +29,12 @@ EvalStep = Callable[..., "Totals"]
 
 
 class TrainState(NamedTuple):
-    """All that a checkpoint holds; `opt_state` carries the mask (see `optim.constrain_to_mask`)."""
+    """All that a checkpoint holds; `opt_state` carries the mask (see `nts.constrain_to_mask`)."""
 
     step: jax.Array
     params: Any
     batch_stats: Any
-    opt_state: optim.ConstrainToMaskState
+    opt_state: ConstrainToMaskState
 
 
 class StepMetrics(NamedTuple):
@@ -124,7 +126,7 @@ def init_state(
         optimizer: from `make_optimizer`; the mask is imposed on it from outside.
     """
     params = masks.apply(mask, params)
-    opt_state = optim.constrain_to_mask(optimizer, mask).init(params)
+    opt_state = nts.constrain_to_mask(optimizer, mask).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state)
 
 
@@ -157,7 +159,7 @@ def make_train_step(
         key: jax.Array, state: TrainState, images: jax.Array, labels: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         inputs = augment(jax.random.fold_in(key, state.step), images)
-        constrained = optim.constrain_to_mask(optimizer, state.opt_state.mask)
+        constrained = nts.constrain_to_mask(optimizer, state.opt_state.mask)
         return take_step(model, constrained, state, inputs, labels)
 
     return train_step

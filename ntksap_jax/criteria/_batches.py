@@ -12,7 +12,8 @@ import numpy as np
 import optax
 
 from ntksap_jax import masks
-from ntksap_jax.types import ApplyFn, Batch, Inputs, Mask, Network, Params, is_traced
+from ntksap_jax._placement import is_traced
+from ntksap_jax.types import ApplyFn, Batch, Inputs, Mask, Network, Params
 
 LossFn = Callable[[Any, Any], jax.Array]
 """`loss_fn(outputs, labels) -> losses`, one for each example."""
@@ -31,8 +32,8 @@ def check_network(network: Any) -> None:
     """Raises a TypeError unless given a `Network`."""
     if not isinstance(network, Network):
         raise TypeError(
-            f"network: got {type(network).__name__}, expected a Network, as networks.linen, "
-            "networks.nnx and networks.plain make one of a model."
+            f"network: got {type(network).__name__}, expected a Network, as ntksap_jax.linen, "
+            "ntksap_jax.nnx and ntksap_jax.plain make one of a model."
         )
 
 

@@ -4,7 +4,7 @@ r"""FORCE: iterative SNIP in which pruned weights may come back.
 
 Source: de Jorge et al., "Progressive skeletonization: trimming more fat from a network at
 initialization", ICLR 2021 (FORCE, for foresight connection sensitivity). Needs weights, data and
-labels. Search with `search.prune(..., regrow=True)`; without it, pruned weights stay pruned and
+labels. Search with `ntksap_jax.prune(..., regrow=True)`; without it, pruned weights stay pruned and
 FORCE is iterative SNIP.
 """
 
@@ -37,9 +37,9 @@ def force(
         The criterion; it ignores the key.
 
     >>> import jax, jax.numpy as jnp
-    >>> from ntksap_jax import networks
+    >>> import ntksap_jax as nts
     >>> params = {"w": jnp.array([[3.0], [4.0]])}
-    >>> network = networks.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
+    >>> network = nts.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
     >>> score = force(network, loss_fn=lambda outputs, labels: outputs[:, 0] * labels)
     >>> mask = {"w": jnp.array([[True], [False]])}
     >>> batch = (jnp.array([[1.0, -2.0]]), jnp.ones(1))

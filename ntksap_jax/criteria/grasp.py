@@ -38,7 +38,7 @@ def grasp(
     and without the memory of reverse over reverse.
 
     Args:
-        network: the model, from `ntksap_jax.networks`.
+        network: the model, from `ntksap_jax._networks`.
         temperature: T, which the outputs are divided by.
         loss_fn: `loss_fn(outputs, labels) -> losses`, one for each example; by default softmax
             cross-entropy with integer labels.
@@ -53,9 +53,9 @@ def grasp(
         ValueError, TypeError: an option out of range. When called: no labelled batch.
 
     >>> import jax, jax.numpy as jnp
-    >>> from ntksap_jax import networks
+    >>> import ntksap_jax as nts
     >>> params, x = {"w": jnp.array([[3.0], [1.0]])}, jnp.array([[1.0, 2.0]])
-    >>> network = networks.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
+    >>> network = nts.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
     >>> square = lambda outputs, labels: 0.5 * outputs[:, 0] ** 2
     >>> score = grasp(network, temperature=1.0, loss_fn=square)
     >>> scores, _ = score(None, params, masks.create(params), (x, jnp.zeros(1)))

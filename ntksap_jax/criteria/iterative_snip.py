@@ -39,9 +39,10 @@ def iterative_snip(
         The criterion.
 
     >>> import jax, jax.numpy as jnp
-    >>> from ntksap_jax import masks, networks
+    >>> from ntksap_jax import masks
+    >>> import ntksap_jax as nts
     >>> params = {"w": jnp.array([[3.0], [4.0]])}
-    >>> network = networks.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
+    >>> network = nts.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
     >>> score = iterative_snip(network, loss_fn=lambda outputs, labels: outputs[:, 0] * labels)
     >>> mask = {"w": jnp.array([[True], [False]])}
     >>> batch = (jnp.array([[1.0, -2.0]]), jnp.ones(1))

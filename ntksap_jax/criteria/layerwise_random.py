@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntksap_jax import masks
-from ntksap_jax.draws import typed_key
+from ntksap_jax._draws import typed_key
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, ScoreFn, Scores
 
 

@@ -25,11 +25,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from ntksap_jax import _platform, masks, networks, ntk, sharding
+from ntksap_jax import _networks, _placement, _platform, masks, ntk
+from ntksap_jax._draws import random_like, typed_key
+from ntksap_jax._placement import Layout, is_traced
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
-from ntksap_jax.draws import random_like, typed_key
-from ntksap_jax.sharding import Layout
 from ntksap_jax.types import (
     Batch,
     Inputs,
@@ -40,7 +40,6 @@ from ntksap_jax.types import (
     Params,
     ScoreFn,
     Scores,
-    is_traced,
 )
 
 
@@ -65,7 +64,7 @@ def ntk_sap(
     and statistics are `estimator=ntk.finite_difference, calibrate="two_pass"`.
 
     Args:
-        network: the model, from `ntksap_jax.networks`.
+        network: the model, from `ntksap_jax._networks`.
         estimator: how the trace is estimated: `ntk.jvp`, `ntk.vjp`, `ntk.finite_difference` (the
             authors') or any function `(key, fn, params) -> trace`.
         num_samples: draws of (weights, inputs, probe) that are summed in one score.
@@ -81,7 +80,7 @@ def ntk_sap(
             `(key, batch_size) -> inputs`. Where the network takes integers, as a language model
             does, that function draws tokens, or floating-point noise of shape
             (N, length, features), which `nn.Embed` and `nnx.Embed` pass on as they are: noise after
-            the embedding (see `networks.linen`), to be drawn as large as embeddings are.
+            the embedding (see `ntksap_jax.linen`), to be drawn as large as embeddings are.
         output_fn: what the NTK is taken of, as a function of the network's outputs; by default the
             outputs (logits) themselves.
         calibrate: `"one_pass"`: batch statistics with the biased variance, shared with the pass
@@ -108,7 +107,7 @@ def ntk_sap(
             params.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
-    >>> network = networks.linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]), (3,))
+    >>> network = nts.linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]), (3,))
     >>> params = network.init(jax.random.key(0))
     >>> score = ntk_sap(network, num_samples=2, batch_size=4)
     >>> scores, metrics = score(jax.random.key(1), params, masks.create(params), None)
@@ -157,7 +156,7 @@ def ntk_sap(
     def outputs_are_finite(key: Key, params: Params, mask: Mask, batch: Batch) -> jax.Array:
         few = jax.tree.map(lambda x: x[:2], draw_inputs(key, batch, min(batch_size, 2)))
         with scoring_precision():
-            return networks.are_finite(network.apply(masks.apply(mask, params), few))
+            return _networks.are_finite(network.apply(masks.apply(mask, params), few))
 
     def sample(weights: Params, keys: Key, mask: Mask, batch: Batch) -> tuple[jax.Array, Scores]:
         inputs_key, probe_key = keys
@@ -184,7 +183,7 @@ def ntk_sap(
         """Draws weights where the params lie; they are never anywhere else."""
 
         def draw(key: Key) -> Params:
-            return sharding.constrain(network.init(key), layout)
+            return _placement.constrain(network.init(key), layout)
 
         return draw(keys) if vmap_samples == 1 else jax.vmap(draw)(keys)
 
@@ -195,7 +194,7 @@ def ntk_sap(
         total: Any, weights: Params, keys: Key, mask: Mask, batch: Batch, *, layout: Layout | None
     ) -> Any:
         total = jax.tree.map(jnp.add, total, chunk(weights, keys, mask, batch))
-        return sharding.constrain(total, layout)
+        return _placement.constrain(total, layout)
 
     def sum_one_by_one(
         total: Any, params: Params, keys: Key, mask: Mask, batch: Batch, *, layouts: _Layouts
@@ -224,8 +223,8 @@ def ntk_sap(
 
         if shard_samples is None:
             return jax.lax.scan(add, total, keys)[0]
-        added = sharding.sum_over(drawn_chunk, keys, shard_samples)
-        return sharding.constrain(jax.tree.map(jnp.add, total, added), layouts.total)
+        added = _placement.sum_over(drawn_chunk, keys, shard_samples)
+        return _placement.constrain(jax.tree.map(jnp.add, total, added), layouts.total)
 
     jitted_sum_all = jax.jit(sum_all, static_argnames="layouts")
 
@@ -246,7 +245,7 @@ def ntk_sap(
         if is_traced((keys, params, mask, batch)):
             total = sum_all(total, params, keys, mask, batch, layouts=layouts)
         else:
-            networks.check_are_finite(outputs_are_finite(key, params, mask, batch))
+            _networks.check_are_finite(outputs_are_finite(key, params, mask, batch))
             sum_samples = sum_one_by_one if shard_samples is None else jitted_sum_all
             total = sum_samples(total, params, keys, mask, batch, layouts=layouts)
         trace, scores = _finish(total, mask, signed=signed)
@@ -282,7 +281,7 @@ def trace_and_gradient(
 
     >>> import jax.numpy as jnp
     >>> params = {"w": jnp.ones((2, 1))}
-    >>> network = networks.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
+    >>> network = nts.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
     >>> trace, gradient = trace_and_gradient(
     ...     network, params, {"w": jnp.ones((2, 1), bool)},
     ...     jnp.array([[3.0, 4.0]]),
@@ -321,14 +320,14 @@ class _Layouts(NamedTuple):
 def _layouts(params: Params, mask: Mask) -> _Layouts:
     """Everything lies as the params do."""
     trace, gradient = 0.0, masks.map_prunable(lambda m, p: p, mask, params)
-    return _Layouts(sharding.layout(params), sharding.layout((trace, gradient)))
+    return _Layouts(_placement.layout(params), _placement.layout((trace, gradient)))
 
 
 def _check_axes(shard_samples: NamedSharding, layout: Layout | None) -> None:
     """Raises if the devices that samples are spread over have no whole params."""
-    wanted = sharding.axes_of(shard_samples)
+    wanted = _placement.axes_of(shard_samples)
     for each in layout or ():
-        if isinstance(each, NamedSharding) and (shared := wanted & sharding.axes_of(each)):
+        if isinstance(each, NamedSharding) and (shared := wanted & _placement.axes_of(each)):
             raise ValueError(
                 f"shard_samples: spreads samples over the axes {sorted(shared)}, which split the "
                 "params too. Use another axis of the mesh for each: sharding.model_mesh(2) has "
@@ -343,7 +342,7 @@ def _zeros(mask: Mask, params: Params, *, layout: Layout | None) -> tuple[jax.Ar
         lambda m, p: jnp.zeros(m.shape, jnp.promote_types(p.dtype, jnp.float32)), mask, params
     )
     trace = jnp.zeros((), jnp.result_type(*jax.tree.leaves(zeros)))
-    return sharding.constrain((trace, zeros), layout)
+    return _placement.constrain((trace, zeros), layout)
 
 
 @functools.partial(jax.jit, static_argnames="signed")

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import masks, paths
+from ntksap_jax import _paths, masks
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Inputs, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
@@ -35,8 +35,8 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
     """Makes the PX criterion on the given weights and the inputs of the batch.
 
     Args:
-        network: the model, from `ntksap_jax.networks`, as for `synflow`; of a pretrained one, give
-            its running statistics to `networks.linen(..., batch_stats=...)`.
+        network: the model, from `ntksap_jax._networks`, as for `synflow`; of a pretrained one, give
+            its running statistics to `ntksap_jax.linen(..., batch_stats=...)`.
         micro_batch_size: examples at once, to save memory; the score is that of the whole batch.
 
     Returns:
@@ -47,10 +47,10 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
             path goes through.
 
     >>> import jax, jax.numpy as jnp
-    >>> from ntksap_jax import networks
+    >>> import ntksap_jax as nts
     >>> apply = lambda p, x: jax.nn.relu(x @ p["w"]) @ p["v"]
     >>> params = {"w": jnp.array([[1.0, -2.0]]), "v": jnp.array([[1.0], [3.0]])}
-    >>> network = networks.plain(lambda key: params, apply, (1,))
+    >>> network = nts.plain(lambda key: params, apply, (1,))
     >>> batch = (jnp.array([[1.0], [3.0]]), None)
     >>> scores, _ = px(network)(None, params, masks.create(params, include="w|v"), batch)
     >>> (scores["w"] / scores["w"][0, 0]).tolist()  # (1·1)², (-2·3)²: all paths, gated or not
@@ -63,19 +63,19 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
     def activation(params: Params, mask: Mask, inputs: Inputs) -> Any:
         """Σ_n z₁(x_n) with its power of two."""
         masked = masks.apply(mask, params)
-        maps = iter(paths.gates(network.apply_running, masked, inputs))
+        maps = iter(_paths.gates(network.apply_running, masked, inputs))
         # Integer images too: their squares would wrap around.
         squares = jax.tree.map(
             lambda x: jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32))), inputs
         )
-        outputs = paths.evaluate(
+        outputs = _paths.evaluate(
             network.apply_running,
             masked,
             squares,
             factor=lambda constant: (constant != 0).astype(constant.dtype),
             gate=lambda values: values * next(maps),
         )
-        return _each(lambda z: paths.Path(jnp.sum(z.array, axis=0), z.exponent), outputs)
+        return _each(lambda z: _paths.Path(jnp.sum(z.array, axis=0), z.exponent), outputs)
 
     @jax.jit
     def scores_of(params: Params, mask: Mask, activations: Any) -> Scores:
@@ -84,8 +84,8 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
 
         def bound(weights: Params) -> jax.Array:
             merged = masks.merge(weights, params)
-            kernel = paths.evaluate(network.apply_running, merged, ones, factor=jnp.square)
-            return paths.total(_each(_times, kernel, activations))
+            kernel = _paths.evaluate(network.apply_running, merged, ones, factor=jnp.square)
+            return _paths.total(_each(_times, kernel, activations))
 
         gradients = jax.grad(bound)(weights)
         return masks.map_prunable(lambda m, w, g: jnp.abs(w * g) * m, mask, weights, gradients)
@@ -105,14 +105,14 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
 
 
 def _each(fn: Any, *trees: Any) -> Any:
-    return jax.tree.map(fn, *trees, is_leaf=lambda node: isinstance(node, paths.Path))
+    return jax.tree.map(fn, *trees, is_leaf=lambda node: isinstance(node, _paths.Path))
 
 
-def _times(kernel: paths.Path, activation: paths.Path) -> paths.Path:
-    return paths.Path(kernel.array * activation.array, kernel.exponent + activation.exponent)
+def _times(kernel: _paths.Path, activation: _paths.Path) -> _paths.Path:
+    return _paths.Path(kernel.array * activation.array, kernel.exponent + activation.exponent)
 
 
-def _plus(left: paths.Path, right: paths.Path) -> paths.Path:
+def _plus(left: _paths.Path, right: _paths.Path) -> _paths.Path:
     largest = jnp.maximum(left.exponent, right.exponent)
-    parts = (paths.scale(path.array, path.exponent - largest) for path in (left, right))
-    return paths.Path(sum(parts, jnp.zeros(())), largest)
+    parts = (_paths.scale(path.array, path.exponent - largest) for path in (left, right))
+    return _paths.Path(sum(parts, jnp.zeros(())), largest)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ntksap_jax import masks
-from ntksap_jax.draws import random_like
+from ntksap_jax._draws import random_like
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, ScoreFn, Scores
 
 

@@ -31,7 +31,7 @@ def snip(
     """Makes the SNIP criterion: |θ ∂L/∂θ| on the given weights and batch.
 
     Args:
-        network: the model, from `ntksap_jax.networks`.
+        network: the model, from `ntksap_jax._networks`.
         loss_fn: `loss_fn(outputs, labels) -> losses`, one for each example; by default softmax
             cross-entropy with integer labels.
         statistics: batch normalisation by the batch's statistics with derivatives through them,
@@ -48,9 +48,9 @@ def snip(
         ValueError, TypeError: an option out of range. When called: no labelled batch.
 
     >>> import jax, jax.numpy as jnp
-    >>> from ntksap_jax import networks
+    >>> import ntksap_jax as nts
     >>> params = {"w": jnp.array([[3.0], [4.0]])}
-    >>> network = networks.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
+    >>> network = nts.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
     >>> score = snip(network, loss_fn=lambda outputs, labels: outputs[:, 0] * labels)
     >>> scores, _ = score(None, params, masks.create(params), (jnp.array([[1.0, -2]]), jnp.ones(1)))
     >>> scores["w"].ravel().tolist()  # |θ x|

@@ -24,7 +24,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import masks, paths
+from ntksap_jax import _paths, masks
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
@@ -34,7 +34,7 @@ def synflow(network: Network) -> ScoreFn:
     """Makes the SynFlow criterion: |θ| ∂R/∂|θ|, R the sum over paths of the products of |θ|.
 
     Args:
-        network: the model, from `ntksap_jax.networks`; convolutions, dense layers, pools,
+        network: the model, from `ntksap_jax._networks`; convolutions, dense layers, pools,
             shortcuts, ReLU-like activations and normalisation by stored statistics.
 
     Returns:
@@ -45,9 +45,9 @@ def synflow(network: Network) -> ScoreFn:
         ValueError: when called: an operation that no path goes through, such as attention.
 
     >>> import jax.numpy as jnp
-    >>> from ntksap_jax import networks
+    >>> import ntksap_jax as nts
     >>> params = {"w": jnp.array([[1.0, -2.0]]), "v": jnp.array([[1.0], [3.0]])}
-    >>> network = networks.plain(lambda key: params, lambda p, x: x @ p["w"] @ p["v"], (1,))
+    >>> network = nts.plain(lambda key: params, lambda p, x: x @ p["w"] @ p["v"], (1,))
     >>> scores, _ = synflow(network)(None, params, masks.create(params, include="w|v"), None)
     >>> (scores["w"] / scores["w"][0, 0]).tolist(), (scores["v"] / scores["v"][0]).tolist()
     ([[1.0, 6.0]], [[1.0], [6.0]])
@@ -65,9 +65,9 @@ def synflow_l2(network: Network) -> ScoreFn:
         The criterion; it ignores the key and the batch.
 
     >>> import jax.numpy as jnp
-    >>> from ntksap_jax import networks
+    >>> import ntksap_jax as nts
     >>> params = {"w": jnp.array([[1.0, -2.0]]), "v": jnp.array([[1.0], [3.0]])}
-    >>> network = networks.plain(lambda key: params, lambda p, x: x @ p["w"] @ p["v"], (1,))
+    >>> network = nts.plain(lambda key: params, lambda p, x: x @ p["w"] @ p["v"], (1,))
     >>> scores, _ = synflow_l2(network)(None, params, masks.create(params, include="w|v"), None)
     >>> (scores["w"] / scores["w"][0, 0]).tolist()
     [[1.0, 36.0]]
@@ -85,7 +85,7 @@ def _path_strength(network: Network, factor: Callable[[jax.Array], jax.Array]) -
 
         def strength(weights: Params) -> jax.Array:
             merged = masks.merge(weights, params)
-            return paths.total(paths.evaluate(network.apply_running, merged, ones, factor=factor))
+            return _paths.total(_paths.evaluate(network.apply_running, merged, ones, factor=factor))
 
         gradients = jax.grad(strength)(weights)
         return masks.map_prunable(lambda m, w, g: jnp.abs(w * g) * m, mask, weights, gradients)

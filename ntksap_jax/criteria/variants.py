@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from ntksap_jax._draws import random_like, typed_key
 from ntksap_jax.criteria import _batches
-from ntksap_jax.draws import random_like, typed_key
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
 
 
@@ -48,10 +48,11 @@ def fresh_weights(score: ScoreFn, network: Network) -> ScoreFn:
         The criterion. (NTK-SAP has this built in, for every one of its samples.)
 
     >>> import jax, jax.numpy as jnp
-    >>> from ntksap_jax import criteria, masks, networks
+    >>> from ntksap_jax import criteria, masks
+    >>> import ntksap_jax as nts
     >>> def init(key):
     ...     return {"kernel": jax.random.normal(key, (2, 2))}
-    >>> network = networks.plain(init, lambda p, x: x @ p["kernel"], (2,))
+    >>> network = nts.plain(init, lambda p, x: x @ p["kernel"], (2,))
     >>> params = {"kernel": jnp.zeros((2, 2))}
     >>> score = fresh_weights(criteria.magnitude(), network)
     >>> scores, _ = score(jax.random.key(0), params, masks.create(params), None)

@@ -1,11 +1,14 @@
 """Masks and pruned networks that travel: into files, to PyTorch and jaxpruner, into a program.
 
 `save_mask` and `load_mask` keep a mask with where it comes from. `to_torch` and `from_torch` speak
-PyTorch's names and layouts, `to_jaxpruner` and `from_jaxpruner` jaxpruner's masks. `save_packed`
+PyTorch's names and layouts, `to_jaxpruner` and `from_jaxpruner` jaxpruner's masks; `nnx_params` and
+`nnx_batch_stats` take an existing `flax.nnx` model apart. `save_packed`
 stores a pruned network in the space of what is left of it; `export` makes it a program that runs
 without its code. Nothing here is pickled, and nothing imports PyTorch.
 """
 
+from ntksap_jax._networks import nnx_batch_stats as nnx_batch_stats
+from ntksap_jax._networks import nnx_params as nnx_params
 from ntksap_jax.exchange.exporting import export as export
 from ntksap_jax.exchange.jaxpruner import from_jaxpruner as from_jaxpruner
 from ntksap_jax.exchange.jaxpruner import to_jaxpruner as to_jaxpruner

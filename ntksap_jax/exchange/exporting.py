@@ -28,7 +28,7 @@ def export(
 
     Args:
         network: the network. Its running statistics are part of the program, so make it with
-            `networks.linen(..., batch_stats=...)` after training.
+            `ntksap_jax.linen(..., batch_stats=...)` after training.
         params: the weights to put into the program; by default they are its first argument.
         mask: the program's weights are those that it keeps, whatever it is given; by default all
             are used as they are.
@@ -43,8 +43,8 @@ def export(
             whose code depends on the number of examples.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
-    >>> from ntksap_jax import networks
-    >>> network = networks.linen(nn.Dense(2), (3,))
+    >>> import ntksap_jax as nts
+    >>> network = nts.linen(nn.Dense(2), (3,))
     >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
     >>> mask = masks.create(params)
     >>> exported = export(network, params, mask=mask, platforms=("cpu", "tpu"))

@@ -35,8 +35,8 @@ def pair_layers(network: Network, state: Mapping[str, Any]) -> dict[str, str]:
             named.
 
     >>> import flax.linen as nn, numpy as np
-    >>> from ntksap_jax import networks
-    >>> network = networks.linen(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]), (3,))
+    >>> import ntksap_jax as nts
+    >>> network = nts.linen(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]), (3,))
     >>> state = {"in.weight": np.zeros((4, 3)), "in.bias": np.zeros(4)}
     >>> state |= {"out.weight": np.zeros((2, 4)), "out.bias": np.zeros(2)}
     >>> pair_layers(network, state)

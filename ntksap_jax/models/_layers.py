@@ -16,17 +16,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ntksap_jax import draws, ops
+from ntksap_jax import _draws, ops
 
 
 def kaiming_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Normal numbers of variance 2 / fan-in; the last axis of `shape` is the output.
 
     The numbers are those of `variance_scaling(2.0, "fan_in", "normal")`; `he_normal` would cut the
-    tails at two σ. `draws.normal` draws a vector because XLA's CPU compiler takes five to ten times
-    as long over a draw of four axes: seconds for each kernel of a network.
+    tails at two σ. `_draws.normal` draws a vector because XLA's CPU compiler takes five to ten
+    times as long over a draw of four axes: seconds for each kernel of a network.
     """
-    return math.sqrt(2 / math.prod(shape[:-1])) * draws.normal(key, shape, dtype)
+    return math.sqrt(2 / math.prod(shape[:-1])) * _draws.normal(key, shape, dtype)
 
 
 def conv(features: int, size: int, *, stride: int = 1, name: str) -> nn.Conv:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ntksap_jax import schedules
-from ntksap_jax.draws import typed_key
+from ntksap_jax._draws import typed_key
 from ntksap_jax.structured import filters, global_selection
 from ntksap_jax.structured.channels import Channels
 from ntksap_jax.structured.global_selection import Cost

@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ntksap_jax._placement import is_traced
 from ntksap_jax.structured import _leaves
 from ntksap_jax.structured.channels import Channels, filter_channels
 from ntksap_jax.structured.types import FilterLayer, Keep
-from ntksap_jax.types import Mask, Params, Scores, is_traced
+from ntksap_jax.types import Mask, Params, Scores
 
 Layers = Mapping[str, FilterLayer]
 """The layers of a model by path of their kernel, in the order of calls."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import networks
+from ntksap_jax import _networks
 from ntksap_jax.structured import _program, _resized
 from ntksap_jax.structured._labelling import Tracing
 from ntksap_jax.structured._program import Call
@@ -68,7 +68,7 @@ def trace(
     >>> channels.reasons["layers_2/kernel"]
     "they are the model's outputs"
     """
-    call = Call(networks.check_shape(input_shape), jnp.dtype(dtype), apply_kwargs)
+    call = Call(_networks.check_shape(input_shape), jnp.dtype(dtype), apply_kwargs)
     _check_model(model)
     variables = _program.shapes_of(model, call)
     tracing = Tracing(model, variables, call)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ntksap_jax import masks, ops
-from ntksap_jax.networks._checks import ModelError
+from ntksap_jax._networks._checks import ModelError
 
 Statistics = dict[str, Any]
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ntksap_jax.draws import typed_key
+from ntksap_jax._draws import typed_key
 
 
 def class_balanced(key: jax.Array, labels: ArrayLike, *, per_class: int = 10) -> np.ndarray:

@@ -290,7 +290,7 @@ class _Rules(NamedTuple):
             raise ValueError(
                 f"apply: the network takes {name!r} of integers, as nn.Embed does to look them up "
                 "in its table, and no path goes through that. Paths may begin at the embedded "
-                "inputs: make the network by networks.linen(model, (length, features))."
+                "inputs: make the network by ntksap_jax.linen(model, (length, features))."
             )
         raise ValueError(
             f"apply: the network takes {name!r} of {len(paths)} value(s) that depend on the "

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from ntksap_jax import masks
-from ntksap_jax.types import Mask, Params
-
-
-class ConstrainToMaskState(NamedTuple):
-    """The mask, which checkpoints so carry along, and the state of the wrapped optimiser.
-
-    Attributes:
-        mask: the mask.
-        inner: the state of the wrapped optimiser.
-
-    >>> import jax.numpy as jnp, optax
-    >>> optimizer = constrain_to_mask(optax.sgd(0.1), {"kernel": jnp.array([True, False])})
-    >>> optimizer.init({"kernel": jnp.ones(2)}).mask
-    {'kernel': Array([ True, False], dtype=bool)}
-    """
-
-    mask: Mask
-    inner: Any
+from ntksap_jax.types import ConstrainToMaskState, Mask, Params
 
 
 def constrain_to_mask(
@@ -34,11 +17,14 @@ def constrain_to_mask(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimiser so that pruned weights are, and stay, exactly zero.
 
-    Gradients and params are masked before the optimiser sees them, so that momentum, second
-    moments, weight decay and clipping by global norm know only the sparse network; its updates are
-    masked after, with -θ in place of the update of a pruned weight, so that θ becomes 0 even if it
-    was not. It must be the *outermost* transformation: whatever is chained around it can move
-    pruned weights.
+    The optimiser sees masked gradients and masked params, in `init` as in every `update`. So
+    momentum, second moments, weight decay and clipping by the global norm know the sparse network
+    alone. Its updates are masked in turn: the update of a pruned weight is -θ. Params that were not
+    masked before are handled too: the optimiser's state is that of the masked params, and the first
+    step takes the pruned weights to exactly 0.
+
+    It must be the *outermost* transformation: whatever is chained around it can move pruned
+    weights.
 
     Not `optax.masked`, whose mask is one Python boolean per leaf and which passes the gradients of
     the leaves it leaves out through as updates.
@@ -67,7 +53,7 @@ def constrain_to_mask(
 
     def init(params: Params) -> ConstrainToMaskState:
         masks.check(mask, params)
-        # A copy: who donates the state to a compiled step does not lose the mask.
+        # A copy, so that a step that donates its state does not take the caller's mask.
         return ConstrainToMaskState(
             jax.tree.map(jnp.copy, mask), optimizer.init(masks.apply(mask, params))
         )
@@ -87,7 +73,7 @@ def constrain_to_mask(
             **extra_args,
         )
         constrained = jax.tree.map(
-            lambda m, u, p: u if m is None else jnp.where(m, u, (-p).astype(u.dtype)),
+            lambda m, u, p: u if m is None else jnp.where(m, u, -p),
             state.mask,
             updates,
             params,

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _floors, _host_selection, _top_ranks, masks, scopes, sharding
+from ntksap_jax import _floors, _host_selection, _placement, _top_ranks, masks, scopes
 from ntksap_jax.scopes import Block as Block
 from ntksap_jax.scopes import NofM as NofM
 from ntksap_jax.scopes import Scope as Scope
@@ -186,10 +186,10 @@ def keep_top(
 
 @functools.partial(jax.jit, static_argnames=("scope", "min_weights", "min_channels", "layout"))
 def _keep_top_jitted(
-    scores: Scores, mask: Mask, counts: Any, *, layout: sharding.Layout | None, **options: Any
+    scores: Scores, mask: Mask, counts: Any, *, layout: _placement.Layout | None, **options: Any
 ) -> tuple[Mask, jax.Array]:
     new, lowest = keep_top(scores, mask, counts, **options)
-    return sharding.constrain(new, layout), lowest
+    return _placement.constrain(new, layout), lowest
 
 
 def keep_top_concrete(
@@ -220,21 +220,21 @@ def keep_top_concrete(
     left, scored = jax.tree.leaves(mask), structure.flatten_up_to(scores)
     by_partition = scope == "global" and _is_single(counts) and not any(floors.values())
     if not by_partition or not all(map(_is_on_host, [*scored, *left])):
-        layout = sharding.layout(mask)
+        layout = _placement.layout(mask)
         return _keep_top_jitted(scores, mask, counts, scope=scope, layout=layout, **floors)
     dtype = jnp.result_type(jnp.float32, *scored)
     kept, lowest = _host_selection.keep_highest(
         [np.asarray(score, dtype) for score in scored], list(map(np.asarray, left)), int(counts)
     )
     new = jax.tree.unflatten(structure, map(jnp.asarray, kept))
-    return sharding.constrain(new, sharding.layout(mask)), jnp.asarray(lowest, dtype)
+    return _placement.constrain(new, _placement.layout(mask)), jnp.asarray(lowest, dtype)
 
 
 def _is_on_host(leaf: Any) -> bool:
     """Whether the host's memory holds all of it in one piece, so that NumPy copies nothing."""
     if not isinstance(leaf, jax.Array):
         return True
-    whole = leaf.is_fully_addressable and not sharding.is_split(leaf)
+    whole = leaf.is_fully_addressable and not _placement.is_split(leaf)
     return whole and {d.platform for d in leaf.devices()} == {"cpu"}
 
 

@@ -10,10 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from ntksap_jax import ops
-from ntksap_jax.networks import _checks
-from ntksap_jax.networks._checks import ModelError
-from ntksap_jax.networks._embedding import is_embedded
-from ntksap_jax.networks._statistics import Statistics, check_statistics, moments, unbiased_variance
+from ntksap_jax._networks import _checks
+from ntksap_jax._networks._checks import ModelError
+from ntksap_jax._networks._embedding import is_embedded
+from ntksap_jax._networks._statistics import (
+    Statistics,
+    check_statistics,
+    moments,
+    unbiased_variance,
+)
 from ntksap_jax.types import ApplyFn, Inputs, Key, Network, Params
 
 
@@ -66,7 +71,7 @@ def linen(
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model: got {_checks.describe(model)}, expected a flax.linen module such as "
-            "MyModel(...). For a pair of functions use networks.plain(init, apply, input_shape)."
+            "MyModel(...). For a pair of functions use ntksap_jax.plain(init, apply, input_shape)."
         )
     if model.scope is not None:
         raise TypeError(
@@ -138,8 +143,8 @@ def linen(
     _checks.check_network(
         network,
         name="model",
-        advice="Pass the arguments that mean evaluation, such as networks.linen(..., train=False), "
-        "and the dtype of the inputs. ",
+        advice="Pass the arguments that mean evaluation, such as "
+        "ntksap_jax.linen(..., train=False), and the dtype of the inputs. ",
     )
     return network
 
@@ -209,8 +214,8 @@ def _use_batch_statistics(*, unbiased: bool = False, constant: bool = True) -> C
         if not frozen:
             raise ModelError(
                 f"apply_kwargs: BatchNorm {path!r} is in training mode. Pass the arguments of your "
-                "model that mean evaluation, such as networks.linen(..., train=False); the batch's "
-                "own statistics are then used all the same."
+                "model that mean evaluation, such as ntksap_jax.linen(..., train=False); the "
+                "batch's own statistics are then used all the same."
             )
         if module.path in seen:
             raise ModelError(
@@ -251,6 +256,6 @@ def _check_collections(variables: Callable[[Key], Any], model: nn.Module) -> Any
         raise ValueError(
             f"model: {name} keeps state in collection(s) {', '.join(unknown)}, so it is no "
             "function of params and inputs. Expected only 'params' and 'batch_stats'; write the "
-            "two functions yourself and use networks.plain."
+            "two functions yourself and use ntksap_jax.plain."
         )
     return collections

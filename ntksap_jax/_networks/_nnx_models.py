@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx as flax_nnx
 
 from ntksap_jax import masks
-from ntksap_jax.networks import _checks
-from ntksap_jax.networks._checks import ModelError
-from ntksap_jax.networks._nnx_layers import NORMS, graphdef_of
+from ntksap_jax._networks import _checks
+from ntksap_jax._networks._checks import ModelError
+from ntksap_jax._networks._nnx_layers import NORMS, graphdef_of
 from ntksap_jax.types import Params
 
 
@@ -46,7 +46,7 @@ def filled(state: flax_nnx.State, params: Params) -> flax_nnx.State:
     if wanted != found:
         raise ValueError(
             f"params: a tree of other leaves than the model's: {found}, expected {wanted}. Pass "
-            "what network.init made, or networks.nnx_params(model) of such a model."
+            "what network.init made, or exchange.nnx_params(model) of such a model."
         )
     return replaced(state, params)
 
@@ -100,12 +100,12 @@ def check_model(model: Any, name: str) -> None:
 
 
 def check_factory(make: Any) -> None:
-    example = "networks.nnx(lambda rngs: MyModel(..., rngs=rngs), input_shape)"
+    example = "ntksap_jax.nnx(lambda rngs: MyModel(..., rngs=rngs), input_shape)"
     if isinstance(make, flax_nnx.Module):
         raise TypeError(
             f"make: got a model, {type(make).__name__}, expected a function that makes one, since "
             f"weights are drawn anew: {example}. The weights of an existing model are "
-            "networks.nnx_params(model); score them with reinit=False."
+            "exchange.nnx_params(model); score them with reinit=False."
         )
     if not callable(make) or _checks.kind(make) is not None:
         raise TypeError(
@@ -164,7 +164,7 @@ def _check_made(model: Any, again: Any) -> None:
         raise ModelError(
             "make: returned the same model twice. Make a new one of the given rngs, such as lambda "
             "rngs: MyModel(..., rngs=rngs); the weights of an existing model are "
-            "networks.nnx_params(model)."
+            "exchange.nnx_params(model)."
         )
     nodes = dict(flax_nnx.iter_graph(model))
     state = dict(flax_nnx.to_flat_state(flax_nnx.state(model)))
@@ -183,7 +183,7 @@ def _check_made(model: Any, again: Any) -> None:
                 f"model: {names[0]!r} and {names[1]!r} are one and the same, so the model shares "
                 "parameters, and a mask would have two entries for one weight. Keep it under one "
                 "name and call it twice (nnx.Embed has `attend` for tied outputs), or write init "
-                "and apply yourself for networks.plain."
+                "and apply yourself for ntksap_jax.plain."
             )
 
 

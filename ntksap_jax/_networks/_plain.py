@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax.networks import _checks
-from ntksap_jax.networks._checks import ModelError
+from ntksap_jax._networks import _checks
+from ntksap_jax._networks._checks import ModelError
 from ntksap_jax.types import ApplyFn, Inputs, Key, Network, Params
 
 

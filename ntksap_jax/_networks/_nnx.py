@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx as flax_nnx
 
 from ntksap_jax import ops
-from ntksap_jax.draws import typed_key
-from ntksap_jax.networks import _checks, _nnx_layers, _nnx_models
-from ntksap_jax.networks._statistics import Statistics, check_statistics
+from ntksap_jax._draws import typed_key
+from ntksap_jax._networks import _checks, _nnx_layers, _nnx_models
+from ntksap_jax._networks._statistics import Statistics, check_statistics
 from ntksap_jax.types import ApplyFn, Inputs, Key, Network, Params
 
 
@@ -34,7 +34,7 @@ def nnx(
 
     The model is put in evaluation mode (`model.eval()`: dropout off), and every `nnx.BatchNorm` in
     it normalises with the mean and (biased) variance of its own batch, held constant under
-    differentiation, as with `networks.linen`. What a call writes into the model is dropped.
+    differentiation, as with `ntksap_jax.linen`. What a call writes into the model is dropped.
 
     An `nnx.Embed` that is given floating-point inputs whose last axis is its `features` passes
     them on: that is how noise goes in after the embedding of a language model.
@@ -76,7 +76,7 @@ def nnx(
         check_statistics(
             batch_stats,
             _nnx_models.pure(flax_nnx.filter_state(model.others, flax_nnx.BatchStat)),
-            source="networks.nnx_batch_stats(model) of such a model",
+            source="exchange.nnx_batch_stats(model) of such a model",
         )
 
     def draw(key: Key) -> Params:
@@ -128,7 +128,7 @@ def nnx(
         network,
         name="model",
         advice="Pass the arguments that your model's __call__ needs beside the inputs, such as "
-        "networks.nnx(make, input_shape, dtype=jnp.int32, train=False).",
+        "ntksap_jax.nnx(make, input_shape, dtype=jnp.int32, train=False).",
     )
     return network
 

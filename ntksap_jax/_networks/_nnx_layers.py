@@ -15,9 +15,9 @@ from typing import Any
 import jax
 from flax import nnx as flax_nnx
 
-from ntksap_jax.networks._checks import ModelError
-from ntksap_jax.networks._embedding import is_embedded
-from ntksap_jax.networks._statistics import moments, unbiased_variance
+from ntksap_jax._networks._checks import ModelError
+from ntksap_jax._networks._embedding import is_embedded
+from ntksap_jax._networks._statistics import moments, unbiased_variance
 
 _called: ContextVar[list[Any]] = ContextVar("called")
 
@@ -53,7 +53,7 @@ class Norm(flax_nnx.BatchNorm):
         if not (self.use_running_average if given is None else given):
             raise ModelError(
                 f"{name} is in training mode. Pass the arguments of your model that mean "
-                "evaluation, such as networks.nnx(..., train=False); the batch's own statistics "
+                "evaluation, such as ntksap_jax.nnx(..., train=False); the batch's own statistics "
                 "are then used all the same."
             )
         if any(module is self for module in _called.get()):
@@ -111,7 +111,7 @@ class _Silent(flax_nnx.RngStream):
         raise ModelError(
             f"model: draws random numbers ({self.ntksap_path!r}) when it is called in evaluation "
             "mode, so it is no function of params and inputs. Pass the arguments of your model "
-            "that mean evaluation, such as networks.nnx(..., deterministic=True)."
+            "that mean evaluation, such as ntksap_jax.nnx(..., deterministic=True)."
         )
 
 

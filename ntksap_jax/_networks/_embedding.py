@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax.networks._checks import ModelError
+from ntksap_jax._networks._checks import ModelError
 
 
 def is_embedded(inputs: jax.Array, features: int, name: str) -> bool:

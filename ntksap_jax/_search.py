@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import _platform, masks, schedules, selection, sharding
-from ntksap_jax.draws import typed_key
+from ntksap_jax import _placement, _platform, _selection, masks, schedules
+from ntksap_jax._draws import typed_key
 from ntksap_jax.types import (
     Batch,
     Key,
@@ -29,70 +29,22 @@ from ntksap_jax.types import (
     RoundInfo,
     ScoreFn,
     Scores,
-    is_traced,
 )
 
-
-def one_round(
-    key: Key,
-    params: Params,
-    mask: Mask,
-    score: ScoreFn,
-    counts: Any,
-    *,
-    batch: Batch = None,
-    scope: selection.Scope = "global",
-    min_weights: int = 0,
-    min_channels: int = 0,
-    regrow: bool = False,
-) -> tuple[Mask, Metrics]:
-    """Scores the weights that are left and keeps the best of them. Traceable.
-
-    Args:
-        key: PRNG key of the round.
-        params: pytree of arrays.
-        mask: the mask so far.
-        score: the criterion.
-        counts: how many weights to keep, from `selection.kept_counts` with the same scope; may be
-            traced.
-        batch: (inputs, labels) for criteria that need them.
-        scope: what one threshold ranges over; see `selection.keep_top`.
-        min_weights: each leaf keeps at least so many weights; see `selection.keep_top`.
-        min_channels: each leaf keeps at least so many channels; see `selection.keep_top`.
-        regrow: keep the best of all prunable weights; see `prune`.
-
-    Returns:
-        The new mask, and the criterion's metrics with `"threshold"`, the lowest score kept, added.
-
-    >>> import jax, jax.numpy as jnp
-    >>> from ntksap_jax import criteria
-    >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
-    >>> mask, metrics = one_round(
-    ...     jax.random.key(0), params, masks.create(params), criteria.magnitude(), 2)
-    >>> mask["kernel"].tolist(), float(metrics["threshold"])
-    ([[True, False], [False, True]], 2.0)
-    """
-    scores, metrics = score(key, params, mask, batch)
-    mask, threshold = selection.keep_top(
-        scores,
-        _candidates(mask, regrow),
-        counts,
-        scope=scope,
-        min_weights=min_weights,
-        min_channels=min_channels,
-    )
-    return mask, {**metrics, "threshold": threshold}
+ROUNDS = 20
+"""Of a search that is given a density alone: what NTK-SAP's paper takes for CIFAR-10."""
 
 
 def find_mask(
     key: Key,
     params: Params,
     score: ScoreFn,
+    density: float | None = None,
     *,
-    schedule: Any,
+    schedule: Any = None,
     mask: Mask | None = None,
     batch: Batch = None,
-    scope: selection.Scope = "global",
+    scope: _selection.Scope = "global",
     min_weights: int = 0,
     min_channels: int = 0,
     regrow: bool = False,
@@ -100,14 +52,15 @@ def find_mask(
     """Searches for a mask, all rounds in one `lax.scan`, to be traced by the caller's `jit`.
 
     On CPU, XLA runs the gradients of `jax.lax`'s convolutions inside loops 20 to 200 times slower
-    than outside. Those of `ops.conv2d` are fast there too: `networks.linen` puts it into a model;
+    than outside. Those of `ops.conv2d` are fast there too: `ntksap_jax.linen` puts it into a model;
     in functions of your own call it yourself, or search by `prune`.
 
     Args:
         key: PRNG key of the search.
         params: pytree of arrays; they may be traced.
         score: the criterion.
-        schedule: density after each round, concrete, such as `schedules.exponential(...)`.
+        density: as for `prune`, like `schedule`; both concrete.
+        schedule: density after each round, in the place of `density`.
         mask: where to start from; by default `masks.create(params)`.
         batch: (inputs, labels) for criteria that need them.
         scope: see `prune`, as for `min_weights`, `min_channels` and `regrow`.
@@ -126,8 +79,7 @@ def find_mask(
     >>> from ntksap_jax import criteria
     >>> @jax.jit
     ... def search_and_mask(key, params):
-    ...     mask, _ = find_mask(key, params, criteria.magnitude(),
-    ...                         schedule=schedules.exponential(0.25, rounds=2))
+    ...     mask, _ = find_mask(key, params, criteria.magnitude(), schedule=[0.5, 0.25])
     ...     return masks.apply(mask, params)
     >>> search_and_mask(jax.random.key(0), {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])})
     {'kernel': Array([[3., 0.],
@@ -135,15 +87,14 @@ def find_mask(
     """
     key = typed_key(key)
     options: Any = {"scope": scope, "min_weights": min_weights, "min_channels": min_channels}
-    mask, plan = _plan(params, mask, schedule, **options)
+    mask, plan = _plan(params, mask, density, schedule, **options)
     rounds = len(plan)
 
     def body(mask: Mask, t_and_counts: tuple[jax.Array, Any]) -> tuple[Mask, Metrics]:
         t, counts = t_and_counts
-        round_key = jax.random.fold_in(key, t)
-        return one_round(
-            round_key, params, mask, score, counts, batch=batch, regrow=regrow, **options
-        )
+        scores, metrics = score(jax.random.fold_in(key, t), params, mask, batch)
+        mask, threshold = _selection.keep_top(scores, _candidates(mask, regrow), counts, **options)
+        return mask, {**metrics, "threshold": threshold}
 
     stacked = jax.tree.map(lambda *counts: jnp.array(counts, jnp.int32), *plan)
     return jax.lax.scan(body, mask, (jnp.arange(rounds), stacked))
@@ -153,12 +104,13 @@ def prune(
     key: Key,
     params: Params,
     score: ScoreFn,
+    density: float | None = None,
     *,
-    schedule: Any,
+    schedule: Any = None,
     mask: Mask | None = None,
     start_round: int = 0,
     batch: Batch = None,
-    scope: selection.Scope = "global",
+    scope: _selection.Scope = "global",
     min_weights: int = 0,
     min_channels: int = 0,
     regrow: bool = False,
@@ -174,7 +126,10 @@ def prune(
         key: PRNG key of the search.
         params: pytree of arrays.
         score: the criterion.
-        schedule: density after each round, such as `schedules.exponential(0.05, rounds=20)`.
+        density: fraction of the prunable weights to keep, in (0, 1]; reached in 20 rounds, each of
+            which keeps the same share of what is left: `schedules.exponential(density, rounds=20)`.
+        schedule: in the place of `density`, the density after each round, such as
+            `schedules.exponential(0.05, rounds=100)` or `[0.05]` for a single round.
         mask: where to start from; by default `masks.create(params)`.
         start_round: number of rounds already done. To resume, pass the mask that the last
             `on_round` call was given and its `info.round`, with the same key and schedule.
@@ -204,23 +159,22 @@ def prune(
     >>> import jax, jax.numpy as jnp
     >>> from ntksap_jax import criteria
     >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
-    >>> mask, history = prune(jax.random.key(0), params, criteria.magnitude(),
-    ...                       schedule=schedules.exponential(0.25, rounds=2))
+    >>> mask, history = prune(jax.random.key(0), params, criteria.magnitude(), schedule=[0.5, 0.25])
     >>> mask["kernel"].tolist(), [info.num_kept for info in history]
     ([[True, False], [False, False]], [2, 1])
     """
     key = typed_key(key)
-    if is_traced((jax.random.fold_in(key, 0), params, mask, batch)):
+    if _placement.is_traced((jax.random.fold_in(key, 0), params, mask, batch)):
         raise TypeError(
             "prune: called inside of jit, vmap or another transformation, where no mask can be "
-            "checked, reported or saved. Use search.find_mask there."
+            "checked, reported or saved. Use ntksap_jax.find_mask there."
         )
     options: Any = {"scope": scope, "min_weights": min_weights, "min_channels": min_channels}
-    mask, plan = _plan(params, mask, schedule, **options)
+    mask, plan = _plan(params, mask, density, schedule, **options)
     _check_start(mask, plan, start_round, scope, regrow)
     # As the params lie: one that lies elsewhere in the first round makes the second compile again.
     mask = masks.map_prunable(
-        lambda m, p: m if sharding.of(p) is None else jax.device_put(m, sharding.of(p)),
+        lambda m, p: m if _placement.of(p) is None else jax.device_put(m, _placement.of(p)),
         mask,
         params,
     )
@@ -231,12 +185,12 @@ def prune(
         started = time.perf_counter()
         scores, metrics = score(jax.random.fold_in(key, t), params, mask, batch)
         try:
-            selection.check_scores(scores, mask)
+            _selection.check_scores(scores, mask)
             if regrow:
                 _check_regrowth(scores, mask)
         except ValueError as error:
             raise ValueError(f"round {t + 1} of {len(plan)}: {error}") from error
-        mask, threshold = selection.keep_top_concrete(
+        mask, threshold = _selection.keep_top_concrete(
             scores, _candidates(mask, regrow), plan[t], **options
         )
         info = RoundInfo(
@@ -260,9 +214,22 @@ def _candidates(mask: Mask, regrow: bool) -> Mask:
 
 
 def _plan(
-    params: Params, mask: Mask | None, schedule: Any, *, scope: selection.Scope, **floors: int
+    params: Params,
+    mask: Mask | None,
+    density: float | None,
+    schedule: Any,
+    *,
+    scope: _selection.Scope,
+    **floors: int,
 ) -> tuple[Mask, list[Any]]:
     """Checks a search's arguments; returns the mask to start from and the counts of every round."""
+    if (density is None) == (schedule is None):
+        raise ValueError(
+            f"density: got density={density!r} and schedule={schedule!r}, expected one of the two: "
+            "the final density, or the density after each round."
+        )
+    if density is not None:
+        schedule = schedules.exponential(density, rounds=ROUNDS)
     _platform.warn_if_miscompiling()
     if mask is None:
         mask = masks.create(params)
@@ -273,7 +240,7 @@ def _plan(
             f"schedule: got {len(densities)} rounds for {masks.num_prunable(mask)} prunable "
             "weights; expected at most one round a weight. Pass fewer rounds."
         )
-    if isinstance(scope, selection.NofM):
+    if isinstance(scope, _selection.NofM):
         target, last = scope.n / scope.m, float(densities[-1])
         if not math.isclose(last, target, rel_tol=1e-6):
             raise ValueError(
@@ -281,11 +248,11 @@ def _plan(
                 f"{scope.m} weights. End it at {target:.6g}, such as "
                 f"schedules.exponential({scope.n} / {scope.m}, rounds={len(densities)})."
             )
-    return mask, [selection.kept_counts(mask, float(d), scope=scope, **floors) for d in densities]
+    return mask, [_selection.kept_counts(mask, float(d), scope=scope, **floors) for d in densities]
 
 
 def _check_start(
-    mask: Mask, plan: list[Any], start_round: int, scope: selection.Scope, regrow: bool
+    mask: Mask, plan: list[Any], start_round: int, scope: _selection.Scope, regrow: bool
 ) -> None:
     if not 0 <= start_round <= len(plan):
         raise ValueError(
@@ -293,9 +260,9 @@ def _check_start(
             f"to {len(plan)}."
         )
     if start_round == 0:
-        selection.check_counts(plan[0], _candidates(mask, regrow), scope=scope)
+        _selection.check_counts(plan[0], _candidates(mask, regrow), scope=scope)
         return
-    expected = selection.kept_range(plan[start_round - 1], mask, scope=scope)
+    expected = _selection.kept_range(plan[start_round - 1], mask, scope=scope)
     if masks.num_kept(mask) not in expected:
         at_least = f"{expected[0]} to " if len(expected) > 1 else ""
         raise ValueError(

@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend import core
 
 from ntksap_jax import masks
-from ntksap_jax.types import Inputs, Network, Params
+from ntksap_jax.types import Network, Params
 
 
 class ModelError(ValueError):
@@ -45,9 +45,9 @@ def check_shape(input_shape: Any) -> tuple[int, ...]:
 
 
 _ADVICE = {
-    "flax.linen": "networks.linen(model, input_shape)",
-    "flax.nnx": "networks.nnx(lambda rngs: MyModel(..., rngs=rngs), input_shape)",
-    "equinox": "networks.plain(init, apply, input_shape) with `params, static = eqx.partition("
+    "flax.linen": "ntksap_jax.linen(model, input_shape)",
+    "flax.nnx": "ntksap_jax.nnx(lambda rngs: MyModel(..., rngs=rngs), input_shape)",
+    "equinox": "ntksap_jax.plain(init, apply, input_shape) with `params, static = eqx.partition("
     "model, eqx.is_inexact_array)` in init and `jax.vmap(eqx.combine(params, static))` in apply",
     "torch": "a model written in JAX; exchange.from_torch brings its weights",
 }
@@ -237,41 +237,13 @@ def first_line(error: BaseException) -> str:
 # -- What a network computes ---------------------------------------------------------------------
 
 
-def check_finite(network: Network, params: Params, inputs: Inputs) -> None:
-    """Raises unless the network's outputs are finite; costs one forward pass.
-
-    Args:
-        network: the network.
-        params: its params.
-        inputs: a few examples.
-
-    Raises:
-        ValueError: an output that is NaN or infinite.
-
-    >>> from ntksap_jax import networks
-    >>> network = networks.plain(lambda key: {"w": jnp.ones((2, 1))}, lambda p, x: x @ p["w"], (2,))
-    >>> params = {"w": jnp.full((2, 1), jnp.nan)}
-    >>> check_finite(network, params, jnp.ones((1, 2)))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ValueError: network: its outputs are not finite, ...
-    """
-    check_are_finite(jax.jit(lambda p, x: are_finite(network.apply(p, x)))(params, inputs))
-
-
 def are_finite(outputs: Any) -> jax.Array:
-    """Whether no entry of the outputs is NaN or infinite. Traceable.
-
-    >>> bool(are_finite({"mean": jnp.ones(2), "variance": jnp.array([1.0, jnp.inf])}))
-    False
-    """
+    """Whether no entry of the outputs is NaN or infinite. Traceable."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(outputs)]))
 
 
 def check_are_finite(finite: Any) -> None:
-    """Raises the ValueError of `check_finite` unless told True.
-
-    >>> check_are_finite(are_finite(jnp.ones(2)))
-    """
+    """Raises a ValueError unless told True, by `are_finite`."""
     if not finite:
         raise ValueError(
             "network: its outputs are not finite, so no score can be computed from them. Check "

@@ -1,0 +1,15 @@
+"""Models as `Network`s, the pure functions that criteria work on. All that knows Flax is here.
+
+`linen` and `nnx` make one of a Flax model, `plain` of two functions, and so of any other framework.
+All three give the same scores. Batch normalisation uses the statistics of each batch, held constant
+under differentiation.
+"""
+
+from ntksap_jax._networks._checks import are_finite as are_finite
+from ntksap_jax._networks._checks import check_are_finite as check_are_finite
+from ntksap_jax._networks._checks import check_shape as check_shape
+from ntksap_jax._networks._linen import linen as linen
+from ntksap_jax._networks._nnx import nnx as nnx
+from ntksap_jax._networks._nnx import nnx_batch_stats as nnx_batch_stats
+from ntksap_jax._networks._nnx import nnx_params as nnx_params
+from ntksap_jax._networks._plain import plain as plain
