@@ -27,6 +27,7 @@ from ntksap_jax import masks as masks  # isort: skip
 
 # What else there is to ask of a network and its mask, and to do with them.
 from ntksap_jax import connectivity as connectivity  # isort: skip
+from ntksap_jax import flops as flops  # isort: skip
 from ntksap_jax import ntk as ntk  # isort: skip
 from ntksap_jax import structured as structured  # isort: skip
 from ntksap_jax import exchange as exchange  # isort: skip

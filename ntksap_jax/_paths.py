@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
+from ntksap_jax import _jaxprs
 from ntksap_jax.types import ApplyFn, Inputs, Params
 
 Gate = Callable[[jax.Array], jax.Array]
@@ -31,8 +31,6 @@ Gate = Callable[[jax.Array], jax.Array]
 
 Normalise = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 """Splits an array into another and an exponent of two, such as `power_of_two`."""
-
-_Step = Callable[[Any, list[Any]], list[Any]]
 
 
 class Path(NamedTuple):
@@ -66,8 +64,6 @@ _HOMOGENEOUS = {
     *("select_n", "gather", "mesh_cast", "reshard", "split", "tile"),
     "kept",  # by `ops.relu`
 }
-# Operations with a jaxpr among their parameters that is not simply called.
-_NO_CALLS = {"while", "scan", "cond", "reduce", "reduce_window", "shard_map"}
 _EXPONENT_OF_ZERO = -(2.0**20)
 
 
@@ -145,7 +141,7 @@ def evaluate(
     jaxpr, shapes = jax.make_jaxpr(apply, return_shape=True)(params, inputs)
     rules = _Rules(factor, gate, normalise, sum_pools)
     paths = [Path(jnp.asarray(example), jnp.zeros(())) for example in examples]
-    outputs = _run(jaxpr.jaxpr, jaxpr.consts, [*leaves, *paths], rules.step)
+    outputs = _jaxprs.walk(jaxpr, [*leaves, *paths], rules.step)
     for output in outputs:
         if not isinstance(output, Path):
             raise ValueError("apply: an output does not depend on the inputs: no path ends there.")
@@ -184,65 +180,32 @@ def gates(apply: ApplyFn, params: Params, inputs: Inputs) -> list[jax.Array]:
     """
     recorded: list[jax.Array] = []
 
-    def step(eqn: Any, operands: list[Any]) -> list[Any]:
+    def step(eqn: Any, operands: list[Any], where: str) -> list[Any] | None:
         """Computes what the network computes, and takes note at the nonlinearities."""
         arrays = [op.array if isinstance(op, Path) else op for op in operands]
         paths = [op for op in operands if isinstance(op, Path)]
-        inner = _inner(eqn)
+        inner = _jaxprs.called(eqn)
         if paths and _is_activation(eqn, len(paths)):
             recorded.append(jnp.broadcast_to(paths[0].array > 0, eqn.outvars[0].aval.shape))
         elif inner is not None:
-            return _run(*inner, operands, step)
-        results = _bind(eqn, arrays) if inner is None else _run(*inner, arrays, _compute)
+            return None
+        results = _jaxprs.bind(eqn, arrays) if inner is None else _jaxprs.run(inner, arrays)
         return [Path(result, jnp.zeros(())) for result in results] if paths else results
 
     leaves, examples = jax.tree.leaves(params), jax.tree.leaves(inputs)
     jaxpr = jax.make_jaxpr(apply)(params, inputs)
     paths = [Path(jnp.asarray(example), jnp.zeros(())) for example in examples]
-    _run(jaxpr.jaxpr, jaxpr.consts, [*leaves, *paths], step)
+    _jaxprs.walk(jaxpr, [*leaves, *paths], step)
     return recorded
 
 
 # -- The walk through a network's operations -----------------------------------------------------
 
 
-def _run(jaxpr: Any, consts: Any, arguments: list[Any], step: _Step) -> list[Any]:
-    """Carries out the operations of a jaxpr, each by `step(eqn, operands) -> results`."""
-    values: dict[Any, Any] = {}
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
-
-    values.update(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, arguments, strict=True))
-    for eqn in jaxpr.eqns:
-        results = step(eqn, [read(atom) for atom in eqn.invars])
-        values.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _inner(eqn: Any) -> tuple[Any, Any] | None:
-    """Returns jaxpr and constants of an operation that is a call of others, such as `jit`."""
-    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-    if inner is None or eqn.primitive.name in _NO_CALLS:
-        return None
-    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
-
-
 def _is_activation(eqn: Any, num_paths: int) -> bool:
-    if _inner(eqn) is not None:
+    if _jaxprs.called(eqn) is not None:
         return eqn.params.get("name") in _ACTIVATIONS
     return eqn.primitive.name == "tanh" or (eqn.primitive.name == "max" and num_paths == 1)
-
-
-def _compute(eqn: Any, operands: list[Any]) -> list[Any]:
-    inner = _inner(eqn)
-    return _bind(eqn, operands) if inner is None else _run(*inner, operands, _compute)
-
-
-def _bind(eqn: Any, operands: Any) -> list[Any]:
-    results = eqn.primitive.bind(*operands, **eqn.params)
-    return list(results) if eqn.primitive.multiple_results else [results]
 
 
 class _Rules(NamedTuple):
@@ -253,17 +216,17 @@ class _Rules(NamedTuple):
     normalise: Normalise
     sum_pools: bool
 
-    def step(self, eqn: Any, operands: list[Any]) -> list[Any]:
+    def step(self, eqn: Any, operands: list[Any], where: str) -> list[Any] | None:
         """Carries out one operation."""
-        name, inner = eqn.primitive.name, _inner(eqn)
+        name = eqn.primitive.name
         paths = [operand for operand in operands if isinstance(operand, Path)]
         if paths and _is_activation(eqn, len(paths)):
             path = _broadcast(paths[0], eqn)
             return [Path(self.gate(path.array), path.exponent)]
-        if inner is not None:
-            return _run(*inner, operands, self.step)
+        if _jaxprs.called(eqn) is not None:
+            return None
         if not paths:
-            return _bind(eqn, operands)
+            return _jaxprs.bind(eqn, operands)
         if name == "neg":
             return [self.scaled(paths[0], jnp.float32(-1))]
         if name == "sub" and isinstance(operands[1], Path):
@@ -276,7 +239,7 @@ class _Rules(NamedTuple):
         if name == "mul" and len(paths) == 1:
             return [self.product(eqn, operands, jnp.multiply)]
         if name in ("dot_general", "conv_general_dilated", "conv2d") and len(paths) == 1:
-            return [self.product(eqn, operands, lambda *arrays: _bind(eqn, arrays)[0])]
+            return [self.product(eqn, operands, lambda *arrays: _jaxprs.bind(eqn, arrays)[0])]
         if self.sum_pools and name == "reduce_window_max":
             summed = jax.lax.reduce_window_sum_p.bind(paths[0].array, **eqn.params)
             return [Path(summed, paths[0].exponent)]
@@ -330,5 +293,5 @@ def _together(eqn: Any, operands: list[Any], *, add: bool) -> list[Path]:
         return jnp.zeros_like(constant) if floating else constant
 
     arrays = [value(operand) for operand in operands]
-    results = [arrays[0] + arrays[1]] if add else _bind(eqn, arrays)
+    results = [arrays[0] + arrays[1]] if add else _jaxprs.bind(eqn, arrays)
     return [Path(result, exponent) for result in results]

@@ -26,8 +26,8 @@ from experiments.benchmark import (
     types,
 )
 from experiments.benchmark import program as benchmark
-from experiments.cifar import choices, costs
-from ntksap_jax import _selection, masks, models, ntk
+from experiments.cifar import choices
+from ntksap_jax import _selection, flops, masks, models, ntk
 from ntksap_jax.criteria.ntk_sap import trace_and_gradient
 
 TINY = {"model": "mlp", "input_shape": (4, 4, 3), "batch_size": 3}
@@ -69,13 +69,13 @@ def test_our_side_alone(tiny_cases, tmp_path, monkeypatch, capsys):
 
     by_name = {case["case"]["name"]: case for case in written["cases"]}
     assert list(by_name) == ["tiny-search", "tiny-selection"]
-    forward = sum(costs.flops(models.mlp(), (4, 4, 3)).values())
-    for name, steps, rounds, flops in (
+    forward = sum(flops.count(nts.linen(models.mlp(), (4, 4, 3))).values())
+    for name, steps, rounds, nominal in (
         ("tiny-search", ["step", "matmul"], 1, 6 * forward * 2 * 5 * 3),
         ("tiny-selection", ["step", "under jit"], 2, None),
     ):
         case = by_name[name]
-        assert case["flops"] == flops
+        assert case["flops"] == nominal
         assert list(case["sides"]) == ["ours"]
         side, summary = case["sides"]["ours"], case["summary"]
         assert list(side["seconds"]) == steps
@@ -189,7 +189,7 @@ def test_every_criterion_has_a_case():
 
 
 def test_nominal_flops():
-    forward = sum(costs.flops(models.resnet20(), (32, 32, 3)).values()) * 100
+    forward = sum(flops.count(nts.linen(models.resnet20(), (32, 32, 3))).values()) * 100
     counts = {
         name: nominal_flops.count(case)
         for name, case in cases.CASES.items()
@@ -200,7 +200,8 @@ def test_nominal_flops():
     assert counts["round-resnet20"] == 5 * 6 * forward
     assert counts["search-resnet20"] == 20 * 5 * 6 * forward
     assert counts["train-resnet20-masked"] == pytest.approx(3 * 1.28 * forward)
-    layer = costs.flops(models.VGG((16, 16), num_classes=1), (32, 32, 3))["conv_1/kernel"]
+    vgg = nts.linen(models.VGG((16, 16), num_classes=1), (32, 32, 3))
+    layer = flops.count(vgg)["conv_1/kernel"]
     convolution = cases.CASES["convolution-16-of-32x32"]
     assert nominal_flops.count(convolution) == 10 * 3 * 100 * layer
     assert counts["selection-11M"] is None

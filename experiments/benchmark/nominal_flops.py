@@ -1,6 +1,6 @@
 """Nominal floating-point operations of a case: the same number for either side.
 
-In units F of a forward pass on the batch (`experiments.cifar.costs`), where the gradient with
+In units F of a forward pass on the batch (`ntksap_jax.flops`), where the gradient with
 respect to the inputs of a layer and that with respect to its weights take F each:
 
 | step              | forward                         | backward | together |
@@ -17,9 +17,10 @@ numbers, normalisation, activations, and that the first layer needs no gradient 
 
 from __future__ import annotations
 
+import ntksap_jax as nts
 from experiments.benchmark.types import CONVOLUTION_CALLS, Case
-from experiments.cifar import costs
 from experiments.cifar.choices import MODELS
+from ntksap_jax import flops
 
 PASSES = {"finite_difference": 6, "jvp": 9, "vjp": 9}
 TRAINING_PASSES = 3
@@ -33,7 +34,8 @@ def count(case: Case) -> float | None:
         height, width, channels = case.input_shape
         forward = 2 * 9 * height * width * channels**2 * case.batch_size
         return float(TRAINING_PASSES * forward * CONVOLUTION_CALLS)
-    forward = sum(costs.flops(MODELS[case.model](), case.input_shape).values()) * case.batch_size
+    network = nts.linen(MODELS[case.model](), case.input_shape)
+    forward = sum(flops.count(network).values()) * case.batch_size
     if case.kind == "train":
         return float(TRAINING_PASSES * forward)
     return float(PASSES[case.estimator] * forward * case.num_samples * case.num_rounds)

@@ -12,13 +12,13 @@ import optax
 
 import ntksap_jax as nts
 from experiments import data
-from experiments.cifar import costs, pretrained
+from experiments.cifar import pretrained
 from experiments.cifar.choices import MODELS
 from experiments.cifar.config import Config
 from experiments.processes import distributed
 from experiments.shell.errors import UserError
 from experiments.training import steps as training
-from ntksap_jax import masks
+from ntksap_jax import flops, masks
 from ntksap_jax.types import Network
 
 
@@ -29,7 +29,7 @@ class Size(NamedTuple):
         parameters: all of them, biases and normalisation included.
         prunable: those that masks range over.
         layers: kernels that masks range over.
-        flops: for one image, see `experiments.cifar.costs`.
+        flops: for one image, see `ntksap_jax.flops`.
     """
 
     parameters: int
@@ -99,7 +99,7 @@ def make_job(config: Config) -> Job:
         ) from error
     params = jax.eval_shape(network.init, jax.random.key(0))
     mask = masks.create(params)
-    kernel_flops = costs.flops(model, dataset.image_shape)
+    kernel_flops = flops.count(network)
     size = Size(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
         prunable=masks.num_prunable(mask),

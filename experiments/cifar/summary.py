@@ -9,13 +9,12 @@ from typing import Any
 from rich.console import Console
 
 from experiments.cifar import config as config_lib
-from experiments.cifar import costs
 from experiments.cifar.config import Config
 from experiments.cifar.job import Job
 from experiments.shell import console as screen
 from experiments.shell import pictures
 from experiments.storage import run_folder
-from ntksap_jax import connectivity, masks
+from ntksap_jax import connectivity, flops, masks
 from ntksap_jax.types import Mask
 
 SUMMARY_HEADER = (
@@ -70,7 +69,7 @@ def make(
         "prunable_weights": masks.num_prunable(mask),
         "kept_weights": masks.num_kept(mask),
         "dense_flops": job.size.flops,
-        "kept_flops": costs.kept_flops(job.kernel_flops, mask),
+        "kept_flops": flops.kept(job.kernel_flops, mask),
         "last_test_accuracy": epochs[-1]["test_accuracy"],
         "best_test_accuracy": best["test_accuracy"],
         "best_epoch": best["epoch"],
@@ -78,7 +77,7 @@ def make(
         "search_seconds": round(sum(row["seconds"] for row in rounds), 3),
         "training_seconds": round(sum(row["seconds"] for row in epochs), 3),
         "mask_sha256": masks.digest(mask),
-        # In the order of the forward pass, which is how `costs.flops` came by them.
+        # In the order of the forward pass, as `flops.count` lists them.
         "layer_densities": {path: densities[path] for path in layers},
         "effective_density": found.effective_density,
         "live_channels": {path: found.live_channels[path] for path in layers},

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ntksap_jax import masks
+from ntksap_jax import _jaxprs, masks
 from ntksap_jax.exchange import _torch_layouts
 from ntksap_jax.types import Network
 
@@ -69,11 +69,19 @@ def _our_layers(network: Network) -> dict[str, Shapes]:
     params = jax.eval_shape(network.init, jax.random.key(0))
     inputs = jax.ShapeDtypeStruct((1, *network.input_shape), network.input_dtype)
     paths = list(masks.leaf_paths(params))
-    jaxpr = jax.make_jaxpr(network.apply)(params, inputs).jaxpr
-    order = list(dict.fromkeys(_uses(jaxpr, dict(zip(jaxpr.invars, paths, strict=False)))))
+    used: list[str] = []
+
+    def note(eqn: Any, operands: list[str | None], where: str) -> list[None] | None:
+        if _jaxprs.called(eqn) is not None:
+            return None
+        used.extend(path for path in operands if path is not None)
+        return [None] * len(eqn.outvars)
+
+    program = jax.make_jaxpr(network.apply)(params, inputs)
+    _jaxprs.walk(program, [*paths, None], note, constant=lambda value: None)
     plan = _torch_layouts.layouts(masks.leaf_paths(params))
     layers: dict[str, Shapes] = {}
-    for path in [*order, *(path for path in paths if path not in order)]:
+    for path in dict.fromkeys([*used, *paths]):
         layers.setdefault(plan[path].layer, {})[plan[path].name] = plan[path].shape
     return layers
 
@@ -85,19 +93,3 @@ def _their_modules(state: Mapping[str, Any]) -> dict[str, Shapes]:
         module, _, leaf = name.rpartition(".")
         modules.setdefault(module, {})[leaf] = tuple(np.shape(value))
     return modules
-
-
-def _uses(jaxpr: Any, paths: dict[Any, str]) -> list[str]:
-    """Returns the paths of the variables in the order in which the operations use them."""
-    used = []
-    for eqn in jaxpr.eqns:
-        operands = [None if hasattr(atom, "val") else paths.get(atom) for atom in eqn.invars]
-        inner = [getattr(value, "jaxpr", value) for value in eqn.params.values()]
-        called = [
-            value for value in inner if len(getattr(value, "invars", ())) == len(operands) > 0
-        ]
-        if called:  # such as jit: its own operations tell the order
-            names = zip(called[0].invars, operands, strict=True)
-            used += _uses(called[0], {var: path for var, path in names if path is not None})
-        used += [path for path in operands if path is not None]
-    return used

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from ntksap_jax import masks
+from ntksap_jax import _jaxprs, flops, masks
 from ntksap_jax.structured import _program, _resized, _rules
 from ntksap_jax.structured._labels import Labels, Value, constant, opaque
 from ntksap_jax.structured._program import Call, Operation
@@ -55,14 +54,14 @@ class Tracing:
 
     Attributes:
         shapes: shape of each leaf, by path.
-        positions: number of places at which each kernel is applied in one example.
+        flops: FLOPs of each layer's kernel for one example, in the order of calls.
     """
 
     def __init__(self, model: nn.Module, variables: Any, call: Call) -> None:
         """Traces a model, whose variables are given as shapes."""
         leaves = masks.leaf_paths(variables)
         self.shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
-        self.positions: dict[str, int] = {}
+        self.flops: dict[str, int] = {}
         self._labels = Labels()
         self._leaves = {path: self._leaf(path) for path in leaves}
         self._biases: dict[str, str] = {}
@@ -71,11 +70,15 @@ class Tracing:
         self._features: dict[str, np.ndarray] = {}
         with nn.intercept_methods(_name_features(model)):
             jaxpr = _program.record(model, variables, call)
+        names = [
+            path.removeprefix("params/") if path.startswith("params/") else None for path in leaves
+        ]
+        self._counts = flops.count_program(jaxpr, names, batch=_program.BATCH)
         arguments = [*self._leaves.values(), opaque(call.inputs.shape)]
-        for output in _program.walk(jaxpr.jaxpr, jaxpr.consts, arguments, self._step):
+        for output in _jaxprs.walk(jaxpr, arguments, self._step, constant=_program.concrete):
             for axis in output.axes if isinstance(output, Value) else ():
                 self._labels.fix(axis, "they are the model's outputs")
-        for kernel in self.positions:
+        for kernel in self.flops:
             if self.shapes[f"params/{kernel}"][-1] == 1:
                 self.fix(kernel, _SINGLE)
             own = self._features.get(kernel.rpartition("/")[0])
@@ -91,7 +94,7 @@ class Tracing:
         self._settle()
         numbers = np.full(self._labels.count, FIXED)
         reasons, num_channels = {}, 0
-        for kernel in self.positions:
+        for kernel in self.flops:
             roots = self._labels.find(self._filters(kernel))
             reason = self._labels.reasons(roots[:1])[0]
             if reason is not None:
@@ -114,7 +117,7 @@ class Tracing:
         return Numbered(
             layers={
                 kernel: self._layer(kernel, index, kernel not in reasons)
-                for index, kernel in enumerate(self.positions)
+                for index, kernel in enumerate(self.flops)
             },
             labels={path: tuple(map(numbered, leaf.axes)) for path, leaf in self._leaves.items()},
             features={
@@ -139,7 +142,7 @@ class Tracing:
         changed = True
         while changed:
             changed = False
-            for kernel in self.positions:
+            for kernel in self.flops:
                 reasons = self._labels.reasons(self._filters(kernel))
                 reason = next((one for one in reasons if one is not None), None)
                 if reason is not None and None in reasons:
@@ -161,7 +164,9 @@ class Tracing:
         removed = (None,) * (len(shape) - 1) + (zero,) if shape else ()
         return Value(axes, removed, leaf=path)
 
-    def _step(self, eqn: Any, operands: list[Any], where: str) -> list[Value]:
+    def _step(self, eqn: Any, operands: list[Any], where: str) -> list[Value] | None:
+        if _jaxprs.called(eqn) is not None:
+            return None
         values = [
             operand if isinstance(operand, Value) else constant(operand, _shape(var))
             for operand, var in zip(operands, eqn.invars, strict=True)
@@ -186,12 +191,10 @@ class Tracing:
 
     def _note_layer(self, eqn: Any, result: Value) -> Value:
         """Takes note of a product with a kernel as it stands in the parameters."""
-        kernel, shape = result.layer, _shape(eqn.invars[1])
-        if kernel is None or self.shapes[f"params/{kernel}"] != shape:
+        kernel = result.layer
+        if kernel is None or self.shapes[f"params/{kernel}"] != _shape(eqn.invars[1]):
             return result._replace(layer=None)
-        entries = math.prod(_shape(eqn.outvars[0]))
-        positions = entries // (_program.BATCH * shape[-1])
-        self.positions[kernel] = self.positions.get(kernel, 0) + positions
+        self.flops[kernel] = self._counts.get(kernel, 0)  # of constants alone, it costs nothing
         return result
 
     def _note_company(self, values: list[Value], result: Value) -> None:

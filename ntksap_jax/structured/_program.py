@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.core
@@ -11,10 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
-# Operations with a jaxpr among their parameters that is not simply called.
-_NO_CALLS = {"while", "scan", "cond", "reduce", "reduce_window", "shard_map"}
+from ntksap_jax import _jaxprs
+
 # What comes and goes with sizes, such as a broadcast from 1 to 1, and means nothing by itself.
 _LAYOUT = {
     *("reshape", "broadcast_in_dim", "squeeze", "expand_dims", "copy", "convert_element_type"),
@@ -23,8 +21,6 @@ _LAYOUT = {
 
 BATCH = 2
 """Examples in a trace. With one, the batch axis could not be told from a broadcast."""
-
-Step = Callable[[Any, list[Any], str], list[Any]]
 
 
 class Call(NamedTuple):
@@ -54,7 +50,7 @@ class Operation(NamedTuple):
         where: path of the module that it stands in.
         shapes: shapes of its results.
         constants: the numbers among its arguments, in words, so that NaN equals itself.
-        places: which entries it takes from an axis, or where it puts them, for each axis of a slice
+        places: which entries it takes from an axis, or where .t puts them, for each axis of a slice
             and a pad.
     """
 
@@ -112,44 +108,20 @@ def record(model: nn.Module, variables: Any, call: Call) -> Any:
         ) from error
 
 
-def walk(jaxpr: Any, consts: Any, arguments: list[Any], step: Step, where: str = "") -> list[Any]:
-    """Goes through the operations of a jaxpr in order, into calls, by `step(eqn, operands, where)`.
-
-    Constants reach `step` as arrays of NumPy. (A call is entered each time it stands in the
-    program, so that two activations that share a jaxpr stay apart.)
-    """
-    values: dict[Any, Any] = {}
-
-    def read(atom: Any) -> Any:
-        return np.asarray(atom.val) if isinstance(atom, core.Literal) else values[atom]
-
-    values.update(zip(jaxpr.constvars, map(_concrete, consts), strict=True))
-    values.update(zip(jaxpr.invars, arguments, strict=True))
-    for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
-        here = "/".join(filter(None, (where, str(eqn.source_info.name_stack))))
-        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        if inner is None or eqn.primitive.name in _NO_CALLS:
-            results = step(eqn, operands, here)
-        else:
-            body, constants = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
-            results = walk(body, constants, operands, step, here)
-        values.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
 def operations(jaxpr: Any) -> list[Operation]:
     """Lists the operations of a closed jaxpr that say what the program does."""
     found: list[Operation] = []
 
-    def step(eqn: Any, operands: list[Any], where: str) -> list[Any]:
+    def step(eqn: Any, operands: list[Any], where: str) -> list[Any] | None:
+        if _jaxprs.called(eqn) is not None:
+            return None
         if not is_layout(eqn):
             shapes = tuple(var.aval.shape for var in eqn.outvars)
             constants, places = constants_of(operands), places_of(eqn)
             found.append(Operation(eqn.primitive.name, where, shapes, constants, places))
         return [None] * len(eqn.outvars)
 
-    walk(jaxpr.jaxpr, jaxpr.consts, [None] * len(jaxpr.jaxpr.invars), step)
+    _jaxprs.walk(jaxpr, [None] * len(jaxpr.jaxpr.invars), step, constant=concrete)
     return found
 
 
@@ -179,8 +151,8 @@ def constants_of(operands: list[Any]) -> tuple[str, ...]:
     return tuple(repr(op.item()) for op in operands if isinstance(op, np.ndarray) and op.ndim == 0)
 
 
-def _concrete(constant: Any) -> Any:
-    """Arrays that the program holds; keys of random numbers and the like have no NumPy form."""
+def concrete(constant: Any) -> Any:
+    """An array that the program holds; None of keys of random numbers and the like."""
     try:
         return np.asarray(constant)
     except TypeError:

@@ -36,8 +36,7 @@ class Channels:
             submodule's path: the numbers that change when channels go.
         num_channels: how many channels there are.
         reasons: why the filters of a layer must stay, by kernel, for those that are not removable.
-        positions: number of places at which each kernel is applied in one example, by its path: the
-            pixels of a convolution's outputs, 1 for a dense layer.
+        flops: FLOPs of each layer's kernel for one example, see `ntksap_jax.flops`.
         shapes: shape of every leaf, by path.
         call: how the model was called.
         program: the operations that it carried out, their results' axes labelled as the leaves are.
@@ -54,7 +53,7 @@ class Channels:
     features: dict[str, np.ndarray]
     num_channels: int
     reasons: dict[str, str]
-    positions: dict[str, int]
+    flops: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
     call: Call = dataclasses.field(repr=False)
     program: tuple[LabelledOperation, ...] = dataclasses.field(repr=False)
@@ -220,15 +219,14 @@ def cost(channels: Channels, keep: Keep | None = None) -> Cost:
         for path, shape in channels.shapes.items()
         if path.startswith("params/")
     }
-    layers = channels.layers.values()
-    kernels = [f"params/{layer.kernel}" for layer in layers]
-    biases = [f"params/{layer.bias}" for layer in layers if layer.bias]
+    kernels = {f"params/{kernel}": flops for kernel, flops in channels.flops.items()}
+    biases = {f"params/{layer.bias}" for layer in channels.layers.values() if layer.bias}
     return Cost(
         flops=sum(
-            2 * channels.positions[layer.kernel] * entries[path]
-            for layer, path in zip(layers, kernels, strict=True)
+            flops // math.prod(channels.shapes[path]) * entries[path]
+            for path, flops in kernels.items()
         ),
-        layer_params=sum(entries[path] for path in {*kernels, *biases}),
+        layer_params=sum(entries[path] for path in kernels.keys() | biases),
         params=sum(entries.values()),
     )
 

@@ -132,9 +132,7 @@ def resize(model: nn.Module, channels: Channels, removed: np.ndarray) -> _resize
 
 def _finish(tracing: Tracing, call: Call) -> Channels:
     found = tracing.number()
-    return Channels(
-        **found._asdict(), positions=tracing.positions, shapes=tracing.shapes, call=call
-    )
+    return Channels(**found._asdict(), flops=tracing.flops, shapes=tracing.shapes, call=call)
 
 
 def _unfit(

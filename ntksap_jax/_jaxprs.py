@@ -1,0 +1,76 @@
+"""Going through the operations of a traced function, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jax.extend import core
+
+Step = Callable[[Any, list[Any], str], list[Any] | None]
+"""`step(eqn, operands, where)` returns what the operation's results are.
+
+None has a call, such as `jit`, entered: its own operations follow. `where` is the path of the
+module that the operation stands in.
+"""
+
+# Operations with a jaxpr among their parameters that is not simply called.
+_NO_CALLS = {"while", "scan", "cond", "reduce", "reduce_window", "shard_map"}
+
+
+def walk(
+    jaxpr: Any,
+    arguments: list[Any],
+    step: Step,
+    *,
+    constant: Callable[[Any], Any] = lambda value: value,
+    where: str = "",
+) -> list[Any]:
+    """Takes a program's operations in order, each by `step`, and returns what its outputs are.
+
+    A call is entered each time it stands in the program, so that two activations that share a jaxpr
+    stay apart.
+
+    Args:
+        jaxpr: closed, or open and without constants.
+        arguments: what the program's arguments are, in whatever terms `step` computes.
+        step: see `Step`.
+        constant: says what a number or an array that the program holds is in these terms.
+        where: path of the module that the program stands in.
+    """
+    body, constants = getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+    values = dict(zip(body.constvars, map(constant, constants), strict=True))
+    values.update(zip(body.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return constant(atom.val) if isinstance(atom, core.Literal) else values[atom]
+
+    for eqn in body.eqns:
+        operands = [read(atom) for atom in eqn.invars]
+        here = "/".join(filter(None, (where, str(eqn.source_info.name_stack))))
+        results = step(eqn, operands, here)
+        if results is None:
+            results = walk(called(eqn), operands, step, constant=constant, where=here)
+        values.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in body.outvars]
+
+
+def called(eqn: Any) -> Any:
+    """Returns the jaxpr that an operation simply calls, as `jit` does; None of all others."""
+    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    return None if eqn.primitive.name in _NO_CALLS else inner
+
+
+def bind(eqn: Any, operands: list[Any]) -> list[Any]:
+    """Carries out an operation that is no call."""
+    results = eqn.primitive.bind(*operands, **eqn.params)
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def run(jaxpr: Any, arguments: list[Any]) -> list[Any]:
+    """Carries out a program."""
+
+    def step(eqn: Any, operands: list[Any], where: str) -> list[Any] | None:
+        return bind(eqn, operands) if called(eqn) is None else None
+
+    return walk(jaxpr, arguments, step)
