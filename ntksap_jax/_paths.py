@@ -239,7 +239,7 @@ class _Rules(NamedTuple):
         if name == "mul" and len(paths) == 1:
             return [self.product(eqn, operands, jnp.multiply)]
         if name in ("dot_general", "conv_general_dilated", "conv2d") and len(paths) == 1:
-            return [self.product(eqn, operands, lambda *arrays: _jaxprs.bind(eqn, arrays)[0])]
+            return [self.product(eqn, operands, lambda *arrays: _jaxprs.bind(eqn, list(arrays))[0])]
         if self.sum_pools and name == "reduce_window_max":
             summed = jax.lax.reduce_window_sum_p.bind(paths[0].array, **eqn.params)
             return [Path(summed, paths[0].exponent)]
