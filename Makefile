@@ -28,7 +28,7 @@ lint: $(INSTALLED)  ## check style, format and types
 	$(BIN)/mypy ntksap_jax experiments
 
 docs: $(INSTALLED)  ## build the documentation site: open .docs-build/index.html
-	$(BIN)/python -m sphinx -W --keep-going -q experiments/docs .docs-build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 notebooks: $(INSTALLED)  ## renew the notebooks from their scripts
 	$(BIN)/jupytext --quiet --update --to ipynb $(patsubst %.ipynb,%.py,$(wildcard experiments/notebooks/*.ipynb))

@@ -1,13 +1,16 @@
-"""The documentation's pages: their Python runs, their links lead somewhere, nothing is left out."""
+"""The documentation: its Python runs, its links lead somewhere, nothing public is left out."""
 
 import doctest
 import importlib.util
 import re
+import subprocess
+import sys
 import urllib.parse
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import public_api
 import pytest
 import test_criteria
 
@@ -15,96 +18,88 @@ from ntksap_jax import masks, structured
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [*PAGES, ROOT / ".github" / "CONTRIBUTING.md", ROOT / "README.md"]
 SMALLER = {
+    "ntk_sap(network)": "ntk_sap(network, num_samples=1, batch_size=4)",
     "num_samples=5, batch_size=100": "num_samples=1, batch_size=4",
-    "num_samples=8": "num_samples=8, batch_size=4",
+    "num_samples=8, batch_size=100": "num_samples=8, batch_size=4",
     "rounds=20": "rounds=2",
 }
-"""What makes the README's examples, which some pages include, quick."""
-INCLUDE = re.compile(r"^```\{include\} (\S+)\n((?::.*\n)*)```$", re.MULTILINE)
-PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+"""What makes the examples quick."""
 
 
-def included(page, path, options):
-    """The part of another file that a page shows."""
-    text = (page.parent / path).read_text()
-    marks = dict(re.findall(r'^:([\w-]+): "?(.*?)"?$', options, re.MULTILINE))
-    for mark in marks.values():
-        assert text.count(mark) == 1, f"{page.name} includes {path} from or to {mark!r}"
-    text = text.partition(marks["start-after"])[2] if "start-after" in marks else text
-    return text.partition(marks["end-before"])[0] if "end-before" in marks else text
+def python_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def expanded(page):
-    return INCLUDE.sub(lambda match: included(page, *match.groups()), page.read_text())
-
-
-def headings(text):
-    """The anchors that MyST makes of headings, as GitHub does."""
-    text = re.sub(r"^(```+|~~~).*?^\1", "", text, flags=re.MULTILINE | re.DOTALL)
-    titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
-def run_python(text, monkeypatch, folder):
-    """Runs all blocks of a page in one namespace, in an empty folder."""
+def run_page(name, monkeypatch, folder):
+    """Runs all Python of a page in one namespace, in an empty folder."""
     monkeypatch.chdir(folder)
     names = {"__name__": "page"}
-    for block in PYTHON.findall(text):
-        if "import torch" in block and not importlib.util.find_spec("torch"):
-            continue
+    for block in python_blocks(DOCS / name):
         for large, small in SMALLER.items():
             block = block.replace(large, small)
-        exec(compile(block, "page", "exec", dont_inherit=True), names)
+        exec(compile(block, name, "exec", dont_inherit=True), names)
     return names
 
 
 # -- Python ----------------------------------------------------------------------------------------
 
 
-def test_start_prunes_and_trains(monkeypatch, tmp_path):
-    names = run_python(expanded(DOCS / "start.md"), monkeypatch, tmp_path)
+def prunes_and_trains(names):
     mask, params = names["mask"], names["params"]
     assert masks.num_kept(mask) == round(0.05 * masks.num_prunable(mask))
     assert np.isfinite(names["loss"])
-    for m, p in zip(
-        masks.leaf_paths(mask).values(),
-        masks.leaf_paths(masks.map_prunable(lambda m, p: p, mask, params)).values(),
-        strict=True,
-    ):
-        assert not np.any(np.asarray(p)[~np.asarray(m)])
-        assert np.any(p)
+    weights = masks.leaf_paths(params)
+    for path, m in masks.leaf_paths(mask).items():
+        assert not np.any(np.asarray(weights[path])[~np.asarray(m)])
+        assert np.any(weights[path])
 
 
-@pytest.mark.long
-def test_recipes_do_what_they_say(monkeypatch, tmp_path):
-    # What it includes of the README is run by test_readme.py.
-    names = run_python((DOCS / "recipes.md").read_text(), monkeypatch, tmp_path)
+def chooses(names):
+    assert masks.layer_densities(names["dense_head"])["Dense_1/kernel"] == 1
+    assert masks.num_kept(names["mask"]) == round(0.2 * masks.num_prunable(names["mask"]))
+    assert names["alive"].effective_density < 0.02
+
+
+def prunes_every_model(names):
+    embedding = masks.leaf_paths(names["chosen"])["embed/embedding"]
+    assert embedding.size == names["vocabulary"] * 16
+    kept = masks.num_kept(names["mask"]) / masks.num_prunable(names["mask"])
+    assert kept == pytest.approx(0.3, abs=0.01)
+
+
+def keeps_to_the_budget(names):
     dense, kept = (structured.cost(names["channels"], keep) for keep in (None, names["keep"]))
     assert kept.flops <= 0.25 * dense.flops
-    if importlib.util.find_spec("torch"):
-        kept = [m.weight for m in names["theirs"] if hasattr(m, "weight_mask")]
-        assert sum(int((weight != 0).sum()) for weight in kept) == masks.num_kept(names["mask"])
+    sizes = [leaf.size for leaf in masks.leaf_paths(names["fewer"]["params"]).values()]
+    assert sum(sizes) == kept.params < dense.params
 
 
-def test_the_authors_code_in_our_words(monkeypatch, tmp_path):
-    names = run_python((DOCS / "faithful.md").read_text(), monkeypatch, tmp_path)
+def splits_over_devices(names):
+    assert names["mesh"].axis_names == ("data", "model")
+    assert masks.num_kept(names["mask"]) == round(0.1 * masks.num_prunable(names["mask"]))
+
+
+def takes_the_mask_over(names):
+    kept = [m.weight for m in names["model"] if hasattr(m, "weight_mask")]
+    assert sum(int((weight != 0).sum()) for weight in kept) == masks.num_kept(names["mask"])
+
+
+def is_the_authors_code(names):
     params = names["network"].init(test_criteria.KEY)
     scores, metrics = names["score"](test_criteria.KEY, params, masks.create(params), None)
     assert metrics["trace"] > 0 and jnp.any(scores["layers_0"]["kernel"])
 
 
-def test_the_new_criterion_is_one(monkeypatch, tmp_path):
-    names = run_python((DOCS / "adding_a_criterion.md").read_text(), monkeypatch, tmp_path)
+def adds_a_criterion(names):
     lamp = names["lamp"]
     example = doctest.DocTestParser().get_doctest(lamp.__doc__, names, "lamp", None, None)
     assert example.examples and doctest.DocTestRunner().run(example).failed == 0
     # The contract that its listing would have it tested by.
     score = lamp()
     test_criteria.test_jit_gives_the_same_scores(score)
-    test_criteria.test_legacy_keys_are_as_good(score)
     test_criteria.test_arguments_are_left_alone(score)
     test_criteria.test_count_is_exact_after_selection(score)
     # The formula, slowly; and what its source proves.
@@ -117,22 +112,41 @@ def test_the_new_criterion_is_one(monkeypatch, tmp_path):
         assert not np.any(got[~np.asarray(m)]) and np.isclose(got.max(), 1)
 
 
+CHECKS = {
+    "start.md": prunes_and_trains,
+    "faithful.md": is_the_authors_code,
+    "adding_a_criterion.md": adds_a_criterion,
+    "choosing.md": chooses,
+    "your_model.md": prunes_every_model,
+    "structured.md": keeps_to_the_budget,
+    "devices.md": splits_over_devices,
+    "exchange.md": takes_the_mask_over,
+}
+SLOW = ("choosing.md", "your_model.md", "structured.md", "devices.md", "exchange.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[pytest.mark.programs] if p in SLOW else []) for p in CHECKS],
+)
+def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
+    if page == "exchange.md" and not importlib.util.find_spec("torch"):
+        pytest.skip("needs PyTorch: pip install '.[bench]'")
+    CHECKS[page](run_page(page, monkeypatch, tmp_path))
+
+
 def test_no_page_has_python_that_is_not_run():
-    run = {"start.md", "recipes.md", "faithful.md", "adding_a_criterion.md"}
-    assert {page.name for page in PAGES if PYTHON.search(expanded(page))} == run
+    assert {str(p.relative_to(DOCS)) for p in PAGES if python_blocks(p)} == CHECKS.keys()
 
 
-def test_a_strangers_three_tasks_take_under_ten_lines():
-    """Prune my model, add my criterion, load my mask in PyTorch: as the README shows them."""
-    prune, criterion, *_, load = PYTHON.findall((ROOT / "README.md").read_text())
-    assert "nts.prune(" in prune and "def user_criterion(" in criterion and "torch" in load
-    own_model = re.sub(r"^model = .*\n", "", prune, flags=re.MULTILINE)
-    own_criterion = criterion.partition("\n\n")[0]
-    for block in (own_model, own_criterion, load):
-        assert 0 < len([line for line in block.splitlines() if line.strip()]) < 10
+# -- Links and numbers -----------------------------------------------------------------------------
 
 
-# -- Links -----------------------------------------------------------------------------------------
+def headings(text):
+    """The anchors that GitHub and mkdocs make of headings."""
+    text = re.sub(r"^(```+|~~~).*?^\1", "", text, flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
@@ -149,16 +163,49 @@ def test_links_lead_somewhere(page):
             assert url.fragment in headings(file.read_text()), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_pages_include_has_no_links_of_its_own_folder(page):
-    for match in INCLUDE.finditer(page.read_text()):
-        assert not re.search(r"\]\((?!https:)", included(page, *match.groups()))
-
-
-def test_every_page_is_in_the_contents():
-    listed = re.findall(r"```\{toctree\}\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
-    entries = [line for block in listed for line in block.splitlines() if line[:1] not in ("", ":")]
-    assert sorted(entries) == sorted(["api/index", *(p.stem for p in PAGES if p.stem != "index")])
+@pytest.mark.parametrize("page", sorted((DOCS / "results").glob("*.md")), ids=lambda p: p.stem)
+def test_results_come_with_their_commands(page):
+    if page.stem == "index":
+        others = {path.name for path in page.parent.glob("*.md")} - {page.name}
+        assert others == set(re.findall(r"\]\(([\w-]+\.md)\)", page.read_text()))
+        return
+    commands = re.findall(
+        r"^(?:\w+=\S+ )?(?:python -m (experiments[\w.]*)|pytest (tests/.*))",
+        page.read_text(),
+        re.MULTILINE,
+    )
+    assert commands
+    for module, files in commands:
+        assert (
+            importlib.util.find_spec(module)
+            if module
+            else all((ROOT / file).exists() for file in files.split())
+        )
 
 
 # -- The API reference -----------------------------------------------------------------------------
+
+
+def test_every_public_module_has_a_page():
+    shown = {re.search(r"^::: (\S+)$", p.read_text(), re.M)[1] for p in (DOCS / "api").iterdir()}
+    assert shown == set(public_api.modules())
+
+
+@pytest.mark.programs
+def test_the_site_builds_without_a_warning_and_without_the_network(tmp_path):
+    pytest.importorskip("mkdocs", reason="needs the extra docs: pip install '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", tmp_path]
+    built = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert built.returncode == 0, built.stderr
+    anchors = set()
+    for page in tmp_path.rglob("*.html"):
+        text = page.read_text()
+        assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=\"(https?:)?//", text), page
+        anchors |= set(re.findall(r'id="(ntksap_jax[\w.]*)"', text))
+    public = {
+        f"{public_api.home(module, name)}.{name}"
+        for module in public_api.modules()[1:]
+        for name in public_api.names(module)
+    }
+    assert public <= anchors
+    assert not {name for name in anchors if re.search(r"\._(?!_)", name)}

@@ -19,9 +19,9 @@ import ntksap_jax as nts
 from experiments.benchmark import torch_models
 from ntksap_jax import exchange, masks, models
 
-# What the README shows, for a `network`, its `variables`, a `mask`, and a PyTorch `model`.
-README = (Path(__file__).parents[1] / "README.md").read_text()
-*_, EXAMPLE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+# What the page shows, for a `network`, its `variables`, a `mask`, and a PyTorch `model`.
+PAGE = (Path(__file__).parents[1] / "docs" / "exchange.md").read_text()
+*_, EXAMPLE = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
 def random_variables(model, input_shape, seed=0):

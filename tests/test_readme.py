@@ -1,5 +1,6 @@
-"""The README's Python runs as it is, and names only files and commands that exist."""
+"""The README: one screen and a half, whose Python runs and whose commands exist."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -8,72 +9,73 @@ import jax
 import numpy as np
 import pytest
 
-import ntksap_jax as nts
-from experiments.cifar import config
 from experiments.cifar.presets import PRESETS
 from experiments.shell import command_line
 from ntksap_jax import masks, structured
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PRUNE, CRITERION, SMALLER, DEVICES, PYTORCH = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_library_example_runs_and_prunes():
-    # The last one, into PyTorch, is run by test_exchange_pytorch.py.
-    first, second, third, of_nnx, fourth, fifth, _ = re.findall(
-        r"```python\n(.*?)```", README, flags=re.DOTALL
-    )
-    assert len(first.strip().splitlines()) <= 12
+@pytest.fixture(scope="module")
+def names():
+    """What the first block leaves, on fewer inputs."""
     names: dict = {}
-    exec(first.replace("batch_size=100", "batch_size=4"), names)
+    exec(PRUNE.replace("(network)", "(network, num_samples=1, batch_size=4)"), names)
+    return names
+
+
+def test_it_is_short_and_uses_a_name_once():
+    assert len(README.splitlines()) <= 200
+    assigned = re.findall(r"^(\w+)(?:, (?!_\b)(\w+)| *, _)? = ", PRUNE + CRITERION, re.M)
+    later = re.findall(r"^(\w+)(?:, (\w+))? = ", SMALLER + DEVICES + PYTORCH, re.M)
+    for pair in later:
+        assert not {name for name in pair if name} & {n for pair in assigned for n in pair if n}
+
+
+def test_a_model_is_pruned(names):
     mask, params = names["mask"], names["params"]
     assert masks.num_kept(mask) == round(0.05 * masks.num_prunable(mask))
-    for m, p in zip(
-        masks.leaf_paths(mask).values(),
-        masks.leaf_paths(masks.map_prunable(lambda m, p: p, mask, params)).values(),
-        strict=True,
-    ):
-        assert not np.any(np.asarray(p)[~np.asarray(m)])
+    weights = masks.leaf_paths(params)
+    for path, m in masks.leaf_paths(mask).items():
+        assert not np.any(np.asarray(weights[path])[~np.asarray(m)])
     names["optimizer"].init(params)
-    # The second example goes on from the first, with another criterion.
-    exec(second, names)
-    assert masks.num_kept(names["mask"]) == masks.num_kept(mask)
-    assert masks.digest(names["mask"]) != masks.digest(mask)
-    scores, _ = names["user_criterion"](None, params, mask, None)
-    assert masks.leaf_paths(scores).keys() == masks.leaf_paths(mask).keys()
-    # Whole filters, and several devices.
-    assert len(third.strip().splitlines()) <= 10
-    third = third.replace("rounds=20", "rounds=2")
-    exec(third.replace("signed=True", "signed=True, num_samples=1, batch_size=4"), names)
+
+
+def test_a_criterion_is_a_function(names):
+    exec(CRITERION, names)
+    assert masks.num_kept(names["small_first"]) == masks.num_kept(names["mask"])
+    scores, _ = names["user_criterion"](None, names["params"], names["mask"], None)
+    assert masks.leaf_paths(scores).keys() == masks.leaf_paths(names["mask"]).keys()
+
+
+def test_filters_go(names):
+    quick = SMALLER.replace("rounds=20", "rounds=2")
+    exec(quick.replace("signed=True", "signed=True, num_samples=1, batch_size=4"), names)
     dense, kept = (structured.cost(names["channels"], keep) for keep in (None, names["keep"]))
     assert kept.flops <= 0.25 * dense.flops
-    found = sum(leaf.size for leaf in masks.leaf_paths(names["fewer"]["params"]).values())
-    assert found == kept.params < dense.params
-    # A model of nnx.
-    apart = dict(names)
-    exec(of_nnx.replace("(network)", "(network, num_samples=1, batch_size=4)"), apart)
-    density = masks.density(apart["mask"])
-    kept = masks.map_prunable(
-        lambda m, p: p, apart["mask"], nts.exchange.nnx_params(apart["model"])
-    )
-    nonzero = sum(int((leaf != 0).sum()) for leaf in masks.leaf_paths(kept).values())
-    assert nonzero == masks.num_kept(apart["mask"]) and density < 0.3
-    for block, axes in ((fourth, ("data",)), (fifth, ("data", "model"))):
-        exec(block.replace("num_samples=8", "num_samples=8, batch_size=4"), names)
-        assert names["over"].mesh.axis_names == axes
-        assert names["over"].mesh.size == jax.device_count()
+    leaves = masks.leaf_paths(names["small_variables"]["params"]).values()
+    assert sum(leaf.size for leaf in leaves) == kept.params < dense.params
 
 
-def test_pictures_and_files_exist():
-    links = re.findall(r"\]\(((?!http)[^)]+)\)", README) + re.findall(r"`(ntksap_jax/\S+)`", README)
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
+def test_samples_go_over_devices(names):
+    exec(DEVICES, names)
+    assert names["over_data"].mesh.size == jax.device_count()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs PyTorch")
+def test_a_mask_goes_to_pytorch(names):
+    exec(PYTORCH, names)
+    kept = [layer.weight for layer in names["theirs"] if hasattr(layer, "weight_mask")]
+    assert sum(int((w != 0).sum()) for w in kept) == masks.num_kept(names["our_mask"])
 
 
 @pytest.mark.parametrize(
-    "line", re.findall(r"^python -m experiments.cifar (.*?) *(?:#|$)", README, re.M)
+    "line", re.findall(r"^python -m (experiments\.\w+) (.*?) *#", README, re.M)
 )
-def test_commands_are_understood(line):
-    if "--help" not in line:
-        config.check(command_line.parse(shlex.split(line), PRESETS, prog="cifar"))
+def test_commands_exist(line):
+    module, arguments = line
+    assert importlib.util.find_spec(f"{module}.__main__")
+    if module == "experiments.cifar":
+        command_line.parse(shlex.split(arguments), PRESETS, prog="cifar")
