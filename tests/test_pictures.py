@@ -36,7 +36,14 @@ def test_training_curves():
     np.testing.assert_allclose(lines(loss)[1], [row["train_loss"] for row in EPOCHS])
     np.testing.assert_allclose(lines(accuracy)[2], [row["test_accuracy"] for row in EPOCHS[:3]])
     legend = [text.get_text() for text in accuracy.get_legend().get_texts()]
-    assert legend[:2] == ["ntk_sap", "dense"]
+    assert legend[:2] == ["ntk_sap: 45.0%", "dense: 27.0%"]
+
+
+def test_of_many_runs_the_test_set_alone_is_drawn():
+    names = ("ntk_sap", "synflow", "snip", "random", "dense")
+    loss, accuracy = pictures.training_curves(dict.fromkeys(names, EPOCHS), "a title").axes
+    assert len(lines(loss)) == len(lines(accuracy)) == len(names)
+    np.testing.assert_allclose(lines(accuracy)[4], [row["test_accuracy"] for row in EPOCHS])
 
 
 def test_layer_densities_are_bars_from_the_first_layer_down():
@@ -51,19 +58,16 @@ def test_layer_densities_are_bars_from_the_first_layer_down():
 
 
 def test_search_rounds_with_and_without_a_trace():
-    rows = [
-        {"round": t, "density": 0.5**t, "threshold": 3.0 * t, "trace": 1e6 / t} for t in range(1, 5)
-    ]
+    rows = [{"round": t, "threshold": 3.0 * t, "trace": 1e6 / t} for t in range(1, 5)]
     figure = pictures.search_rounds(rows, "a title")
     assert_labelled(figure)
     shown = [lines(axes)[0] for axes in figure.axes]
-    np.testing.assert_allclose(shown[0], [row["density"] for row in rows])
-    np.testing.assert_allclose(shown[1], [row["threshold"] for row in rows])
-    np.testing.assert_allclose(shown[2], [row["trace"] for row in rows])
+    np.testing.assert_allclose(shown[0], [row["threshold"] for row in rows])
+    np.testing.assert_allclose(shown[1], [row["trace"] for row in rows])
 
     without = [{**row, "threshold": -1.0} for row in rows]
     for row in without:
         del row["trace"]
     figure = pictures.search_rounds(without, "a title")
     assert_labelled(figure)
-    assert len(figure.axes) == 2
+    assert len(figure.axes) == 1

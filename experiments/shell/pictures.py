@@ -32,33 +32,47 @@ STYLE: Any = {
 }
 
 
+WITH_TRAINING = 2
+"""Runs up to which training is drawn beside test; of more, the lines could not be told apart."""
+
+
 @matplotlib.rc_context(STYLE)
 def training_curves(runs: Mapping[str, Sequence[Row]], title: str) -> Figure:
     """Draws loss and accuracy by epoch.
 
     Args:
-        runs: rows of metrics.csv by the name of the run. Training is shown dashed.
+        runs: rows of metrics.csv by the name of the run. Of one or two runs, training is drawn
+            too, dashed.
         title: what was trained on what.
     """
     figure, (left, right) = _figure(title, columns=2)
-    for colour, (name, rows) in zip(_colours(len(runs)), runs.items(), strict=True):
+    for index, (name, rows) in enumerate(runs.items()):
         epochs = [row["epoch"] for row in rows]
-        style: dict[str, Any] = {"color": colour, "marker": "o" if len(rows) == 1 else None}
+        style: dict[str, Any] = {
+            "color": COLOURS[index % len(COLOURS)],
+            "marker": MARKERS[index % len(MARKERS)],
+            "markersize": 4,
+        }
         for axes, quantity in ((left, "loss"), (right, "accuracy")):
             values = [row[f"test_{quantity}"] for row in rows]
-            axes.plot(epochs, values, label=name, linewidth=1.8, **style)
-            values = [row[f"train_{quantity}"] for row in rows]
-            axes.plot(epochs, values, "--", linewidth=1, alpha=0.7, **style)
-    left.set(xlabel="epoch", ylabel="cross-entropy (nats)")
+            axes.plot(epochs, values, label=_with_last(name, rows), linewidth=1.8, **style)
+            if len(runs) <= WITH_TRAINING:
+                values = [row[f"train_{quantity}"] for row in rows]
+                axes.plot(epochs, values, "--", linewidth=1, alpha=0.7, **style)
+    left.set(xlabel="epoch", ylabel="test cross-entropy (nats)")
     _log_scale(left)
-    right.set(xlabel="epoch", ylabel="accuracy")
+    right.set(xlabel="epoch", ylabel="test accuracy")
     right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    right.plot([], [], "-", color="black", linewidth=1.8, label="test")
-    right.plot([], [], "--", color="black", linewidth=1, label="training (augmented)")
+    if len(runs) <= WITH_TRAINING:
+        right.plot([], [], "--", color="black", linewidth=1, label="training (augmented)")
     right.legend(loc="lower right")
     return figure
+
+
+def _with_last(name: str, rows: Sequence[Row]) -> str:
+    return f"{name}: {rows[-1]['test_accuracy']:.1%}"
 
 
 @matplotlib.rc_context(STYLE)
@@ -73,13 +87,10 @@ def layer_densities(runs: Mapping[str, Mapping[str, float]], title: str) -> Figu
     height = max(2.5, 1.0 + 0.19 * len(layers) * (0.6 + 0.4 * len(runs)))
     figure, (axes,) = _figure(title, columns=1, height=height)
     thickness = 0.8 / len(runs)
-    for index, (colour, (name, densities)) in enumerate(
-        zip(_colours(len(runs)), runs.items(), strict=True)
-    ):
+    for index, (name, densities) in enumerate(runs.items()):
         places = np.arange(len(layers)) + (index - (len(runs) - 1) / 2) * thickness
-        axes.barh(
-            places, [densities[layer] for layer in layers], thickness, color=colour, label=name
-        )
+        widths, colour = [densities[layer] for layer in layers], COLOURS[index % len(COLOURS)]
+        axes.barh(places, widths, thickness, color=colour, label=name)
     axes.set_yticks(range(len(layers)), [layer.removesuffix("/kernel") for layer in layers])
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set(xlabel="density: fraction of the layer's weights kept")
@@ -92,13 +103,13 @@ def layer_densities(runs: Mapping[str, Mapping[str, float]], title: str) -> Figu
 
 @matplotlib.rc_context(STYLE)
 def search_rounds(rows: Sequence[Row], title: str) -> Figure:
-    """Draws what happened round by round: density, threshold, and the trace where it was estimated.
+    """Draws the threshold of each round, and the trace where it was estimated.
 
     Args:
         rows: rows of search.csv.
         title: what was pruned.
     """
-    quantities = {"density": "density after the round", "threshold": "lowest score kept"}
+    quantities = {"threshold": "lowest score kept"}
     if "trace" in rows[0]:
         quantities["trace"] = "estimated trace of the NTK"
     figure, all_axes = _figure(title, columns=len(quantities))
@@ -110,7 +121,7 @@ def search_rounds(rows: Sequence[Row], title: str) -> Figure:
         if quantity == "trace":
             axes.set_ylim(bottom=0)
             axes.ticklabel_format(axis="y", scilimits=(-3, 3), useMathText=True)
-        elif min(values) > 0:  # Falls or rises by a factor a round.
+        elif min(values) > 0:  # It changes by about the same factor every round.
             _log_scale(axes)
     return figure
 
@@ -126,7 +137,3 @@ def _log_scale(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _colours(number: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(number)]

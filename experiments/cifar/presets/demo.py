@@ -2,8 +2,9 @@
 
     python -m experiments.cifar demo
 
-On two CPU cores 83 seconds, much of them compilation. Test accuracy with seed 0: 98.1 % at density
-0.05 by NTK-SAP, 94.8 % by chance, 98.9 % dense; of the 364 test images one is 0.27 %.
+Much of the time is compilation. Test accuracy with seed 0 at density 0.05: 98.1 % by NTK-SAP,
+97.3 % by SynFlow, 97.0 % by SNIP, 94.0 % by random pruning; 98.9 % dense. One of the 364 test
+images is 0.27 %.
 """
 
 from experiments.cifar.config import Config, SearchConfig, TrainingConfig
@@ -20,5 +21,5 @@ CONFIG = Config(
         warmup_epochs=1,
         weight_decay=1e-4,
     ),
-    compare=("random", "dense"),
+    compare=("synflow", "snip", "random", "dense"),
 )
