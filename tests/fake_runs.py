@@ -77,5 +77,34 @@ def write(root, config, accuracy, *, spectrum=(), environment=True, **summary):
     return folder
 
 
+def write_filters(root, method, ratio, seed, accuracy):
+    """Writes the folder of a complete run of `experiments.tpp`, and returns it."""
+    folder = root / f"digits-mlp-{method}-ratio{ratio}-seed{seed}"
+    folder.mkdir(parents=True)
+    speedup = 1.0 if method == "dense" else 1 / (1 - ratio)
+    results = {
+        "network": "digits-mlp",
+        "method": method,
+        "size": f"ratio{ratio}",
+        "ratio": ratio,
+        "finetune_lr": 0.01,
+        "label": "",
+        "seed": seed,
+        "pruned_accuracy": accuracy - 0.3,
+        "last_accuracy": accuracy,
+        "best_accuracy": accuracy,
+        "pruned_jsv": {"mean": 0.5},
+        "final_jsv": {"mean": 0.9},
+        "parameters": 100,
+        "flops": 1000,
+        "speedup_flops": speedup,
+        "speedup_measured": {"1": 1.1, "128": 1.5},
+        "latency_seconds": {"1": {"dense": [0.1, 0.2, 0.3]}},
+    }
+    write_json(folder / "config.json", {"method": method})
+    write_json(folder / "summary.json", results)
+    return folder
+
+
 def write_json(path, value):
     path.write_text(json.dumps(value))

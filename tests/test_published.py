@@ -6,16 +6,22 @@ import pytest
 
 from experiments.cifar.choices import CRITERIA, MODELS
 from experiments.report import published
-from experiments.report.published import NTK_SAP, PX
 
 
 def curve(paper, dataset, model, criterion):
-    (found,) = [
-        each.curves[criterion]
-        for each in published.PUBLICATIONS
-        if (each.paper, each.dataset, each.model) == (paper, dataset, model)
+    (points,) = [
+        entry.curves[criterion]
+        for entry in published.PUBLICATIONS
+        if (entry.paper.split()[0], entry.dataset, entry.model) == (paper, dataset, model)
     ]
-    return found
+    return points
+
+
+def test_a_curve_with_too_few_accuracies_is_refused(tmp_path):
+    text = published.DATA.read_text().replace("px = [91.4, ", "px = [")
+    (tmp_path / "published.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"PX .*Figure 2, px: expected 9 .* got 8"):
+        published.read(tmp_path / "published.toml")
 
 
 def test_names_are_those_of_the_programs():
@@ -26,7 +32,8 @@ def test_names_are_those_of_the_programs():
 
 def test_densities_are_the_sparsities_of_the_figures():
     sparsities = [36.00, 59.04, 73.79, 83.22, 89.26, 93.13, 95.60, 97.19, 98.20]
-    assert [round(100 * (1 - density), 2) for density in published.DENSITIES] == sparsities
+    points = curve("NTK-SAP", "cifar10", "resnet20", "ntk_sap")
+    assert [round(100 * (1 - point.density), 2) for point in points] == sparsities
 
 
 @pytest.mark.parametrize(
@@ -41,14 +48,14 @@ def test_densities_are_the_sparsities_of_the_figures():
     ],
 )
 def test_exact_values_replace_digitised_ones(dataset, model, sparsity, mean, std):
-    points = curve(NTK_SAP, dataset, model, "ntk_sap")
+    points = curve("NTK-SAP", dataset, model, "ntk_sap")
     (point,) = [p for p in points if math.isclose(100 * (1 - p.density), sparsity, abs_tol=0.01)]
     assert (point.accuracy, point.std, point.digitised) == (mean, std, False)
     assert [p.digitised for p in points] == [False, True] * 4 + [False]
 
 
 def test_other_points_are_digitised_and_hidden_ones_are_missing():
-    points = curve(NTK_SAP, "cifar10", "resnet20", "synflow")
+    points = curve("NTK-SAP", "cifar10", "resnet20", "synflow")
     assert [round(100 * (1 - p.density), 2) for p in points] == [
         *(73.79, 83.22, 89.26, 93.13, 95.60, 98.20)
     ]
@@ -57,12 +64,12 @@ def test_other_points_are_digitised_and_hidden_ones_are_missing():
 
 
 def test_imagenet():
-    points = curve(PX, "imagenet", "resnet50", "px")
+    points = curve("PX", "imagenet", "resnet50", "px")
     assert [(round(p.density, 4), p.accuracy, p.std) for p in points] == [
         (0.1074, 68.11, 0.29),
         (0.0440, 60.28, 0.32),
     ]
-    assert curve(NTK_SAP, "imagenet", "resnet50", "dense")[0].accuracy == 76.20
+    assert curve("NTK-SAP", "imagenet", "resnet50", "dense")[0].accuracy == 76.20
     assert published.on("imagenet2012") == published.on("imagenet") != []
 
 

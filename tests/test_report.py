@@ -3,40 +3,49 @@
 import base64
 import csv
 import dataclasses
+import json
 import re
 import statistics
-from io import BytesIO
+from xml.etree import ElementTree
 
 import fake_runs
 import pytest
-from fake_runs import TINY, configure, write
+from fake_runs import TINY, configure, write, write_filters
 from matplotlib.figure import Figure
-from PIL import Image
 
 from experiments.cifar.choices import CRITERIA
 from experiments.cifar.config import Config, TrainingConfig
 from experiments.cifar.presets import PRESETS
-from experiments.report import accuracy, comparison, drawing, layers, runs, setups, spectra
+from experiments.report import accuracy, comparison, drawing, filters, layers, runs, setups, spectra
 from experiments.report import program as report
-from experiments.report.published import DENSITIES
 
+DENSITIES = [0.8**power for power in range(2, 20, 2)]
 PAPER = next(
     config
     for name, (_, config) in PRESETS.items()
     if name.startswith("paper") and config.dataset == "cifar10"
 )
-PIXEL = b"\x89PNG a picture"
 
 
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Pictures take a second each; the tests of the words do without."""
-    monkeypatch.setattr(drawing, "png", lambda draw, theme: PIXEL)
+    monkeypatch.setattr(drawing, "draw", lambda make: drawing.Drawn(b"<svg/>", b"a picture"))
 
 
 def make_report(root, *more, code=0):
     assert report.main([str(root), *map(str, more), "--out", str(root / "out")]) == code
     return root / "out"
+
+
+def refusal(capsys, *arguments):
+    """What is printed when there is no report."""
+    with pytest.raises(SystemExit) as stop:
+        report.main([*map(str, arguments)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: ")
+    return error
 
 
 def read_csv(path):
@@ -72,7 +81,7 @@ def test_tables_hold_means_and_deviations(tmp_path, no_pictures, capsys):
     std = statistics.stdev([80, 82, 84])  # Divides by n - 1: 2, not 1.63.
     assert std == 2
     table = (out / "table.md").read_text()
-    first = table[table.index("| criterion") : table.index("What the masks keep")]
+    first = table[: table.index("What the masks keep")]
     assert "| criterion | 1 | 0.1 | 0.02 |" in first
     assert "| dense | 91.00 ± 1.00 (3) | – | – |" in first
     assert "| ntk_sap | – | **82.00 ± 2.00 (3)** | 61.00 (1) |" in first
@@ -112,7 +121,7 @@ def test_who_is_ahead_is_decided_by_the_pooled_deviation(tmp_path, no_pictures):
         "At density 0.1 ntk_sap is 10.00 points ahead of ntk_sap, mask shuffled "
         "(pooled standard deviation 2.00)." in text
     )
-    assert "At density 0.02 one seed each: ntk_sap is highest, and nothing can be said" in text
+    assert "At density 0.02 there is one seed each: ntk_sap is highest, 31.00 points ahead" in text
 
 
 def test_a_lead_within_the_deviation_is_not_bold(tmp_path, no_pictures):
@@ -121,7 +130,7 @@ def test_a_lead_within_the_deviation_is_not_bold(tmp_path, no_pictures):
         write(tmp_path, configure("grasp", 0.1, seed), other)
     text = (make_report(tmp_path) / "table.md").read_text()
     assert "**" not in text
-    assert "At density 0.1 nothing is separable at the top: snip is 1.00 points ahead" in text
+    assert "At density 0.1 the best two cannot be separated: snip is 1.00 points ahead" in text
 
 
 def test_what_the_masks_keep(tmp_path, no_pictures):
@@ -148,12 +157,13 @@ def test_what_the_masks_keep(tmp_path, no_pictures):
 
 def test_runs_of_older_versions_lack_some_numbers(tmp_path, no_pictures):
     folder = write(tmp_path, configure("ntk_sap", 0.1), 0.5, environment=False)
-    values = runs._read_json(folder / "summary.json", dict)
+    summary, config = (
+        json.loads((folder / name).read_text()) for name in ("summary.json", "config.json")
+    )
     for name in ("effective_density", "live_channels", "dead_layers", "variants"):
-        del values[name]
-    fake_runs.write_json(folder / "summary.json", values)
-    config = runs._read_json(folder / "config.json", dict)
+        del summary[name]
     del config["image_size"], config["search"]["scope"]
+    fake_runs.write_json(folder / "summary.json", summary)
     fake_runs.write_json(folder / "config.json", config)
     assert (
         "| ntk_sap | 0.1 | – | 10.0% | – | – |" in (make_report(tmp_path) / "table.md").read_text()
@@ -197,11 +207,10 @@ def test_labels_tell_lines_apart(tmp_path):
 def test_the_same_configuration_twice_names_both_folders(tmp_path, capsys):
     one = write(tmp_path / "one", configure("random", 0.1), 0.5)
     two = write(tmp_path / "two", configure("random", 0.1), 0.6)
-    make_report(tmp_path, code=2)
-    error = capsys.readouterr().err
+    error = refusal(capsys, tmp_path)
     assert f"{one} and {two} hold the same configuration and seed" in error
     assert error.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_folder_named_twice_counts_once(tmp_path, no_pictures):
@@ -233,7 +242,7 @@ def test_set_ups_are_never_mixed(change, told, tmp_path, no_pictures):
         "70.50 ± 0.71 (2)",
     ]
     assert len(re.findall("^## ", text, re.MULTILINE)) == 2
-    assert f"What tells this set-up from the others: {told}." in text
+    assert f"Differs from the other set-ups in: {told}." in text
     assert {row["setup"] for row in read_csv(out / "table.csv")} == {"1", "2"}
     html = (out / "report.html").read_text()
     assert html.count("<h2 id=") == 2
@@ -311,7 +320,7 @@ def test_the_page_says_what_differs(tmp_path, no_pictures):
     html = (make_report(tmp_path) / "report.html").read_text()
     assert "Published, other set-up: ntk_sap by NTK-SAP (Wang, Li, Sun, ICLR 2023)" in html
     assert "epochs: 5 (paper: 160)" in html
-    assert "Our search differs from the paper&#x27;s: ntk_sap: rounds: 4 (paper: 20)" in html
+    assert "Our search differs from the paper's: ntk_sap: rounds: 4 (paper: 20)" in html
     assert "same set-up" not in html
 
 
@@ -363,7 +372,7 @@ def test_layers_are_means_over_seeds_and_dead_ones_are_marked(tmp_path):
             dead_layers=dead,
         )
     (section,) = sections(tmp_path)
-    figure = layers.draw(section, 0.1)
+    figure = layers.draw(section, 0.1, layers.panels(section, 0.1))
     density, alive = figure.axes[:2]
     assert density.images[0].get_array().ravel().tolist() == pytest.approx([0.3, 0.1])
     assert alive.images[0].get_array().ravel().tolist() == pytest.approx([1.0, 0.25])
@@ -379,10 +388,10 @@ def test_spectra_are_compared_with_the_dense_one(tmp_path):
     write(tmp_path, configure("random", 0.1), 0.8)  # Did not measure any.
     (section,) = sections(tmp_path)
     measured = spectra.measured(section, 0.1)
-    assert [each.line.name for each in measured] == ["dense", "ntk_sap"]
+    assert [spectrum.line.name for spectrum in measured] == ["dense", "ntk_sap"]
     assert measured[1].eigenvalues.shape == (2, 2, 2)
     # 10.1 of 110; 10 of 100; a tenth and a hundredth are 1 and 2 decades off.
-    assert spectra.table(measured).rows[1] == ("ntk_sap", "0.0918", "0.1", "1.50")
+    assert list(map(str, spectra.table(measured).rows[1])) == ["ntk_sap", "0.0918", "0.1", "1.50"]
 
     above, below = spectra.draw_initial(measured, 0.1).axes
     assert above.lines[0].get_ydata() == pytest.approx(dense[0])
@@ -393,17 +402,28 @@ def test_spectra_are_compared_with_the_dense_one(tmp_path):
     assert last.lines[2].get_ydata() == pytest.approx(pruned[1])
 
 
-@pytest.mark.parametrize("theme", [drawing.LIGHT, drawing.DARK])
-def test_pictures_are_png_on_the_themes_paper(theme):
-    def draw():
+def test_what_is_the_same_for_all_criteria_has_no_panel(tmp_path):
+    for criterion, density in (("snip", 0.1), ("grasp", 0.2)):
+        layers_kept = {"conv/kernel": density, "fc/kernel": 0.1}
+        write(tmp_path, configure(criterion, 0.1), 0.5, layer_densities=layers_kept)
+    (section,) = sections(tmp_path)
+    assert [panel.label for panel in layers.panels(section, 0.1)] == ["density of the layer"]
+    assert len(layers.draw_cost(section).axes) == 1  # Their FLOPs are the same.
+    write(tmp_path, configure("random", 0.1), 0.5, kept_flops=7, layer_densities=layers_kept)
+    (section,) = sections(tmp_path)
+    assert len(layers.draw_cost(section).axes) == 2
+
+
+def test_pictures_are_the_same_files_every_time():
+    def make():
         figure = Figure(figsize=(1, 1))
-        figure.text(0.5, 0.5, "x")
+        figure.subplots().plot([1, 2], [3, 4])
         return figure
 
-    picture = drawing.png(draw, theme)
-    with Image.open(BytesIO(picture)) as image:
-        corner = image.convert("RGB").getpixel((0, 0))
-    assert corner == {"white": (255, 255, 255)}.get(theme["figure.facecolor"], (0x16, 0x18, 0x1C))
+    drawn = drawing.draw(make)
+    assert drawn == drawing.draw(make)
+    assert ElementTree.fromstring(drawn.svg).tag.endswith("svg")
+    assert drawn.png.startswith(b"\x89PNG")
 
 
 def test_every_criterion_has_its_own_colour_and_marker():
@@ -419,22 +439,31 @@ def test_the_page_needs_nothing_else(tmp_path):
     out = make_report(tmp_path)
     html = (out / "report.html").read_text()
     assert not re.search(r"https?://|<script|<link|@import|url\(", html)
-    sources = re.findall(r'src(?:set)?="([^"]*)"', html)
-    assert len(sources) == 2 * len(list(out.glob("*.png"))) == 12
+    names = ("accuracy", "seeds", "cost", "layers-0.1", "spectrum-0.1", "spectrum-drift-0.1")
+    expected = {f"1-{name}.{ending}" for name in names for ending in ("svg", "png")}
+    assert {path.name for path in out.iterdir() if path.suffix in (".svg", ".png")} == expected
+    sources = re.findall(r'src="([^"]*)"', html)
+    assert len(sources) == len(names)
     for source in sources:
         kind, picture = source.split(",", 1)
-        assert kind == "data:image/png;base64"
-        assert base64.b64decode(picture, validate=True).startswith(b"\x89PNG")
+        assert kind == "data:image/svg+xml;base64"
+        assert ElementTree.fromstring(base64.b64decode(picture, validate=True)).tag.endswith("svg")
     assert "prefers-color-scheme: dark" in html
     assert 'name="viewport"' in html
-    assert sorted(path.name for path in out.glob("*.png")) == [
-        "1-accuracy.png",
-        "1-cost.png",
-        "1-layers-0.1.png",
-        "1-seeds.png",
-        "1-spectrum-0.1.png",
-        "1-spectrum-drift-0.1.png",
-    ]
+
+
+def test_every_cell_of_a_table_carries_the_name_of_its_column(tmp_path, no_pictures):
+    """On a phone, where rows become blocks, the head of the table is not there."""
+    write_small(tmp_path)
+    html = (make_report(tmp_path) / "report.html").read_text()
+    tables = re.findall(r"<table>.*?</table>", html, re.DOTALL)
+    assert len(tables) == 2
+    for table in tables:
+        _, *columns = re.findall(r'<th scope="col">(.*?)</th>', table)
+        rows = re.findall(r"<tr>\s*<th scope=\"row\">.*?</tr>", table, re.DOTALL)
+        assert rows
+        for row in rows:
+            assert re.findall(r'data-label="(.*?)"', row) == columns
 
 
 def test_text_from_run_folders_is_escaped(tmp_path, no_pictures):
@@ -474,10 +503,11 @@ def test_incomplete_runs_are_listed_and_not_used(tmp_path, no_pictures, capsys):
     [
         ("summary.json", "{", "summary.json: Expecting"),
         ("summary.json", "[]", "summary.json: expected a dict, got list"),
-        ("summary.json", '{"density": 0.1}', "summary.json: 'last_test_accuracy' is missing"),
+        ("summary.json", '{"density": 0.1}', "summary.json: last_test_accuracy: Field required"),
         ("config.json", '{"colour": "red"}', "config.json is not of this version"),
         ("config.json", '{"search": 5}', "config.json is not of this version"),
         ("config.json", None, "config.json: "),
+        ("environment.json", '[{"devices": 5}]', "environment.json: devices: "),
         ("spectrum.csv", "epoch,kernel_distance,eigenvalue_0\n0,0.0", "spectrum.csv: "),
         ("spectrum.csv", "epoch,kernel_distance\n0,x\n", "spectrum.csv: not all are numbers"),
     ],
@@ -501,15 +531,12 @@ def test_mistakes_end_with_one_line(tmp_path, capsys):
     write(tmp_path / "half", configure("random", 0.1), 0.5).joinpath("summary.json").unlink()
     for arguments, message in (
         ([], "name a folder that holds run folders"),
-        ([str(empty)], "no run folder in"),
-        ([str(tmp_path / "nowhere")], "nowhere is not a folder"),
-        ([str(tmp_path / "half")], "no complete run among 1 run folder"),
-        ([str(empty), "--ot", "x"], "--ot"),
+        ([empty], "no run folder in"),
+        ([tmp_path / "nowhere"], "nowhere is not a folder"),
+        ([tmp_path / "half"], "no complete run among 1 run folder"),
+        ([empty, "--ot", "x"], "--ot"),
     ):
-        assert report.main(arguments) == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert error.splitlines()[-1].startswith("error: ")
+        assert message in refusal(capsys, *arguments)
 
 
 def test_run_folders_are_found_at_any_depth(tmp_path):
@@ -524,3 +551,47 @@ def test_a_configuration_from_the_command_line_is_read_back(tmp_path):
     config = configure("ntk_sap", 0.25, 3, Config(model="mlp"), rounds=7)
     write(tmp_path, config, 0.5)
     assert runs.find([tmp_path]).runs[0].config == config
+
+
+# -- Filters -------------------------------------------------------------------------------------
+
+
+def test_runs_that_prune_filters_have_a_section(tmp_path, no_pictures, capsys):
+    for seed, reached in enumerate((0.90, 0.92)):
+        write_filters(tmp_path, "l1", 0.8, seed, reached)
+    write_filters(tmp_path, "scratch", 0.8, 0, 0.85)
+    write_filters(tmp_path, "dense", 0.8, 0, 0.95)
+    shared = tmp_path / "dense"  # What these runs have in common is no run.
+    shared.mkdir()
+    fake_runs.write_json(shared / "config.json", {"data": "digits 1.0"})
+    fake_runs.write_json(shared / "summary.json", {"test_accuracy": 0.95})
+    write(tmp_path, configure("random", 0.1), 0.5)
+    out = make_report(tmp_path)
+    assert "5 runs; the report is" in capsys.readouterr().out
+    table = (out / "table.md").read_text()
+    assert "| random | 50.00 (1) |" in table
+    rows = re.findall(r"\| (\S.*?) \| (all|ratio\S*) \|.*?\| (\S+ .*?) \|", table)
+    assert [row[:2] for row in rows] == [
+        ("dense", "all"),
+        ("l1 lr 0.01", "ratio0.8"),
+        ("scratch", "ratio0.8"),
+    ]
+    assert "| 91.00 ± 1.41 (2) |" in table
+    assert [row["best_accuracy"] for row in read_csv(out / "filters.csv")] == [
+        *("95.0", "90.0", "92.0", "85.0"),
+    ]
+    names = {path.name for path in out.glob("digits-*.svg")}
+    assert names == {"digits-mlp-jsv.svg", "digits-mlp-speedup.svg"}
+
+
+def test_the_pictures_of_filters_show_means_and_deviations(tmp_path):
+    for seed, reached in enumerate((0.90, 0.92)):
+        write_filters(tmp_path, "l1", 0.8, seed, reached)
+        write_filters(tmp_path, "l1", 0.5, seed, reached + 0.02)
+    (network,) = filters.group(runs.find([tmp_path]).filter_runs)
+    axes = filters.draw_speedup(network).axes[0]
+    (bars,) = axes.containers
+    assert bars.lines[0].get_xdata() == pytest.approx([2, 5])
+    assert bars.lines[0].get_ydata() == pytest.approx([93, 91])
+    jacobian = filters.draw_jacobian(network).axes[0]
+    assert jacobian.containers[0].lines[0].get_xdata() == pytest.approx([0.5, 0.8])

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 
 from experiments.report import drawing, numbers, tables
 from experiments.report.comparison import Comparison, label
-from experiments.report.setups import Cell, Line, Section
+from experiments.report.setups import Line, Section
 
-DODGE = 0.012
-"""Shift between neighbouring lines, as a share of the axis, so that error bars stay apart."""
+DODGE, WIDEST = 0.012, 0.06
+"""Shift between neighbouring lines, so that error bars stay apart, and of all lines at most, as
+shares of the axis."""
 
 
 def draw(section: Section, comparisons: Sequence[Comparison]) -> Figure:
@@ -24,31 +25,32 @@ def draw(section: Section, comparisons: Sequence[Comparison]) -> Figure:
         section: our runs.
         comparisons: published curves. Those of the same set-up go into our panel.
     """
-    others: dict[str, list[Comparison]] = {}
-    for each in comparisons:
-        if not each.is_same:
-            others.setdefault(each.publication.model, []).append(each)
-    heights = [4.3, *[3.6] * len(others)]
+    same = [comparison for comparison in comparisons if comparison.is_same]
+    by_model: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        if not comparison.is_same:
+            by_model.setdefault(comparison.publication.model, []).append(comparison)
+    heights = [4.3, *[3.6] * len(by_model)]
     figure = Figure(figsize=(drawing.WIDTH, sum(heights)), layout="constrained")
     panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    _draw_ours(panels[0], section, [each for each in comparisons if each.is_same])
-    for panel, published in zip(panels[1:], others.values(), strict=True):
-        _draw_other(panel, published)
+    _draw_ours(panels[0], section, same)
+    for panel, published in zip(panels[1:], by_model.values(), strict=True):
+        _draw_other_setup(panel, published)
     return figure
 
 
 def draw_seeds(section: Section) -> Figure:
-    """Draws the accuracies of single seeds, criteria ranked, a panel a density."""
+    """Draws the accuracies of single seeds, criteria ranked, one panel for each density."""
     densities = section.densities
-    most = max(len(_ranked(section, density)) for density in densities)
-    height = 1.1 + 0.27 * most
-    figure = Figure(figsize=(drawing.WIDTH, height * len(densities)), layout="constrained")
+    most = max(len(section.at(density)) for density in densities)
+    size = (drawing.WIDTH, (1.1 + 0.27 * most) * len(densities))
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(densities), 1, squeeze=False)[:, 0]
     for axes, density in zip(panels, densities, strict=True):
-        ranked = _ranked(section, density)
+        ranked = numbers.ranked(section, density)
         for row, (line, cell) in enumerate(ranked):
             value, look = numbers.accuracy(cell), drawing.style(line)
-            seeds = [100 * run.summary["last_test_accuracy"] for run in cell.runs]
+            seeds = [100 * run.summary.last_test_accuracy for run in cell.runs]
             axes.errorbar([value.mean], [row], xerr=[value.std or 0], capsize=2.5, **look)
             axes.plot(seeds, [row + 0.3] * len(seeds), ".", color=look["color"], markersize=4)
         axes.set_yticks(range(len(ranked)), [line.name for line, _ in ranked])
@@ -56,11 +58,6 @@ def draw_seeds(section: Section) -> Figure:
         axes.set_title(f"density {tables.density_text(density)}", fontsize=10.5, loc="left")
         axes.set_xlabel("test accuracy (%)")
     return figure
-
-
-def _ranked(section: Section, density: float) -> list[tuple[Line, Cell]]:
-    found = [(line, cell) for line in section.pruned if (cell := line.at(density)) is not None]
-    return sorted(found, key=lambda pair: -numbers.accuracy(pair[1]).mean)
 
 
 def seeds_text(section: Section) -> str:
@@ -77,10 +74,11 @@ def _draw_ours(axes: Axes, section: Section, same: Sequence[Comparison]) -> None
     ranked = sorted(section.pruned, key=_last_accuracy, reverse=True)
     drawing.density_axis(axes, densities, margin=1.25 if len(densities) > 1 else 1.6)
     width = abs(np.diff(np.log(axes.get_xlim()))).item()
+    dodge = min(DODGE, WIDEST / max(1, len(ranked)))
     for line in section.dense:
         _draw_dense(axes, line)
     for place, line in enumerate(ranked):
-        shift = np.exp((place - (len(ranked) - 1) / 2) * DODGE * -width)
+        shift = np.exp((place - (len(ranked) - 1) / 2) * dodge * -width)
         values = [numbers.accuracy(cell) for cell in line.cells]
         axes.errorbar(
             [cell.density * shift for cell in line.cells],
@@ -93,38 +91,34 @@ def _draw_ours(axes: Axes, section: Section, same: Sequence[Comparison]) -> None
         )
     _draw_published(axes, same)
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title(
-        textwrap.fill(f"{section.title}; {seeds_text(section)}", 80), fontsize=10.5, loc="left"
-    )
+    title = textwrap.fill(f"{section.title}; {seeds_text(section)}", 80)
+    axes.set_title(title, fontsize=10.5, loc="left")
     drawing.legend_beside(axes)
 
 
 def _draw_dense(axes: Axes, line: Line) -> None:
-    value = numbers.accuracy(line.cells[0])
-    look = drawing.style(line)
+    value, look = numbers.accuracy(line.cells[0]), drawing.style(line)
     axes.axhline(value.mean, label=line.name, **look)
     if value.std:
-        axes.axhspan(
-            value.mean - value.std, value.mean + value.std, color=look["color"], alpha=0.15, lw=0
-        )
+        low, high = value.mean - value.std, value.mean + value.std
+        axes.axhspan(low, high, color=look["color"], alpha=0.15, lw=0)
 
 
-def _draw_other(axes: Axes, comparisons: Sequence[Comparison]) -> None:
-    points = [point for each in comparisons for curve in each.curves.values() for point in curve]
-    drawing.density_axis(axes, [point.density for point in points])
+def _draw_other_setup(axes: Axes, comparisons: Sequence[Comparison]) -> None:
+    curves = [curve for comparison in comparisons for curve in comparison.curves.values()]
+    drawing.density_axis(axes, [point.density for curve in curves for point in curve])
     _draw_published(axes, comparisons)
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title(
-        textwrap.fill(label(comparisons), 88), fontsize=10, loc="left", color=drawing.GREY
-    )
+    title = textwrap.fill(label(comparisons), 88)
+    axes.set_title(title, fontsize=10, loc="left", color=drawing.GREY)
     for spine in axes.spines.values():
         spine.set_color(drawing.GREY)
     drawing.legend_beside(axes, labelcolor=drawing.GREY)
 
 
 def _draw_published(axes: Axes, comparisons: Sequence[Comparison]) -> None:
-    curves = [pair for each in comparisons for pair in each.curves.items()]
-    # As they arrive at the right edge, best first.
+    curves = [pair for comparison in comparisons for pair in comparison.curves.items()]
+    # In the order in which they arrive at the right edge, best first.
     curves.sort(key=lambda pair: (pair[1][-1].density, -pair[1][-1].accuracy))
     for criterion, points in curves:
         axes.errorbar(
@@ -144,6 +138,6 @@ def _draw_published(axes: Axes, comparisons: Sequence[Comparison]) -> None:
 
 
 def _last_accuracy(line: Line) -> tuple[float, float]:
-    """Sorts lines as they arrive at the right edge."""
+    """Sorts lines in the order in which they arrive at the right edge."""
     last = line.cells[-1]
     return -last.density, numbers.accuracy(last).mean

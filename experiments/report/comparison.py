@@ -12,7 +12,7 @@ from experiments.report.published import Point, Publication
 from experiments.report.setups import NO_NOTE, NOTE, Section, training_facts
 
 PAPER_PRESETS = "paper"
-"""What the names of the presets start with that carry a paper's settings."""
+"""Presets whose names start so carry a paper's settings."""
 
 SEARCH_FIELDS = (
     "rounds",
@@ -31,8 +31,8 @@ class Comparison(NamedTuple):
 
     Attributes:
         publication: paper and place.
-        curves: the curves to show. Where two papers ran a criterion, that of the earlier one.
-        differences: one phrase for each difference of the set-ups; none: the same set-up.
+        curves: the curves to show. Where two papers ran a criterion, that of the earlier paper.
+        differences: one phrase for each difference between the set-ups; none if they are the same.
     """
 
     publication: Publication
@@ -46,32 +46,32 @@ class Comparison(NamedTuple):
 
 
 def compare(section: Section) -> list[Comparison]:
-    """Finds what is published on the section's data set of the criteria that were run.
+    """Finds published curves of the section's criteria, on its data set.
 
-    Of the section's own network, if there is anything; otherwise of others.
+    Those of the section's own network, if there are any; otherwise those of other networks.
     """
-    found = published.on(section.facts["data set"])
-    same_model = [each for each in found if each.model == section.facts["network"]]
+    published_here = published.on(section.facts["data set"])
+    same_model = [paper for paper in published_here if paper.model == section.facts["network"]]
     wanted = {line.criterion for line in section.pruned}
     shown: set[tuple[str, str]] = set()
     comparisons = []
-    for each in same_model or found:
+    for paper in same_model or published_here:
         curves = {
             name: points
-            for name, points in each.curves.items()
-            if name in wanted and (each.model, name) not in shown
+            for name, points in paper.curves.items()
+            if name in wanted and (paper.model, name) not in shown
         }
-        shown |= {(each.model, name) for name in curves}
+        shown |= {(paper.model, name) for name in curves}
         if curves:
-            comparisons.append(Comparison(each, curves, tuple(_differences(section, each))))
+            comparisons.append(Comparison(paper, curves, tuple(_differences(section, paper))))
     return comparisons
 
 
 def label(comparisons: Sequence[Comparison]) -> str:
-    """Names published curves of one network: same set-up or other, and whose they are."""
+    """Names published curves of one network: whether the set-up is the same, and the papers."""
     first, *rest = comparisons
     papers = [first.publication.paper]
-    papers += [f"{', '.join(each.curves)}: {each.publication.paper}" for each in rest]
+    papers += [f"{', '.join(more.curves)}: {more.publication.paper}" for more in rest]
     if first.is_same:
         return f"published, same set-up: {'; '.join(papers)}"
     model, epochs = first.publication.model, first.publication.epochs
@@ -80,7 +80,7 @@ def label(comparisons: Sequence[Comparison]) -> str:
 
 
 def search_differences(section: Section) -> list[str]:
-    """Says in what our NTK-SAP differs from the paper's, a phrase a line of the section."""
+    """Says how our NTK-SAP differs from the paper's, one phrase for each line of the section."""
     preset = _preset(section.facts["data set"], section.facts["network"])
     if preset is None:
         return []

@@ -1,17 +1,15 @@
-"""What all pictures of a report share: colours and markers of the criteria, themes, axes."""
+"""What all pictures of a report share: colours and markers of the criteria, axes, files."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
-from PIL import Image
 
 from experiments.report import tables
 from experiments.report.setups import Line
@@ -24,7 +22,7 @@ ORDER = (
     *("ntk_sap", "snip", "grasp", "synflow", "random", "magnitude"),
     *("iterative_snip", "synflow_l2", "force", "erk", "px"),
 )
-"""Criteria in the order of `COLOURS`: each has its colour and marker in all pictures."""
+"""Criteria in the order of `COLOURS`: a criterion has the same colour in all pictures."""
 
 DASHES: Sequence[Any] = ("-", ":", "-.", (0, (6, 1)), (0, (1, 3)))
 """Of the first, second, ... line of one criterion."""
@@ -32,65 +30,31 @@ DASHES: Sequence[Any] = ("-", ":", "-.", (0, (6, 1)), (0, (1, 3)))
 PUBLISHED: Any = (0, (4, 2))
 """Dashes of published curves."""
 
-GREY = "#8a8a8a"
-"""Of what is not ours."""
-
-LIGHT: dict[str, Any] = {"figure.facecolor": "white", "axes.facecolor": "white"}
-_INK, _PAPER = "#d8d8d8", "#16181c"
-DARK: dict[str, Any] = {
-    "figure.facecolor": _PAPER,
-    "axes.facecolor": _PAPER,
-    "grid.color": "#33373e",
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
-    ),
-}
+INK, GREY, PAPER = "#1c1c1e", "#8a8a8a", "white"
+"""Of the dense network, of what is not ours, and of hollow markers."""
 
 
-def png(draw: Callable[[], Figure], theme: dict[str, Any]) -> bytes:
-    """Draws a figure in a theme and returns it as PNG."""
-    look: Any = {**STYLE, "font.size": 10.5, **theme}
+class Drawn(NamedTuple):
+    """A picture as files."""
+
+    svg: bytes
+    png: bytes
+
+
+def draw(make: Callable[[], Figure]) -> Drawn:
+    """Draws a figure in the style of the report."""
+    # Without a salt and with a date, the same picture would be another file every time.
+    look: Any = {**STYLE, "font.size": 10.5, "svg.hashsalt": "report"}
     with matplotlib.rc_context(look):
-        drawn, small = io.BytesIO(), io.BytesIO()
-        draw().savefig(drawn, format="png", dpi=150)
-    # A palette makes the file a third as large, and the page is to be read on phones.
-    with Image.open(drawn) as image:
-        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png")
-    return small.getvalue()
-
-
-def data_uri(picture: bytes) -> str:
-    """Returns a PNG as the address that embeds it."""
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
-
-
-def ink() -> str:
-    """The colour of text in the theme that is being drawn in."""
-    return matplotlib.rcParams["text.color"]
+        figure, svg, png = make(), io.BytesIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.savefig(png, format="png", dpi=150)
+    return Drawn(svg.getvalue(), png.getvalue())
 
 
 def colour(criterion: str) -> str:
-    """Returns the colour of a criterion; that of the text for the dense network."""
-    return ink() if criterion == "dense" else COLOURS[_place(criterion) % len(COLOURS)]
-
-
-def style(line: Line) -> dict[str, Any]:
-    """Returns how a line is drawn: colour and marker by criterion, dashes within one.
-
-    Sanity checks have hollow markers.
-    """
-    if line.criterion == "dense":
-        return {"color": ink(), "linestyle": DASHES[line.place % len(DASHES)], "linewidth": 1.4}
-    face = matplotlib.rcParams["axes.facecolor"] if line.is_variant else colour(line.criterion)
-    return {
-        "color": colour(line.criterion),
-        "linestyle": DASHES[line.place % len(DASHES)],
-        "linewidth": 1.6,
-        "marker": marker(line.criterion),
-        "markersize": 6,
-        "markerfacecolor": face,
-        "markeredgecolor": colour(line.criterion),
-    }
+    """Returns the colour of a criterion."""
+    return INK if criterion == "dense" else COLOURS[_place(criterion) % len(COLOURS)]
 
 
 def marker(criterion: str) -> str:
@@ -102,14 +66,32 @@ def _place(criterion: str) -> int:
     return ORDER.index(criterion) if criterion in ORDER else len(ORDER)
 
 
+def style(line: Line) -> dict[str, Any]:
+    """Returns how a line is drawn: colour and marker by criterion, dashes within one.
+
+    Sanity checks have hollow markers.
+    """
+    dashes = DASHES[line.place % len(DASHES)]
+    if line.criterion == "dense":
+        return {"color": INK, "linestyle": dashes, "linewidth": 1.4}
+    return {
+        "color": colour(line.criterion),
+        "linestyle": dashes,
+        "linewidth": 1.6,
+        "marker": marker(line.criterion),
+        "markersize": 6,
+        "markerfacecolor": PAPER if line.is_variant else colour(line.criterion),
+        "markeredgecolor": colour(line.criterion),
+    }
+
+
 def density_axis(axes: Axes, densities: Iterable[float], *, margin: float = 1.25) -> None:
     """Makes the x axis logarithmic in density, falling to the right, with sparsity on top."""
     known = sorted(set(densities))
     axes.set_xscale("log")
     axes.set_xlim(known[-1] * margin, known[0] / margin)
     rotation = 45 if len(known) > 6 else 0
-    texts = [tables.density_text(density) for density in known]
-    _ticks(axes.xaxis, known, texts, rotation)
+    _ticks(axes.xaxis, known, list(map(tables.density_text, known)), rotation)
     axes.set_xlabel("density: fraction of the prunable weights kept")
     top = axes.secondary_xaxis("top")
     _ticks(top.xaxis, known, [f"{100 * (1 - density):.4g}" for density in known], rotation)

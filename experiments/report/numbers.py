@@ -1,4 +1,4 @@
-"""Numbers over seeds: means, standard deviations, and whether a difference is one."""
+"""Statistics over seeds: means, standard deviations, and whether a lead is more than chance."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from experiments.report.setups import Cell, Line, Section
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation (n - 1); a single value has none."""
+    """Mean and sample standard deviation (n - 1); a single value has no deviation."""
 
     mean: float
     std: float | None
     seeds: int
 
 
-def spread(values: Iterable[float]) -> Spread:
-    """Computes mean and standard deviation; a value that is not there is left out."""
+def spread(values: Iterable[float | None]) -> Spread:
+    """Computes mean and standard deviation, leaving out missing values."""
     known = [value for value in values if value is not None and not math.isnan(value)]
     if not known:
         return Spread(math.nan, None, 0)
@@ -28,34 +28,30 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def accuracy(cell: Cell) -> Spread:
-    """Test accuracy after the last epoch, in percent, over the seeds of a cell."""
-    return spread(100 * run.summary["last_test_accuracy"] for run in cell.runs)
-
-
-def actual_density(cell: Cell) -> float:
-    """The density that was reached, which N:M patterns and minima may move."""
-    return spread(run.summary["density"] for run in cell.runs).mean
+    """Returns the test accuracy after the last epoch, in percent, over the seeds of a cell."""
+    return spread(100 * run.summary.last_test_accuracy for run in cell.runs)
 
 
 def pooled_std(a: Spread, b: Spread) -> float | None:
-    """Pools the deviations of two cells; none if both have a single seed."""
+    """Pools the deviations of two cells; None if both have a single seed."""
     freedom = a.seeds + b.seeds - 2
     if freedom < 1:
         return None
-    total = sum((each.seeds - 1) * (each.std or 0) ** 2 for each in (a, b))
-    return math.sqrt(total / freedom)
+    return math.sqrt(sum((cell.seeds - 1) * (cell.std or 0) ** 2 for cell in (a, b)) / freedom)
 
 
 class Verdict(NamedTuple):
-    """Who is ahead at a density.
+    """Which criterion is ahead at a density.
 
     Attributes:
+        density: where.
         best: the line with the highest mean.
-        second: the next one; none if there is only one line.
-        lead: points between them.
-        pooled: their pooled standard deviation; none where both have a single seed.
+        second: the next one; None if there is only one line.
+        lead: percentage points between them.
+        pooled: their pooled standard deviation; None where both have a single seed.
     """
 
+    density: float
     best: Line
     second: Line | None
     lead: float
@@ -67,20 +63,18 @@ class Verdict(NamedTuple):
         return self.second is not None and self.pooled is not None and self.lead > self.pooled
 
 
+def ranked(section: Section, density: float) -> list[tuple[Line, Cell]]:
+    """Returns the criteria at a density, highest mean accuracy first."""
+    return sorted(section.at(density), key=lambda pair: -accuracy(pair[1]).mean)
+
+
 def verdict(section: Section, density: float) -> Verdict | None:
-    """Compares the two best criteria at a density; none if nothing was pruned to it."""
-    ranked = sorted(
-        (
-            (accuracy(cell), line)
-            for line in section.pruned
-            if (cell := line.at(density)) is not None
-        ),
-        key=lambda pair: -pair[0].mean,
-    )
-    if not ranked:
+    """Compares the two best criteria at a density; None if nothing was pruned to it."""
+    lines = ranked(section, density)
+    if not lines:
         return None
-    (first, best), *rest = ranked
-    if not rest:
-        return Verdict(best, None, math.nan, None)
-    second = rest[0]
-    return Verdict(best, second[1], first.mean - second[0].mean, pooled_std(first, second[0]))
+    if len(lines) == 1:
+        return Verdict(density, lines[0][0], None, math.nan, None)
+    (best, best_cell), (second, second_cell) = lines[:2]
+    first, next_one = accuracy(best_cell), accuracy(second_cell)
+    return Verdict(density, best, second, first.mean - next_one.mean, pooled_std(first, next_one))

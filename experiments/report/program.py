@@ -1,37 +1,57 @@
-"""One page about many runs: accuracy against density, and all that explains it.
+"""One report about many runs: accuracy against density, and what explains it.
 
     python -m experiments.report runs
     python -m experiments.report runs/table runs/more --out report
 
-Reads the complete run folders in and below those named, and writes into `--out`: report.html (one
-file, nothing else is needed to read it), its pictures as PNG, table.md, table.csv (a row a
-criterion and density) and runs.csv (a row a run). Runs that differ in data, network or training
-are never mixed: each set-up has a section of its own.
+Reads the complete run folders in and below those named, of experiments.cifar, experiments.sweep and
+experiments.tpp. Writes into --out: report.html, which holds all that is needed to read it; its
+pictures as SVG and PNG; table.md; table.csv (a row for each criterion and density), runs.csv (a row
+for each run) and filters.csv (a row for each run of experiments.tpp).
+Runs that differ in data, network or training are never mixed: each set-up has its own section.
 """
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
+import jinja2
 import tyro
 
-from experiments.report import comparison, gallery, page, runs, setups, tables, text
-from experiments.report.runs import Found
+from experiments.report import (
+    comparison,
+    filters,
+    gallery,
+    numbers,
+    published,
+    runs,
+    setups,
+    spectra,
+    tables,
+)
+from experiments.report.comparison import Comparison
+from experiments.report.numbers import Verdict
+from experiments.report.runs import Found, Session
+from experiments.report.setups import Section
+from experiments.shell import exits
 from experiments.shell.command_line import one_line_errors
 from experiments.shell.errors import UserError
-from experiments.storage import files
+from experiments.storage import files, run_folder
 
 PROG = "python -m experiments.report"
+
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
 class Options:
-    """One page about many runs."""
+    """One report about many runs."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
     """Folders that hold run folders, at any depth."""
@@ -40,13 +60,17 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program; returns 0, 1 if damaged folders were left out, 2 if there is no report.
+    """Runs the program; returns 0, or 1 if damaged folders were left out.
 
     Args:
         arguments: the words after the program's name; by default those of the command line.
+
+    Raises:
+        SystemExit: there is no report, or the program was interrupted; the codes are those of
+            `experiments.shell.exits`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
+    with exits.in_one_line(PROG, arguments):
         with one_line_errors():
             options = tyro.cli(Options, prog=PROG, args=arguments, description=__doc__)
         if not options.runs:
@@ -58,11 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"left out: {folder} is not complete", file=sys.stderr)
         out = options.out or options.runs[0] / "report"
         write(found, out, command=f"{PROG} {shlex.join(arguments)}")
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(f"{len(found.runs)} runs; the report is {out / 'report.html'}")
-    return 1 if found.damaged else 0
+        print(f"{len(found.complete)} runs; the report is {out / 'report.html'}")
+        return 1 if found.damaged else 0
 
 
 def write(found: Found, out: Path, *, command: str) -> None:
@@ -71,34 +92,126 @@ def write(found: Found, out: Path, *, command: str) -> None:
     Args:
         found: what was read.
         out: the folder for it; made if need be.
-        command: how the report was asked for, for its last section.
+        command: the command line that asked for the report, for its last section.
 
     Raises:
         UserError: no complete run, two runs of the same configuration, or a folder that cannot be
             made.
     """
-    if not found.runs:
+    if not found.complete:
         left_out = len(found.incomplete) + len(found.damaged)
         raise UserError(f"no complete run among {left_out} run folder{'s' * (left_out != 1)}")
     sections = setups.group(found.runs)
+    networks = filters.group(found.filter_runs)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: cannot make the folder {out}: {error.strerror}") from error
 
-    blocks = list(text.introduction(found, sections))
-    markdown = []
-    for section in sections:
-        comparisons = comparison.compare(section)
-        pictures = list(gallery.draw(section, comparisons))
-        for picture in pictures:
-            with files.aside(out / f"{picture.name}.png") as path:
-                path.write_bytes(picture.light)
-        blocks += text.section(section, sections, comparisons, pictures)
-        markdown.append(text.markdown(section, sections, comparisons))
-    blocks += text.how_it_was_made(found, command)
+    chapters = [make_chapter(section) for section in sections]
+    filter_chapters = [
+        FilterChapter(network, filters.table(network), list(gallery.draw_network(network)))
+        for network in networks
+    ]
+    pictures = [chapter.pictures for chapter in chapters]
+    pictures += [chapter.pictures for chapter in filter_chapters]
+    for picture in itertools.chain.from_iterable(pictures):
+        for ending, drawn in picture.drawn._asdict().items():
+            with files.aside(out / f"{picture.name}.{ending}") as path:
+                path.write_bytes(drawn)
 
-    files.write_text(out / "report.html", page.page(text.TITLE, blocks))
-    files.write_text(out / "table.md", "\n".join(markdown))
-    files.write_text(out / "table.csv", tables.cells_csv(sections))
-    files.write_text(out / "runs.csv", tables.runs_csv(sections))
+    content: dict[str, Any] = {
+        "found": found,
+        "chapters": chapters,
+        "filter_chapters": filter_chapters,
+        "differing": setups.differing(sections),
+        "command": command,
+        "commands": list(dict.fromkeys(session.command for session in _sessions(found))),
+        "versions": Counter(map(versions, _sessions(found))),
+        "digitising_error": published.DIGITISING_ERROR,
+    }
+    for name in ("report.html", "table.md"):
+        files.write_text(out / name, render(name, content))
+    rows = {
+        "table.csv": tables.cell_rows(sections),
+        "runs.csv": tables.run_rows(sections),
+        "filters.csv": filters.rows(found.filter_runs),
+    }
+    for name, table in rows.items():
+        if table:
+            run_folder.write_table(out / name, table)
+
+
+def render(name: str, content: dict[str, Any]) -> str:
+    """Fills in a template. What run folders say is escaped in HTML, and plain in Markdown."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        # Not by the name of the template: the sentences, in a file of their own, go into both.
+        autoescape=name.endswith(".html"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(content)
+
+
+class Chapter(NamedTuple):
+    """What the report says of a section.
+
+    Attributes:
+        section: set-up and runs.
+        published: what is published on the same data set, by differences between the set-ups.
+        search_differences: how our NTK-SAP differs from the paper's.
+        accuracies: the table of accuracies.
+        verdicts: which criterion is ahead, by density.
+        kept: the table of what the masks keep.
+        spectra: tables of NTK spectra, by density.
+        pictures: accuracy first.
+    """
+
+    section: Section
+    published: dict[tuple[str, ...], list[Comparison]]
+    search_differences: list[str]
+    accuracies: tables.Table
+    verdicts: list[Verdict]
+    kept: tables.Table
+    spectra: dict[str, tables.Table]
+    pictures: list[gallery.Picture]
+
+
+class FilterChapter(NamedTuple):
+    """What the report says of a network of which filters were pruned."""
+
+    network: filters.Network
+    table: tables.Table
+    pictures: list[gallery.Picture]
+
+
+def make_chapter(section: Section) -> Chapter:
+    """Computes and draws all that the report says of a section."""
+    comparisons = comparison.compare(section)
+    verdicts = [numbers.verdict(section, density) for density in section.densities]
+    compared = {
+        tables.density_text(density): spectra.table(spectra.measured(section, density))
+        for density in section.densities
+    }
+    return Chapter(
+        section,
+        published=setups.partition(comparisons, lambda paper: paper.differences),
+        search_differences=comparison.search_differences(section) if comparisons else [],
+        accuracies=tables.accuracies(section, comparisons),
+        verdicts=[v for v in verdicts if v is not None and v.second is not None],
+        kept=tables.kept(section),
+        spectra={density: table for density, table in compared.items() if table is not None},
+        pictures=list(gallery.draw(section, comparisons)),
+    )
+
+
+def _sessions(found: Found) -> list[Session]:
+    return [session for run in found.complete for session in run.sessions]
+
+
+def versions(session: Session) -> str:
+    """Says with which versions and devices a run was made."""
+    packages = ", ".join(f"{name} {version}" for name, version in session.packages.items())
+    return f"Python {session.python}, {packages}; {', '.join(session.devices)}"

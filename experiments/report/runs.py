@@ -1,52 +1,144 @@
-"""Finds and reads run folders; a folder that cannot be read is named and left out."""
+"""Finds and reads run folders. A folder that cannot be read is reported and left out."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 
-NUMBERS = (
-    *("density", "last_test_accuracy", "best_test_accuracy", "dense_flops", "kept_flops"),
-    *("search_seconds", "training_seconds"),
-)
-"""Numbers that summary.json must hold; it may hold more, which older versions did not write."""
+
+class _Record(BaseModel):
+    """What a program recorded; further fields are ignored, so that programs can add some."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class Summary(_Record):
+    """What the report uses of summary.json; what older versions did not record has defaults."""
+
+    density: float
+    effective_density: float | None = None
+    last_test_accuracy: float
+    best_test_accuracy: float
+    best_epoch: int | None = None
+    dense_flops: Annotated[float, Field(gt=0)]
+    kept_flops: float
+    search_seconds: float
+    training_seconds: float
+    layer_densities: dict[str, float]
+    live_channels: dict[str, float] = {}
+    dead_layers: tuple[str, ...] | None = None
+    mask_sha256: str = ""
+    dataset_note: str = ""
+    dataset_source: str = "not recorded"
+
+    @property
+    def flops_kept(self) -> float:
+        """Fraction of the dense network's FLOPs."""
+        return self.kept_flops / self.dense_flops
+
+    @property
+    def mean_live_channels(self) -> float | None:
+        """Fraction of live channels, averaged over layers."""
+        shares = self.live_channels.values()
+        return sum(shares) / len(shares) if shares else None
+
+
+class JacobianValues(_Record):
+    """Singular values of the Jacobian."""
+
+    mean: float
+
+
+class FilterSummary(_Record):
+    """What the report uses of the summary.json of `experiments.tpp`."""
+
+    # It becomes part of a picture's name.
+    network: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,200}$")]
+    method: str
+    size: str
+    ratio: float
+    finetune_lr: float
+    label: str
+    seed: int
+    pruned_accuracy: float
+    last_accuracy: float
+    best_accuracy: float
+    pruned_jsv: JacobianValues
+    final_jsv: JacobianValues
+    parameters: int
+    flops: float
+    speedup_flops: float
+    speedup_measured: dict[str, float]
+    latency_seconds: dict[str, dict[str, tuple[float, float, float]]]
+
+
+class Session(_Record):
+    """An entry of environment.json: one start of a program."""
+
+    command: str = ""
+    python: str = "?"
+    packages: dict[str, str] = {}
+    devices: tuple[str, ...] = ()
 
 
 class Run(NamedTuple):
-    """A complete run.
+    """A complete run that pruned weights.
 
     Attributes:
         folder: where it was read from.
-        config: what was asked for; options that did not exist yet have their default.
-        summary: summary.json.
-        sessions: environment.json, an entry for each time that the run was started.
+        config: what was asked for; options that did not exist yet have their defaults.
+        summary: its results.
+        sessions: one for each time that the run was started.
         spectrum: rows of spectrum.csv; none if the spectrum was not measured.
     """
 
     folder: Path
     config: Config
-    summary: dict[str, Any]
-    sessions: list[dict[str, Any]]
+    summary: Summary
+    sessions: tuple[Session, ...]
     spectrum: list[run_folder.Row]
 
 
+class FilterRun(NamedTuple):
+    """A complete run of `experiments.tpp`, which pruned filters; attributes as those of `Run`."""
+
+    folder: Path
+    summary: FilterSummary
+    sessions: tuple[Session, ...]
+
+
 class Found(NamedTuple):
-    """What the folders held: complete runs, incomplete run folders, and damaged ones with why."""
+    """What the folders hold.
+
+    Attributes:
+        runs: runs that pruned weights.
+        filter_runs: runs that pruned filters.
+        incomplete: folders of runs that have not finished.
+        damaged: folders that cannot be read, and why.
+    """
 
     runs: list[Run]
+    filter_runs: list[FilterRun]
     incomplete: list[Path]
     damaged: list[tuple[Path, str]]
 
+    @property
+    def complete(self) -> list[Run | FilterRun]:
+        """All complete runs."""
+        return [*self.runs, *self.filter_runs]
+
 
 class Damaged(Exception):
-    """A run folder that says it is complete and cannot be read."""
+    """A file of a complete run cannot be read; the message names it."""
 
 
 def find(roots: Sequence[Path]) -> Found:
@@ -55,113 +147,96 @@ def find(roots: Sequence[Path]) -> Found:
     Raises:
         UserError: a root that is no folder, or no run folder in any of them.
     """
-    found = Found([], [], [])
+    found = Found([], [], [], [])
     for folder in _folders(roots):
-        if not run_folder.is_complete(folder):
-            found.incomplete.append(folder)
-            continue
+        is_complete = run_folder.is_complete(folder)
         try:
-            found.runs.append(read(folder))
+            config = _read_json(folder / "config.json", dict)
+            if "data" in config:  # What several runs of experiments.tpp share; no run.
+                continue
+            if not is_complete:
+                found.incomplete.append(folder)
+            elif "method" in config:
+                found.filter_runs.append(_read_filter_run(folder))
+            else:
+                found.runs.append(_read_run(folder, config))
         except Damaged as error:
-            found.damaged.append((folder, str(error)))
+            if is_complete:
+                found.damaged.append((folder, str(error)))
+            else:
+                found.incomplete.append(folder)
     if not any(found):
-        places = ", ".join(map(str, roots))
         raise UserError(
-            f"no run folder in {places}. They hold a config.json, and are made by "
-            "python -m experiments.cifar and python -m experiments.sweep"
+            f"no run folder in {', '.join(map(str, roots))}. A run folder holds a config.json; "
+            "python -m experiments.cifar, experiments.tpp and experiments.sweep make them"
         )
     return found
 
 
 def _folders(roots: Sequence[Path]) -> list[Path]:
-    found: dict[Path, Path] = {}
+    folders: dict[Path, Path] = {}
     for root in roots:
         if not root.is_dir():
             raise UserError(f"{root} is not a folder. Name folders that hold run folders")
         for folder in _walk(root):
-            found.setdefault(folder.resolve(), folder)
-    return list(found.values())
+            folders.setdefault(folder.resolve(), folder)
+    return list(folders.values())
 
 
 def _walk(root: Path) -> Iterator[Path]:
     seen = set()
     for path, children, names in os.walk(root, followlinks=True):
         real = os.path.realpath(path)
-        if real in seen:  # Links may lead round in circles.
+        if real in seen:  # Links may form circles.
             children.clear()
             continue
         seen.add(real)
         children.sort()
         if {"config.json", "summary.json"} & set(names):
-            children.clear()  # A run folder: its checkpoints hold no others.
+            children.clear()  # The checkpoints of a run hold no other runs.
             yield Path(path)
 
 
-def read(folder: Path) -> Run:
-    """Reads a complete run folder.
-
-    Raises:
-        Damaged: a file that is missing or not what it should be; the message names it.
-    """
-    config = _read_config(folder / "config.json")
-    summary = _read_json(folder / "summary.json", dict)
-    _check_summary(summary)
-    path = folder / "environment.json"
-    sessions = _read_json(path, list) if path.exists() else []
-    if not all(map(_is_session, sessions)):
-        raise Damaged("environment.json: expected a list of tables, with packages and devices")
+def _read_run(folder: Path, config: Mapping[str, Any]) -> Run:
+    try:
+        asked = config_lib.from_dict(config)
+    except UserError as error:
+        raise Damaged(f"config.json is not of this version: {error}") from error
     try:
         spectrum = run_folder.read_table(folder / "spectrum.csv")
     except UserError as error:
         raise Damaged(f"spectrum.csv: {error}") from error
     if any(isinstance(value, str) for row in spectrum for value in row.values()):
         raise Damaged("spectrum.csv: not all are numbers")
-    return Run(
-        folder=folder,
-        config=config,
-        summary=summary,
-        sessions=sessions,
-        spectrum=spectrum,
-    )
+    summary = _read_record(folder / "summary.json", Summary)
+    return Run(folder, asked, summary, _read_sessions(folder), spectrum)
 
 
-def _check_summary(summary: dict[str, Any]) -> None:
-    for name in NUMBERS:
-        if not _is_number(summary.get(name)):
-            raise Damaged(f"summary.json: {name!r} is missing or not a number")
-    if summary["dense_flops"] <= 0:
-        raise Damaged("summary.json: 'dense_flops' is not positive")
-    for name in ("layer_densities", "live_channels"):
-        layers = summary.get(name, {} if name == "live_channels" else None)
-        if not isinstance(layers, dict) or not all(map(_is_number, layers.values())):
-            raise Damaged(f"summary.json: {name!r} is missing or not a table of numbers")
-    dead = summary.get("dead_layers", [])
-    if not isinstance(dead, list) or not all(isinstance(layer, str) for layer in dead):
-        raise Damaged("summary.json: 'dead_layers' is not a list of layers")
-    if "effective_density" in summary and not _is_number(summary["effective_density"]):
-        raise Damaged("summary.json: 'effective_density' is not a number")
+def _read_filter_run(folder: Path) -> FilterRun:
+    summary = _read_record(folder / "summary.json", FilterSummary)
+    return FilterRun(folder, summary, _read_sessions(folder))
 
 
-def _is_session(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("packages", {}), dict)
-        and isinstance(devices := value.get("devices", []), list)
-        and all(isinstance(device, str) for device in devices)
-    )
+def _read_sessions(folder: Path) -> tuple[Session, ...]:
+    path = folder / "environment.json"
+    entries = _read_json(path, list) if path.exists() else []
+    return tuple(_check(entry, Session, path.name) for entry in entries)
 
 
-def _is_number(value: Any) -> bool:
-    # No infinity or NaN, nor integers that become infinite.
-    return isinstance(value, int | float) and -1e30 < value < 1e30
+RecordT = TypeVar("RecordT", bound=_Record)
 
 
-def _read_config(path: Path) -> Config:
-    values = _read_json(path, dict)
+def _read_record(path: Path, kind: type[RecordT]) -> RecordT:
+    return _check(_read_json(path, dict), kind, path.name)
+
+
+def _check(value: Any, kind: type[RecordT], name: str) -> RecordT:
     try:
-        return config_lib.from_dict(values)
-    except UserError as error:
-        raise Damaged(f"config.json is not of this version: {error}") from error
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Damaged(f"{name}: {where}: {first['msg']}") from error
 
 
 def _read_json(path: Path, kind: type) -> Any:

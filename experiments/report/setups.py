@@ -1,7 +1,7 @@
 """Groups runs: a section for each set-up, a line for each criterion, a cell for each density.
 
-What differs between two runs decides: data, network or training make another section, how the mask
-was found makes another line, the density another cell, and the seed is what a cell averages over.
+Runs that differ in data, network or training belong to different sections; those that differ in how
+the mask was found, to different lines; in density, to different cells. A cell averages over seeds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Facts = dict[str, str]
 
 
 class Cell(NamedTuple):
-    """One criterion at one density: runs that differ in the seed only, sorted by it."""
+    """One criterion at one density: runs that differ only in the seed, sorted by it."""
 
     density: float
     runs: tuple[Run, ...]
@@ -40,7 +40,7 @@ class Line(NamedTuple):
     """One criterion with its options, over the densities.
 
     Attributes:
-        name: criterion, sanity checks, and whatever tells it from other lines of the section.
+        name: criterion, sanity checks, and the options in which lines of the criterion differ.
         criterion: the criterion's name.
         is_variant: whether it is a sanity check of another line.
         place: number among the lines of the same criterion, from 0.
@@ -85,8 +85,24 @@ class Section(NamedTuple):
 
     @property
     def dense(self) -> list[Line]:
-        """The lines that do not."""
+        """The lines that do not prune."""
         return [line for line in self.lines if line.criterion == DENSE]
+
+    def at(self, density: float) -> list[tuple[Line, Cell]]:
+        """The lines that prune to a density, each with its cell."""
+        return [
+            (line, cell) for line in self.pruned for cell in line.cells if cell.density == density
+        ]
+
+    @property
+    def note(self) -> str:
+        """What a reader must know about the images; empty if there is nothing."""
+        return "" if self.facts[NOTE] == NO_NOTE else self.facts[NOTE]
+
+    @property
+    def has_single_seeds(self) -> bool:
+        """Whether there are cells with a single seed."""
+        return any(len(cell.runs) == 1 for line in self.lines for cell in line.cells)
 
     @property
     def densities(self) -> list[float]:
@@ -118,16 +134,15 @@ def group(runs: Sequence[Run]) -> list[Section]:
     return [
         Section(number, dict(facts), tuple(_lines(members)))
         for number, (facts, members) in enumerate(
-            sorted(_partition(runs, lambda run: tuple(_facts(run).items())).items()), start=1
+            sorted(partition(runs, lambda run: tuple(_facts(run).items())).items()), start=1
         )
     ]
 
 
 def differing(sections: Sequence[Section]) -> list[str]:
     """Returns the names of the facts in which sections differ."""
-    return [
-        name for name in sections[0].facts if len({section.facts[name] for section in sections}) > 1
-    ]
+    names = sections[0].facts if sections else ()
+    return [name for name in names if len({section.facts[name] for section in sections}) > 1]
 
 
 def _facts(run: Run) -> Facts:
@@ -140,8 +155,8 @@ def _facts(run: Run) -> Facts:
         "weights": str(config.weights or "random"),
         **training_facts(training),
         "layers not pruned": ", ".join(config.search.exclude) or "none",
-        NOTE: str(summary.get("dataset_note") or NO_NOTE),
-        "source of the images": str(summary.get("dataset_source", "not recorded")),
+        NOTE: summary.dataset_note or NO_NOTE,
+        "source of the images": summary.dataset_source,
     }
 
 
@@ -165,8 +180,8 @@ def training_facts(training: TrainingConfig) -> Facts:
 
 def _lines(runs: Sequence[Run]) -> list[Line]:
     order = [DENSE, *(name for name in choices.CRITERIA if name != DENSE)]
-    grouped = _partition(runs, lambda run: tuple(options(run).items()))
-    by_criterion = _partition(grouped, lambda key: dict(key)["criterion"])
+    grouped = partition(runs, lambda run: tuple(options(run).items()))
+    by_criterion = partition(grouped, lambda key: dict(key)["criterion"])
     lines = []
     for criterion in sorted(by_criterion, key=lambda name: (_place(order, name), name)):
         keys = sorted(by_criterion[criterion], key=lambda key: (len(_checks(dict(key))), str(key)))
@@ -186,7 +201,7 @@ def _lines(runs: Sequence[Run]) -> list[Line]:
 
 
 def _cells(runs: Sequence[Run]) -> list[Cell]:
-    by_density = _partition(runs, lambda run: run.config.search.density)
+    by_density = partition(runs, lambda run: run.config.search.density)
     return [
         Cell(density, tuple(sorted(_without_twins(members), key=lambda run: run.config.seed)))
         for density, members in sorted(by_density.items(), reverse=True)
@@ -194,7 +209,7 @@ def _cells(runs: Sequence[Run]) -> list[Cell]:
 
 
 def _without_twins(runs: Sequence[Run]) -> Sequence[Run]:
-    for twins in _partition(runs, lambda run: run.config.seed).values():
+    for twins in partition(runs, lambda run: run.config.seed).values():
         if len(twins) > 1:
             raise UserError(
                 f"{twins[0].folder} and {twins[1].folder} hold the same configuration and seed. "
@@ -203,7 +218,8 @@ def _without_twins(runs: Sequence[Run]) -> Sequence[Run]:
     return runs
 
 
-def _partition(values: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+def partition(values: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
+    """Groups values by a key, in the order in which the keys first appear."""
     groups: dict[Any, list[Any]] = {}
     for value in values:
         groups.setdefault(key(value), []).append(value)
@@ -218,7 +234,7 @@ def _place(order: Sequence[str], name: str) -> int:
 
 
 def options(run: Run) -> dict[str, Any]:
-    """Returns the options that decide which mask a density and a seed give; others are left out."""
+    """Returns the options that decide, with density and seed, which mask is found."""
     search = run.config.search
     found: dict[str, Any] = {"criterion": search.criterion, "label": run.config.label}
     if search.criterion == DENSE:

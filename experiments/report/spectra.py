@@ -13,17 +13,17 @@ from matplotlib.ticker import MaxNLocator
 from experiments.cifar.spectrum import DISTANCE, EIGENVALUE, EPOCH
 from experiments.report import drawing, tables
 from experiments.report.runs import Run
-from experiments.report.setups import Cell, Line, Section
+from experiments.report.setups import Line, Section
 
 FLOOR = 1e-6
 """Share of the largest eigenvalue below which float32 kernels have none."""
 
 
 class Measured(NamedTuple):
-    """What the runs of a cell measured, seeds along the first axis.
+    """The spectra of the runs of a cell, seeds along the first axis.
 
     Attributes:
-        line: whose.
+        line: which criterion found the masks.
         epochs: (epochs,), from 0.
         eigenvalues: (seeds, epochs, eigenvalues), descending.
         distances: (seeds, epochs), of the kernel to that of epoch 0.
@@ -36,32 +36,22 @@ class Measured(NamedTuple):
 
 
 def measured(section: Section, density: float) -> list[Measured]:
-    """Returns what was measured of the dense network and of those pruned to a density.
+    """Returns the spectra of the dense network and of those pruned to a density.
 
     Runs that measured other numbers of eigenvalues or epochs than the first one cannot be compared
     with it, and are left out.
     """
-    cells = [(line, line.cells[0]) for line in section.dense]
-    cells += [(line, cell) for line in section.pruned if (cell := line.at(density)) is not None]
-    found: list[Measured] = []
+    cells = [(line, line.cells[0]) for line in section.dense] + section.at(density)
+    spectra: list[Measured] = []
     for line, cell in cells:
-        each = _measured(line, cell)
-        if each is not None and (not found or _shape(each) == _shape(found[0])):
-            found.append(each)
-    return found if any(each.line.criterion != "dense" for each in found) else []
-
-
-def _shape(each: Measured) -> tuple[int, ...]:
-    return each.eigenvalues.shape[1:]
-
-
-def _measured(line: Line, cell: Cell) -> Measured | None:
-    tables_ = [_arrays(run) for run in cell.runs if run.spectrum]
-    if not tables_:
-        return None
-    same = [each for each in tables_ if each[1].shape == tables_[0][1].shape]
-    epochs, eigenvalues, distances = zip(*same, strict=True)
-    return Measured(line, epochs[0], np.stack(eigenvalues), np.stack(distances))
+        seeds = [_arrays(run) for run in cell.runs if run.spectrum]
+        if seeds:
+            shape = spectra[0].eigenvalues.shape[1:] if spectra else seeds[0][1].shape
+            seeds = [arrays for arrays in seeds if arrays[1].shape == shape]
+        if seeds:
+            epochs, eigenvalues, distances = zip(*seeds, strict=True)
+            spectra.append(Measured(line, epochs[0], np.stack(eigenvalues), np.stack(distances)))
+    return spectra if any(spectrum.line.criterion != "dense" for spectrum in spectra) else []
 
 
 def _arrays(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,22 +64,26 @@ def _arrays(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
+def _dense(spectra: Sequence[Measured]) -> Measured | None:
+    return next((spectrum for spectrum in spectra if spectrum.line.criterion == "dense"), None)
+
+
 def draw_initial(spectra: Sequence[Measured], density: float) -> Figure:
     """Draws the eigenvalues before training (NTK-SAP, figure 2): mean and range over seeds.
 
-    Below, what they are of the dense network's, if that was measured.
+    If the dense network was measured, a second panel shows their ratio to its eigenvalues.
     """
-    dense = next((each for each in spectra if each.line.criterion == "dense"), None)
+    dense = _dense(spectra)
     figure = Figure(figsize=(drawing.WIDTH, 4.0 if dense is None else 7.0), layout="constrained")
     panels = figure.subplots(1 if dense is None else 2, 1, squeeze=False)[:, 0]
-    for each in spectra:
-        _draw_eigenvalues(panels[0], each, epoch=0, label=each.line.name, band=True)
+    for spectrum in spectra:
+        _draw_eigenvalues(panels[0], spectrum, epoch=0, label=spectrum.line.name, band=True)
     _label(panels[0], f"NTK before training, density {tables.density_text(density)}")
     drawing.legend_beside(panels[0])
     if dense is not None:
         reference = _geometric_mean(_above_rounding(dense.eigenvalues[:, 0]))
-        for each in spectra:
-            _draw_eigenvalues(panels[1], each, epoch=0, band=True, relative_to=reference)
+        for spectrum in spectra:
+            _draw_eigenvalues(panels[1], spectrum, epoch=0, band=True, relative_to=reference)
         _label(panels[1], "relative to the dense network")
         panels[1].set_ylabel("eigenvalue / dense eigenvalue")
         drawing.log_axis(panels[1].yaxis)
@@ -100,11 +94,11 @@ def draw_drift(spectra: Sequence[Measured], density: float) -> Figure:
     """Draws how far the kernel moves in training, and its eigenvalues after the last epoch."""
     figure = Figure(figsize=(drawing.WIDTH, 6.6), layout="constrained")
     above, below = figure.subplots(2, 1)
-    for each in spectra:
-        look = drawing.style(each.line)
-        above.plot(each.epochs, each.distances.mean(0), label=each.line.name, **look)
-        _draw_eigenvalues(below, each, epoch=-1)
-        _draw_eigenvalues(below, each, epoch=0, faint=True)
+    for spectrum in spectra:
+        look, name = drawing.style(spectrum.line), spectrum.line.name
+        above.plot(spectrum.epochs, spectrum.distances.mean(0), label=name, **look)
+        _draw_eigenvalues(below, spectrum, epoch=-1)
+        _draw_eigenvalues(below, spectrum, epoch=0, faint=True)
     above.set_xlabel("epoch")
     above.set_ylabel("kernel distance to initialisation")
     above.set_ylim(bottom=0)
@@ -119,7 +113,7 @@ def draw_drift(spectra: Sequence[Measured], density: float) -> Figure:
 
 def _draw_eigenvalues(
     axes: Axes,
-    each: Measured,
+    spectrum: Measured,
     *,
     epoch: int,
     label: str | None = None,
@@ -127,9 +121,10 @@ def _draw_eigenvalues(
     faint: bool = False,
     relative_to: np.ndarray | float = 1.0,
 ) -> None:
-    values = _above_rounding(each.eigenvalues[:, epoch]) / relative_to
+    values = _above_rounding(spectrum.eigenvalues[:, epoch]) / relative_to
     index = np.arange(1, values.shape[1] + 1)
-    look = {**drawing.style(each.line), "markersize": 4, "markevery": max(1, len(index) // 12)}
+    look = drawing.style(spectrum.line)
+    look |= {"markersize": 4, "markevery": max(1, len(index) // 12)}
     if faint:
         look |= {"alpha": 0.35, "linewidth": 0.9, "marker": None}
     axes.plot(index, _geometric_mean(values), label=label, **look)
@@ -155,32 +150,26 @@ def _label(axes: Axes, title: str) -> None:
 
 
 def table(spectra: Sequence[Measured]) -> tables.Table | None:
-    """Compares each spectrum before training with the dense one; none without a dense one.
+    """Compares spectra before training with the dense one; None without a dense one.
 
     The last column is the mean of |log10(eigenvalue / dense eigenvalue)| over the index: 0 for the
     dense spectrum itself, 1 for one that is ten times off everywhere. Eigenvalues below `FLOOR` of
-    the largest dense one, where rounding decides, count as that.
+    the largest dense one are lost in rounding, and count as that.
     """
-    dense = next((each for each in spectra if each.line.criterion == "dense"), None)
+    dense = _dense(spectra)
     if dense is None:
         return None
-
-    def mean(each: Measured) -> np.ndarray:
-        return each.eigenvalues[:, 0].mean(0)
-
-    reference = mean(dense)
+    reference = dense.eigenvalues[:, 0].mean(0)
     floor = FLOOR * reference[0]
-    header = ("criterion", "trace / dense", "largest / dense", "off by (decades)")
     rows = []
-    for each in spectra:
-        values = mean(each)
+    for spectrum in spectra:
+        values = spectrum.eigenvalues[:, 0].mean(0)
         off = np.log10(np.maximum(values, floor) / np.maximum(reference, floor))
-        rows.append(
-            (
-                each.line.name,
-                f"{values.sum() / reference.sum():.3g}",
-                f"{values[0] / reference[0]:.3g}",
-                f"{np.abs(off).mean():.2f}",
-            )
+        row = (
+            spectrum.line.name,
+            f"{values.sum() / reference.sum():.3g}",
+            f"{values[0] / reference[0]:.3g}",
+            f"{np.abs(off).mean():.2f}",
         )
-    return tables.Table(header, rows)
+        rows.append(tuple(map(tables.Entry, row)))
+    return tables.Table(("criterion", "trace / dense", "largest / dense", "decades off"), rows)

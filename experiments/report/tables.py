@@ -1,239 +1,203 @@
-"""Tables of a section: accuracies, what the masks keep, single runs; as Markdown and as CSV."""
+"""Tables of a section: accuracies, what the masks keep, and rows for CSV files."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from experiments.report import numbers
 from experiments.report.comparison import Comparison
 from experiments.report.numbers import Spread
 from experiments.report.published import Point
+from experiments.report.runs import Run, Summary
 from experiments.report.setups import Cell, Line, Section
 
 NOTHING = "–"
 
 
-class Table(NamedTuple):
-    """A table of text; a cell that starts and ends with ** is to be bold.
+class Entry(NamedTuple):
+    """A cell of a table.
 
     Attributes:
-        header: one a column; the first column is text, the others are numbers.
-        rows: cells.
+        text: what it says.
+        spread: deviation and number of seeds, which pages show smaller; may be empty.
+        is_best: whether it is to be bold.
     """
 
+    text: str
+    spread: str = ""
+    is_best: bool = False
+
+    def __str__(self) -> str:
+        """Returns the cell in Markdown."""
+        plain = f"{self.text} {self.spread}".strip()
+        return f"**{plain}**" if self.is_best else plain
+
+
+class Table(NamedTuple):
+    """A table; its first column holds text, the others hold numbers."""
+
     header: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
+    rows: list[tuple[Entry, ...]]
 
 
 # -- For readers ---------------------------------------------------------------------------------
 
 
 def accuracies(section: Section, comparisons: Sequence[Comparison] = ()) -> Table:
-    """Criteria by densities; the best is bold where it is ahead by more than the deviation.
+    """Criteria by densities; the best is bold where it leads by more than the pooled deviation.
 
-    What was published of the same set-up follows, at the densities that are ours.
+    Rows of what was published in the same set-up follow, at our densities.
     """
     densities = section.densities
     columns = [1.0, *densities] if section.dense and 1.0 not in densities else densities
-    ahead = {
-        density: found.best
-        for density in densities
-        if (found := numbers.verdict(section, density)) is not None and found.is_ahead
-    }
+    verdicts = [numbers.verdict(section, density) for density in densities]
+    ahead = {(v.density, v.best.name) for v in verdicts if v is not None and v.is_ahead}
 
-    def text(line: Line, density: float) -> str:
+    def entry(line: Line, density: float) -> Entry:
         cell = line.at(density)
         if cell is None:
-            return NOTHING
-        shown = accuracy_text(numbers.accuracy(cell))
-        return f"**{shown}**" if ahead.get(density) is line else shown
+            return Entry(NOTHING)
+        return spread_entry(numbers.accuracy(cell), is_best=(density, line.name) in ahead)
 
-    header = ("criterion", *(density_text(density) for density in columns))
-    rows = [(line.name, *(text(line, density) for density in columns)) for line in section.lines]
-    for each in comparisons:
-        if each.is_same:
-            rows += [
-                (f"{name}, published", *(_published(points, density) for density in columns))
-                for name, points in each.curves.items()
-            ]
-    return Table(header, rows)
+    rows = [
+        (Entry(line.name), *(entry(line, density) for density in columns)) for line in section.lines
+    ]
+    rows += [
+        (Entry(f"{name}, published"), *(_published(points, density) for density in columns))
+        for comparison in comparisons
+        if comparison.is_same
+        for name, points in comparison.curves.items()
+    ]
+    return Table(("criterion", *map(density_text, columns)), rows)
 
 
-def _published(points: Sequence[Point], density: float) -> str:
+def _published(points: Sequence[Point], density: float) -> Entry:
     for point in points:
         if math.isclose(point.density, density, rel_tol=0.005):
-            deviation = "" if point.std is None else f" ± {point.std:.2f}"
             about = "≈ " if point.digitised else ""
-            return f"{about}{point.accuracy:.2f}{deviation}"
-    return NOTHING
-
-
-def verdicts(section: Section) -> list[str]:
-    """Says for each density who is ahead, or that nothing is separable."""
-    return [
-        _verdict(found, density)
-        for density in section.densities
-        if (found := numbers.verdict(section, density)) is not None and found.second is not None
-    ]
-
-
-def _verdict(found: numbers.Verdict, density: float) -> str:
-    where, best = f"At density {density_text(density)}", found.best.name
-    assert found.second is not None
-    second = found.second.name
-    if found.pooled is None:
-        return f"{where} one seed each: {best} is highest, and nothing can be said about chance."
-    by = f"{found.lead:.2f} points ahead of {second} (pooled standard deviation {found.pooled:.2f})"
-    if found.is_ahead:
-        return f"{where} {best} is {by}."
-    return f"{where} nothing is separable at the top: {best} is {by}."
+            deviation = "" if point.std is None else f"± {point.std:.2f}"
+            return Entry(f"{about}{point.accuracy:.2f}", deviation)
+    return Entry(NOTHING)
 
 
 def kept(section: Section) -> Table:
-    """What the masks keep, and what it took: a row a criterion and density, means over seeds."""
-    header = (
-        "criterion",
-        "density",
-        "effective density",
-        "FLOPs kept",
-        "live channels",
-        "dead layers",
-        "search",
-        "training",
-    )
-    rows = []
-    for line in section.lines:
-        for cell in line.cells:
-            found = cell_numbers(cell)
-            rows.append(
-                (
-                    line.name,
-                    _number(found["density"], "{:.4g}"),
-                    _number(found["effective_density"], "{:.4g}"),
-                    _number(found["flops_kept"], "{:.1%}"),
-                    _number(found["live_channels"], "{:.0%}"),
-                    _number(found["dead_layers"], "{:.3g}"),
-                    _number(found["search_seconds"], "{:.1f} s"),
-                    _number(found["training_seconds"], "{:.0f} s"),
-                )
-            )
-    return Table(header, rows)
+    """What the masks keep and how long it took: a row for each cell, means over seeds."""
+    columns: dict[str, tuple[str, str]] = {
+        "density": ("density", "{:.4g}"),
+        "effective density": ("effective_density", "{:.4g}"),
+        "FLOPs kept": ("flops_kept", "{:.1%}"),
+        "live channels": ("live_channels", "{:.0%}"),
+        "dead layers": ("dead_layers", "{:.3g}"),
+        "search": ("search_seconds", "{:.1f} s"),
+        "training": ("training_seconds", "{:.0f} s"),
+    }
+
+    def row(line: Line, cell: Cell) -> tuple[Entry, ...]:
+        means = cell_means(cell)
+        values = (
+            NOTHING if means[name] is None else form.format(means[name])
+            for name, form in columns.values()
+        )
+        return (Entry(line.name), *map(Entry, values))
+
+    rows = [row(line, cell) for line in section.lines for cell in line.cells]
+    return Table(("criterion", *columns), rows)
 
 
-def accuracy_text(value: Spread) -> str:
-    """Returns `72.41 ± 0.22 (3)`: mean, standard deviation, seeds; without ± for a single seed."""
+def spread_entry(value: Spread, *, digits: int = 2, is_best: bool = False) -> Entry:
+    """Returns `72.41 ± 0.22 (3)`: mean, standard deviation, seeds; no ± for a single seed."""
     if not value.seeds:
-        return NOTHING
-    deviation = "" if value.std is None else f" ± {value.std:.2f}"
-    return f"{value.mean:.2f}{deviation} ({value.seeds})"
+        return Entry(NOTHING)
+    deviation = "" if value.std is None else f"± {value.std:.{digits}f} "
+    return Entry(f"{value.mean:.{digits}f}", f"{deviation}({value.seeds})", is_best)
 
 
 def density_text(density: float) -> str:
-    """Returns a density as short as it can be told apart."""
+    """Returns a density with three significant digits."""
     return f"{density:.3g}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return NOTHING if value is None else form.format(value)
-
-
-def markdown(table: Table) -> str:
-    """Returns a table in Markdown."""
-    rule = ("---", *("---:" for _ in table.header[1:]))
-    rows = (table.header, rule, *table.rows)
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
 # -- For programs --------------------------------------------------------------------------------
 
+QUANTITIES: dict[str, Callable[[Summary], float | None]] = {
+    "density": lambda summary: summary.density,
+    "effective_density": lambda summary: summary.effective_density,
+    "flops_kept": lambda summary: summary.flops_kept,
+    "live_channels": lambda summary: summary.mean_live_channels,
+    "dead_layers": lambda summary: (
+        None if summary.dead_layers is None else len(summary.dead_layers)
+    ),
+    "search_seconds": lambda summary: summary.search_seconds,
+    "training_seconds": lambda summary: summary.training_seconds,
+}
+"""What is averaged over the seeds of a cell; None where a run did not record it."""
 
-def cell_numbers(cell: Cell) -> dict[str, float | None]:
-    """Returns means over the seeds of a cell; None where the runs did not record it."""
-    summaries = [run.summary for run in cell.runs]
 
-    def mean(values: Iterable[Any]) -> float | None:
-        found = numbers.spread(values)
-        return found.mean if found.seeds else None
+def cell_means(cell: Cell) -> dict[str, float | None]:
+    """Returns means over the seeds of a cell; None where no run recorded the quantity."""
+    spreads = {
+        name: numbers.spread(quantity(run.summary) for run in cell.runs)
+        for name, quantity in QUANTITIES.items()
+    }
+    return {name: value.mean if value.seeds else None for name, value in spreads.items()}
 
+
+def cell_rows(sections: Sequence[Section]) -> list[dict[str, Any]]:
+    """Returns a row for each cell, numbers unrounded."""
+    return [_cell_row(*place) for place in _cells(sections)]
+
+
+def _cell_row(section: Section, line: Line, cell: Cell) -> dict[str, Any]:
+    accuracy, verdict = numbers.accuracy(cell), numbers.verdict(section, cell.density)
+    means = cell_means(cell)
     return {
-        "density": mean(summary["density"] for summary in summaries),
-        "effective_density": mean(summary.get("effective_density") for summary in summaries),
-        "flops_kept": mean(summary["kept_flops"] / summary["dense_flops"] for summary in summaries),
-        "live_channels": mean(map(mean_live_channels, summaries)),
-        "dead_layers": mean(
-            len(summary["dead_layers"]) if "dead_layers" in summary else None
-            for summary in summaries
-        ),
-        "search_seconds": mean(summary["search_seconds"] for summary in summaries),
-        "training_seconds": mean(summary["training_seconds"] for summary in summaries),
+        **_where(section, line, cell),
+        "seeds": accuracy.seeds,
+        "mean_accuracy": accuracy.mean,
+        "std_accuracy": accuracy.std,
+        "ahead": verdict is not None and verdict.best is line and verdict.is_ahead,
+        "reached_density": means.pop("density"),
+        **means,
     }
 
 
-def mean_live_channels(summary: dict[str, Any]) -> float | None:
-    """Returns the share of live channels, averaged over layers."""
-    shares = summary.get("live_channels")
-    return sum(shares.values()) / len(shares) if shares else None
+def run_rows(sections: Sequence[Section]) -> list[dict[str, Any]]:
+    """Returns a row for each run, accuracies in percent."""
+    return [
+        {**_where(section, line, cell), **_run_row(run)}
+        for section, line, cell in _cells(sections)
+        for run in cell.runs
+    ]
 
 
-def cells_csv(sections: Sequence[Section]) -> str:
-    """Returns a row a criterion and density, numbers unrounded."""
-    rows = []
-    for section in sections:
-        for line in section.lines:
-            for cell in line.cells:
-                found = numbers.accuracy(cell)
-                who = numbers.verdict(section, cell.density)
-                values = cell_numbers(cell)
-                rows.append(
-                    {
-                        **_where(section, line),
-                        "density": cell.density,
-                        "seeds": found.seeds,
-                        "mean_accuracy": found.mean,
-                        "std_accuracy": found.std,
-                        "ahead": who is not None and who.best is line and who.is_ahead,
-                        "reached_density": values.pop("density"),
-                        **values,
-                    }
-                )
-    return _csv(rows)
+def _run_row(run: Run) -> dict[str, Any]:
+    summary = run.summary
+    measured = {name: quantity(summary) for name, quantity in QUANTITIES.items()}
+    return {
+        "seed": run.config.seed,
+        "last_test_accuracy": 100 * summary.last_test_accuracy,
+        "best_test_accuracy": 100 * summary.best_test_accuracy,
+        "best_epoch": summary.best_epoch,
+        "reached_density": measured.pop("density"),
+        **measured,
+        "dead_layers": " ".join(summary.dead_layers or ()),
+        "mask_sha256": summary.mask_sha256,
+        "folder": str(run.folder),
+    }
 
 
-def runs_csv(sections: Sequence[Section]) -> str:
-    """Returns a row a run, accuracies in percent."""
-    rows = []
-    for section in sections:
-        for line in section.lines:
-            for cell in line.cells:
-                for run in cell.runs:
-                    summary = run.summary
-                    rows.append(
-                        {
-                            **_where(section, line),
-                            "density": cell.density,
-                            "seed": run.config.seed,
-                            "last_test_accuracy": 100 * summary["last_test_accuracy"],
-                            "best_test_accuracy": 100 * summary["best_test_accuracy"],
-                            "best_epoch": summary.get("best_epoch"),
-                            "reached_density": summary["density"],
-                            "effective_density": summary.get("effective_density"),
-                            "flops_kept": summary["kept_flops"] / summary["dense_flops"],
-                            "live_channels": mean_live_channels(summary),
-                            "dead_layers": " ".join(summary.get("dead_layers", ())),
-                            "search_seconds": summary["search_seconds"],
-                            "training_seconds": summary["training_seconds"],
-                            "mask_sha256": summary.get("mask_sha256"),
-                            "folder": str(run.folder),
-                        }
-                    )
-    return _csv(rows)
+def _cells(sections: Sequence[Section]) -> Iterable[tuple[Section, Line, Cell]]:
+    return (
+        (section, line, cell)
+        for section in sections
+        for line in section.lines
+        for cell in line.cells
+    )
 
 
-def _where(section: Section, line: Line) -> dict[str, Any]:
+def _where(section: Section, line: Line, cell: Cell) -> dict[str, Any]:
     facts = section.facts
     return {
         "setup": section.number,
@@ -243,12 +207,5 @@ def _where(section: Section, line: Line) -> dict[str, Any]:
         "epochs": facts["epochs"],
         "criterion": line.criterion,
         "line": line.name,
+        "density": cell.density,
     }
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -1,17 +1,15 @@
-"""Pictures: of one run, and of many."""
+"""Pictures of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from experiments.shell.pictures import COLOURS, MARKERS, STYLE, Row
+from experiments.shell.pictures import COLOURS, STYLE, Row
 
 
 @matplotlib.rc_context(STYLE)
@@ -72,66 +70,6 @@ def filters(counts: Mapping[str, Sequence[int]], title: str) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.legend(loc="best")
     return figure
-
-
-@matplotlib.rc_context(STYLE)
-def jsv_by_ratio(groups: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Draws the mean Jacobian singular value, right after pruning and at the end, by ratio.
-
-    Args:
-        groups: see `report.group`.
-        title: which network.
-    """
-    figure, all_axes = _figure(title, columns=2)
-    for axes, what in zip(all_axes, ("pruned_jsv", "final_jsv"), strict=True):
-        _lines(axes, groups, "ratio", what)
-        axes.set(xlabel="pruning ratio")
-        axes.set_yscale("log")
-    all_axes[0].set(ylabel="mean JSV right after pruning")
-    all_axes[1].set(ylabel="mean JSV after fine-tuning")
-    all_axes[1].legend(fontsize=8)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def accuracy_by_speedup(groups: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Draws test accuracy (best epoch) against speed-up: in FLOPs, measured at batch 1 and 128.
-
-    Args:
-        groups: see `report.group`.
-        title: which network.
-    """
-    labels = {
-        "speedup_flops": "speed-up in FLOPs",
-        "speedup_1": "measured speed-up, batch 1",
-        "speedup_128": "measured speed-up, batch 128",
-    }
-    figure, all_axes = _figure(title, columns=len(labels))
-    for axes, (quantity, label) in zip(all_axes, labels.items(), strict=True):
-        _lines(axes, groups, quantity, "best_accuracy")
-        axes.set(xlabel=label)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-    all_axes[0].set(ylabel="test accuracy, best epoch")
-    all_axes[-1].legend(fontsize=8)
-    return figure
-
-
-def _lines(axes: Axes, groups: Sequence[Mapping[str, Any]], x: str, y: str) -> None:
-    """Draws a line with error bars (standard deviation over seeds) for each name."""
-    names = list(dict.fromkeys(group["name"] for group in groups))
-    for index, name in enumerate(names):
-        own = sorted((group for group in groups if group["name"] == name), key=lambda g: g[x][0])
-        means, spreads = zip(*(group[y] for group in own), strict=True)
-        axes.errorbar(
-            [group[x][0] for group in own],
-            means,
-            yerr=spreads,
-            color=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
-            markersize=5,
-            linewidth=1.4,
-            label=name,
-        )
 
 
 def _figure(title: str, *, columns: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:

@@ -26,6 +26,7 @@ are those of `experiments.shell.exits`.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,7 +45,6 @@ from experiments.tpp import (
     plan,
     regularise,
     removal,
-    report,
     selection,
     stage,
     summary,
@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     again = [*(word for word in arguments if word != "--resume"), "--resume"]
     with exits.in_one_line(PROG, again):
         if arguments[:1] == ["report"]:
-            report.main(arguments[1:], prog=f"{PROG} report", console=screen.open_console())
+            # Another program, which knows this one; this one knows no more than its name.
+            os.execv(sys.executable, [sys.executable, "-m", "experiments.report", *arguments[1:]])
         else:
             config = command_line.parse(arguments, PRESETS, prog=PROG)
             config_lib.check(config)
