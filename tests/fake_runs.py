@@ -6,6 +6,7 @@ import json
 
 from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config, SearchConfig, TrainingConfig
+from experiments.shell.configuration import to_dict
 
 LAYERS = ("conv/kernel", "block_0/conv1/kernel", "block_0/conv2/kernel", "fc/kernel")
 TINY = Config(
@@ -51,7 +52,7 @@ def write(root, config, accuracy, *, spectrum=(), environment=True, **summary):
         "mask_sha256": "0" * 64,
         **summary,
     }
-    write_json(folder / "config.json", config_lib.to_dict(config))
+    write_json(folder / "config.json", to_dict(config))
     write_json(folder / "summary.json", results)
     if environment:
         session = {

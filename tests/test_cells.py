@@ -12,6 +12,7 @@ from experiments.cifar import config as config_lib
 from experiments.cifar import program as cifar
 from experiments.cifar.presets import PRESETS
 from experiments.shell import errors
+from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import locking, run_folder
 from experiments.sweep import cells
@@ -113,7 +114,7 @@ def test_a_full_disk_fails_the_cell_also_when_that_cannot_be_written(config, qui
 def test_a_cell_that_failed_before_it_began_can_be_tried_again(config, quiet, monkeypatch):
     cells.fail(config, "the worker process was ended by SIGKILL: out of memory?")
     assert cells.status(config).state == "failed"
-    run_folder.check(cells.folder(config), config)
+    run_folder.check(cells.folder(config), to_dict(config))
     monkeypatch.setattr(cifar, "run", complete)
     assert cells.carry_out(config).state == "complete"
 

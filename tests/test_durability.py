@@ -27,7 +27,7 @@ import pytest
 from damage import ORBAX_LEAVES_SOMETHING, collected_here, damage  # noqa: F401
 from test_training import Linear, start
 
-from experiments.cifar import choices, search_files
+from experiments.cifar import factories, search_files
 from experiments.cifar import program as cifar
 from experiments.cifar.job import make_job
 from experiments.shell import errors
@@ -413,7 +413,7 @@ def fail_loudly(capfd, *arguments):
 
 def test_scores_that_are_not_finite_stop_and_keep_what_led_there(tmp_path, monkeypatch, capfd):
     options = ["demo", "--model", "mlp", "--criterion", "synflow", "--rounds", "3", "--compare"]
-    make_score, rounds = choices.make_score, []
+    make_score, rounds = factories.make_score, []
 
     def make_failing_score(*args, **kwargs):
         score = make_score(*args, **kwargs)
@@ -428,7 +428,7 @@ def test_scores_that_are_not_finite_stop_and_keep_what_led_there(tmp_path, monke
         return failing_score
 
     with monkeypatch.context() as patch:
-        patch.setattr(choices, "make_score", make_failing_score)
+        patch.setattr(factories, "make_score", make_failing_score)
         code, error = fail(capfd, *options, "--runs-dir", tmp_path)
     assert code == 1
     assert "round 2 of 3: scores: 1 of 30000 entries of leaf 'hidden_1/kernel' are not" in error

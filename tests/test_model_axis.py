@@ -15,8 +15,8 @@ from test_training import noisy
 
 import ntksap_jax as nts
 from experiments.benchmark.tpu_compiler import collectives, num_bytes
-from experiments.cifar.config import TrainingConfig
 from experiments.training import steps as training
+from experiments.training.config import TrainingConfig
 from ntksap_jax import _draws, _placement, _selection, criteria, masks, models, ntk, sharding
 
 KEY = jax.random.key(1)

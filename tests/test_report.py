@@ -180,11 +180,11 @@ def names(root):
 def test_options_that_matter_make_another_line_and_are_named(tmp_path):
     write(tmp_path, configure("ntk_sap", 0.1), 0.5)
     write(tmp_path / "b", configure("ntk_sap", 0.1, rounds=5), 0.5)
-    write(tmp_path, configure("ntk_sap", 0.1, scope="2:4", invert_scores=True), 0.5)
+    write(tmp_path, configure("ntk_sap", 0.1, scope="layer", invert_scores=True), 0.5)
     assert sorted(names(tmp_path)) == [
         "ntk_sap, rounds 20",
         "ntk_sap, rounds 5",
-        "ntk_sap, scores inverted, scope 2:4, rounds 20",
+        "ntk_sap, scores inverted, scope layer, rounds 20",
     ]
 
 

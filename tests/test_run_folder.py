@@ -1,6 +1,5 @@
 """The run folder: when it may be used, what survives, and what a damaged file says."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -8,12 +7,11 @@ import jax
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.cifar.config import Config
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 
-CONFIG = Config()
-RESUME = Config(resume=True)
+CONFIG = {"seed": 0, "runs_dir": "runs", "save_minutes": 10.0, "resume": False}
+RESUME = CONFIG | {"resume": True}
 
 
 def prepare(folder, config=CONFIG, data_source="digits 1.0"):
@@ -51,7 +49,7 @@ def test_a_complete_run_needs_resume_to_be_shown_again(tmp_path):
 def test_resuming_with_another_configuration_names_the_difference(tmp_path):
     prepare(tmp_path)
     with pytest.raises(UserError, match=r"another configuration \(seed: 0 -> 1\)"):
-        run_folder.check(tmp_path, dataclasses.replace(RESUME, seed=1))
+        run_folder.check(tmp_path, RESUME | {"seed": 1})
 
 
 def test_resuming_with_other_images_is_refused(tmp_path):
@@ -64,9 +62,9 @@ def test_resuming_with_other_images_is_refused(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path, resume):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="is not a run folder"):
-        run_folder.check(tmp_path, Config(resume=resume))
+        run_folder.check(tmp_path, CONFIG | {"resume": resume})
     with pytest.raises(UserError, match="is a file"):
-        run_folder.check(tmp_path / "thesis.tex", Config(resume=resume))
+        run_folder.check(tmp_path / "thesis.tex", CONFIG | {"resume": resume})
 
 
 def test_every_start_is_recorded_with_versions_and_devices(tmp_path):
@@ -76,6 +74,13 @@ def test_every_start_is_recorded_with_versions_and_devices(tmp_path):
     assert len(sessions) == 2
     assert sessions[0]["packages"]["jax"] == jax.__version__
     assert len(sessions[0]["devices"]) == jax.device_count()
+
+
+def test_differences_are_named_and_only_those_that_matter():
+    old = CONFIG | {"training": {"epochs": 2}}
+    new = RESUME | {"training": {"epochs": 4}, "runs_dir": "x", "label": "b"}
+    assert run_folder.differences(old, old) == []
+    assert run_folder.differences(old, new) == ["epochs: 2 -> 4", "label: (none) -> b"]
 
 
 # -- Files ---------------------------------------------------------------------------------------
@@ -117,8 +122,8 @@ def test_the_identity_of_a_run_is_what_it_computes(tmp_path):
     found = []
     for name, config in (
         ("a", CONFIG),
-        ("b", dataclasses.replace(CONFIG, runs_dir=Path("b"), save_minutes=1.0, resume=True)),
-        ("c", dataclasses.replace(CONFIG, seed=1)),
+        ("b", CONFIG | {"runs_dir": "b", "save_minutes": 1.0, "resume": True}),
+        ("c", CONFIG | {"seed": 1}),
     ):
         prepare(tmp_path / name, config)
         found += [run_folder.identity(tmp_path / name), run_folder.identity(tmp_path / name, "m")]

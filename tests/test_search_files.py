@@ -7,6 +7,7 @@ import pytest
 
 from experiments.cifar import search_files
 from experiments.cifar.config import Config
+from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from ntksap_jax import masks
@@ -44,7 +45,7 @@ ROWS = make_rows(*COUNTS)
 @pytest.fixture
 def folder(tmp_path):
     """A run folder after three rounds."""
-    run_folder.prepare(tmp_path, Config(), data_source="digits 1.0")
+    run_folder.prepare(tmp_path, to_dict(Config()), data_source="digits 1.0")
     for number, count in enumerate(COUNTS, start=1):
         search_files.save_round(tmp_path, ROWS[:number], make_mask(count))
     return tmp_path

@@ -15,6 +15,7 @@ from experiments.cifar.job import init_variables, make_job
 from experiments.cifar.presets import PRESETS
 from experiments.processes import workers
 from experiments.shell import errors, interruption
+from experiments.shell.configuration import to_dict
 from experiments.storage import run_folder
 from experiments.sweep import cells
 from experiments.sweep import program as sweep
@@ -71,7 +72,7 @@ def test_a_grid_is_carried_out_and_what_is_done_is_skipped(grid_file, capsys):
     broken = cells.folder(config)
     assert broken == runs / NAMES[3]
     broken.mkdir()
-    run_folder.write_json(broken / "config.json", config_lib.to_dict(config))
+    run_folder.write_json(broken / "config.json", to_dict(config))
     (broken / "mask.sha256").write_text("0" * 64)
     assert run(grid_file, "--list") == 0
     listed = capsys.readouterr().out.splitlines()
@@ -120,7 +121,7 @@ def stand_in(config):
     """What the workers do in the tests below, depending on the cell."""
     path = cells.folder(config)
     path.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(path / "config.json", config_lib.to_dict(config))
+    run_folder.write_json(path / "config.json", to_dict(config))
     if config.label == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if config.label == "ctrl-c":

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from experiments import data
-from experiments.cifar.config import TrainingConfig
 from experiments.training import steps as training
+from experiments.training.config import TrainingConfig
 from ntksap_jax import masks
 
 NUM_CLASSES = 3

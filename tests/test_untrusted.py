@@ -30,6 +30,7 @@ from experiments.cifar.config import Config
 from experiments.data import crops
 from experiments.data.image_folders import tiny_imagenet
 from experiments.report import runs
+from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.sweep import cells, grid
@@ -104,32 +105,24 @@ def refused(error, *names):
 
 # -- Configurations ------------------------------------------------------------------------------
 
-FIELDS = [path[-1] for path in places(config_lib.to_dict(Config())) if path]
+FIELDS = [path[-1] for path in places(to_dict(Config())) if path]
 
 
 def read_config(path):
-    config = config_lib.from_dict(files.read_json(path), str(path))
-    config_lib.check(config)
-    return config
-
-
-def flags():
-    return [f"--{str(name).replace('_', '-')}" for name in FIELDS]
+    return config_lib.from_dict(files.read_json(path), str(path))
 
 
 @fuzzed
-@given(mutated(config_lib.to_dict(Config())) | VALUES)
+@given(mutated(to_dict(Config())) | VALUES)
 def test_any_configuration_is_valid_or_the_field_is_named(tmp_path, values):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(values))
     try:
         config = read_config(path)
     except ValueError as error:
-        # Names of what is chosen from are said as what they are.
-        kinds = ("unknown data set", "unknown model", "unknown criterion")
-        refused(error, str(path), *flags(), *kinds, "expected a dict")
+        refused(error, str(path), "expected a dict")
         return
-    again = config_lib.from_dict(json.loads(json.dumps(config_lib.to_dict(config))))
+    again = config_lib.from_dict(json.loads(json.dumps(to_dict(config))))
     assert again == config
     # Whatever it says, the run folder is one folder in `runs_dir`.
     assert cells.folder(config).parent == config.runs_dir
@@ -229,7 +222,6 @@ def test_any_grid_is_cells_or_an_error_that_names_the_file(tmp_path, text):
         refused(error, str(path))
         return
     for config in configs:
-        config_lib.check(config)
         assert cells.folder(config).parent == config.runs_dir
 
 
@@ -250,8 +242,8 @@ def test_a_grid_with_wrong_bytes_is_cells_or_an_error_that_names_the_file(tmp_pa
         ("[grid]\nseed = " + "[" * 10_000, "nested too deeply|is not TOML"),
         ("a." * 2000 + "b = 1", "unknown key|is not TOML"),
         ("[set]\n" + "a." * 2000 + "b = 1\n[grid]\nseed = [0]", "unknown key"),
-        ("[grid]\nseed = [0x" + "f" * 20_000 + "]", "at most 64 bits, got a number of 80000 bits"),
-        ("[grid]\nlearning_rate = [0x" + "f" * 20_000 + "]", "at most 64 bits"),
+        ("[grid]\nseed = [0x" + "f" * 20_000 + "]", r"\[grid\] seed: expected what JSON can hold"),
+        ("[grid]\nlearning_rate = [0x" + "f" * 20_000 + "]", "expected what JSON can hold"),
         ("#" * (grid.LARGEST + 1), "expected at most 65536"),
         (
             "[grid]\n"
@@ -265,10 +257,10 @@ def test_a_grid_with_wrong_bytes_is_cells_or_an_error_that_names_the_file(tmp_pa
             "[set]\nweights = 'a\\u0000b'\n[grid]\nseed=[0]".replace("'", '"'),
             "weights: .*printable",
         ),
-        ("[grid]\nlabel = ['../../x']", "--label: expected letters"),
-        (f"[grid]\nlabel = ['{'x' * 101}']", "--label: expected letters"),
-        ("[grid]\nscope = ['block:99999999999999x1']", "--scope"),
-        ("[grid]\nepochs = [2147483648]", "--epochs: expected an integer below 2"),
+        ("[grid]\nlabel = ['../../x']", "label: expected at most 100 letters"),
+        (f"[grid]\nlabel = ['{'x' * 101}']", "label: expected at most 100 letters"),
+        ("[grid]\nscope = ['block:99999999999999x1']", "scope: expected"),
+        ("[grid]\nepochs = [2147483648]", "epochs: expected less than 2147483648"),
     ],
 )
 def test_a_grid_that_asks_for_too_much_is_refused(tmp_path, text, why):
@@ -523,7 +515,7 @@ def test_what_a_network_file_must_not_hold(tmp_path, about, members, why):
 
 @pytest.mark.parametrize("name", ["lock", "search", "checkpoints", "metrics.csv"])
 def test_a_run_folder_with_links_is_not_written_to(tmp_path, name):
-    config = Config(resume=True)
+    config = to_dict(Config(resume=True))
     run_folder.prepare(tmp_path, config, data_source="digits 1.0")
     run_folder.check(tmp_path, config)
     (tmp_path / name).symlink_to("/etc/elsewhere")
@@ -541,7 +533,7 @@ ROW = {"round": 1, "density": 0.5, "sha256": masks.digest(MASK), "seconds": 0.1}
 @given(st.data())
 def test_a_sealed_round_of_a_stranger_is_used_or_refused(tmp_path, data):
     (tmp_path / "search").mkdir(exist_ok=True)
-    run_folder.write_json(tmp_path / "config.json", config_lib.to_dict(Config()))
+    run_folder.write_json(tmp_path / "config.json", to_dict(Config()))
     masks.save(tmp_path / "search" / "round-1.npz", MASK)
     original = {"run": run_folder.identity(tmp_path), "rows": [ROW]}
     sealed = files.seal(data.draw(mutated(original) | VALUES))

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from experiments.benchmark.types import Case
 from experiments.cifar.choices import CRITERIA
-from experiments.shell.command_line import suggest
+from experiments.shell.configuration import unknown
 from experiments.shell.errors import UserError
 
 
@@ -81,9 +81,7 @@ def choose(known: Mapping[str, NamedT], names: Sequence[str]) -> list[NamedT]:
     """
     for name in names:
         if not any(other.startswith(name) for other in known):
-            raise UserError(
-                f"--case: unknown case {name!r}.{suggest(name, list(known))} See: --list"
-            )
+            raise UserError(f"--case: {unknown('case', name, known)}")
     # A full name means that one alone: `criterion-synflow` is not also `criterion-synflow_l2`.
     return [
         item

@@ -17,7 +17,7 @@ import optax
 
 import ntksap_jax as nts
 from experiments.benchmark.types import CONVOLUTION_CALLS, MATMUL_SIZE, STEP, Case, Prepared
-from experiments.cifar import choices
+from experiments.cifar import choices, factories
 from experiments.cifar.config import SearchConfig, TrainingConfig
 from experiments.training import steps as training
 from ntksap_jax import _selection as selection
@@ -143,8 +143,8 @@ def _criterion(case: Case) -> Prepared:
     network = _network(case)
     params, compile_seconds = _draw(network)
     config = SearchConfig(criterion=case.criterion, noise_batch_size=case.batch_size)
-    mask, score, keys = masks.create(params), choices.make_score(network, config), _keys()
-    batch = _images_and_labels(case) if choices.needs_data(config) else None
+    mask, score, keys = masks.create(params), factories.make_score(network, config), _keys()
+    batch = _images_and_labels(case) if factories.needs_data(config) else None
 
     def step() -> None:
         jax.block_until_ready(score(next(keys), params, mask, batch))

@@ -43,7 +43,7 @@ from experiments.benchmark import (
 )
 from experiments.benchmark.types import OURS, Case, Measurement
 from experiments.processes import workers
-from experiments.shell.command_line import one_line_errors, raise_unknown_flag
+from experiments.shell import command_line
 from experiments.shell.console import open_console, show_plan, show_table, track
 from experiments.shell.errors import UserError
 
@@ -82,17 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with one_line_errors():
-            options, unknown = tyro.cli(
-                Options,
-                prog=PROG,
-                args=arguments,
-                description=__doc__,
-                config=(tyro.conf.FlagCreatePairsOff,),
-                return_unknown_args=True,
-            )
-        if unknown:
-            raise_unknown_flag(unknown[0], options, f"{PROG} --help")
+        options = command_line.read(Options, arguments, prog=PROG, about=__doc__)
         if options.aot is not None:
             return compile_for_tpu(options, options.aot, open_console())
         chosen = cases.choose(cases.CASES, options.case)

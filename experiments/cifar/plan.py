@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 
 from experiments.cifar import config as config_lib
-from experiments.cifar.choices import needs_data, num_rounds
 from experiments.cifar.config import Config, SearchConfig, TrainingConfig
+from experiments.cifar.factories import needs_data, num_rounds
 from experiments.cifar.job import Job
 from experiments.storage import run_folder
 from ntksap_jax import schedules

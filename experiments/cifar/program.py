@@ -30,6 +30,7 @@ from experiments.cifar.presets import PRESETS
 from experiments.processes import distributed, joining
 from experiments.shell import command_line, exits, interruption
 from experiments.shell import console as screen
+from experiments.shell.configuration import to_dict
 from experiments.shell.errors import Preempted, RunFailed
 from experiments.storage import locking, run_folder
 from experiments.training import failures as faults
@@ -48,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     again = [*(word for word in arguments if word != "--resume"), "--resume"]
     with exits.in_one_line(PROG, again):
         config = command_line.parse(arguments, PRESETS, prog=PROG)
-        config_lib.check(config)
         # Within, too: by their exit codes processes tell each other how they end.
         with joining.joined(config.processes), exits.in_one_line(PROG, again):
             run(config, screen.open_console(quiet=not distributed.is_leader()))
@@ -81,7 +81,7 @@ def run(config: Config, console: Console, *, job: Job | None = None) -> list[dic
     is_leader = distributed.is_leader()
     if is_leader:
         for folder, each in runs.items():
-            run_folder.check(folder, each)
+            run_folder.check(folder, to_dict(each))
 
     distributed.meet()
     job = make_job(config) if job is None else job
@@ -97,10 +97,10 @@ def run(config: Config, console: Console, *, job: Job | None = None) -> list[dic
             run_folder.make(folder)
             stack.enter_context(locking.hold(folder))
             # Again: another program may have been there until now.
-            run_folder.check(folder, each)
+            run_folder.check(folder, to_dict(each))
         screen.show_plan(console, "Plan", plan.describe(config, job, list(runs)))
         for folder, each in runs.items() if is_leader else ():
-            run_folder.prepare(folder, each, data_source=job.dataset.source)
+            run_folder.prepare(folder, to_dict(each), data_source=job.dataset.source)
         try:
             return _run_all(runs, config, job, console, stop_requested)
         except FloatingPointError as error:
@@ -109,7 +109,7 @@ def run(config: Config, console: Console, *, job: Job | None = None) -> list[dic
 
 def _facts(config: Config, job: Job) -> dict[str, str]:
     """What must be the same in all processes of a run."""
-    options = config_lib.computed(config_lib.to_dict(config)) | {"compare": config.compare}
+    options = run_folder.computed(to_dict(config)) | {"compare": config.compare}
     nested = options.pop("search") | options.pop("training")
     return {
         **{f"--{name.replace('_', '-')}": str(value) for name, value in (options | nested).items()},

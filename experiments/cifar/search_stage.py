@@ -15,8 +15,8 @@ from rich.console import Console
 
 import ntksap_jax as nts
 from experiments import data
-from experiments.cifar import choices, search_files
-from experiments.cifar.choices import CRITERIA
+from experiments.cifar import factories, search_files
+from experiments.cifar.choices import CRITERIA, parse_scope
 from experiments.cifar.config import Config
 from experiments.cifar.job import Job, make_keys
 from experiments.processes import distributed
@@ -63,7 +63,7 @@ def find_mask(
 
     keys = make_keys(config.seed)
     rows, mask = _from_leader(lambda: search_files.load_round(folder, params, say=say), like=dense)
-    num_rounds = choices.num_rounds(options)
+    num_rounds = factories.num_rounds(options)
     with screen.track(
         console, "Pruning", done=len(rows), total=num_rounds, unit="round"
     ) as progress:
@@ -89,7 +89,7 @@ def find_mask(
                 mask=dense if mask is None else mask,
                 start_round=len(rows),
                 batch=pruning_batch(config, job),
-                scope=choices.parse_scope(options.scope),
+                scope=parse_scope(options.scope),
                 min_weights=options.min_weights,
                 min_channels=options.min_channels,
                 regrow=criterion.regrow,
@@ -138,9 +138,9 @@ def _from_leader(
 def _make_score(config: Config, job: Job) -> ScoreFn:
     """Makes the criterion: the samples of NTK-SAP over all devices, the others on one a process."""
     if job.mesh.size == 1:
-        return choices.make_score(job.network, config.search)
+        return factories.make_score(job.network, config.search)
     samples = NamedSharding(job.mesh, PartitionSpec("data"))
-    score = choices.make_score(job.network, config.search, samples=samples)
+    score = factories.make_score(job.network, config.search, samples=samples)
     return lambda *args: distributed.local(score(*args))
 
 
@@ -165,7 +165,7 @@ def _found(
 
 def pruning_batch(config: Config, job: Job) -> Any:
     """Returns the training images that the search looks at, if it does; the seed chooses them."""
-    if not choices.needs_data(config.search):
+    if not factories.needs_data(config.search):
         return None
     return data.pruning_batch(
         job.dataset, make_keys(config.seed).pruning_batch, config.search.samples_per_class

@@ -19,8 +19,8 @@ from typing import NoReturn
 import jax
 from jax._src.clusters import ClusterEnv  # What JAX knows of Slurm and the others; not public.
 
-from experiments.cifar.config import ProcessConfig
 from experiments.processes import distributed, roll_call
+from experiments.processes.config import ProcessConfig
 from experiments.shell import interruption
 from experiments.shell.errors import UserError
 

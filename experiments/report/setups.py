@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.cifar import choices
+from experiments.cifar import choices, factories
 from experiments.cifar.config import SearchConfig, TrainingConfig
 from experiments.report.runs import Run
 from experiments.shell.errors import UserError
@@ -242,8 +242,8 @@ def options(run: Run) -> dict[str, Any]:
     for name in (*VARIANTS, "scope", "min_weights", "min_channels"):
         found[name] = getattr(search, name)
     known = search.criterion in choices.CRITERIA
-    found["rounds"] = choices.num_rounds(search) if known else search.rounds
-    if known and choices.needs_data(search):
+    found["rounds"] = factories.num_rounds(search) if known else search.rounds
+    if known and factories.needs_data(search):
         found["samples_per_class"] = search.samples_per_class
     if search.criterion == "ntk_sap":
         for name in ("reinit", "inputs", "estimator", "num_samples", "calibrate"):

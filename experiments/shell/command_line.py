@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
 import io
-import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
-from experiments.shell.errors import UserError
+from experiments.shell import configuration
+from experiments.shell.errors import UserError, causes
 
-ConfigT = TypeVar("ConfigT")
+T = TypeVar("T")
 
 
-def parse(
-    arguments: Sequence[str], presets: Mapping[str, tuple[str, ConfigT]], *, prog: str
-) -> ConfigT:
+def parse(arguments: Sequence[str], presets: Mapping[str, tuple[str, T]], *, prog: str) -> T:
     """Reads a command line of the form `preset --flag value ...`.
 
     Args:
@@ -32,102 +29,86 @@ def parse(
         The preset's configuration with the flags' values in it.
 
     Raises:
-        UserError: an unknown preset or flag, or a value of the wrong type.
+        UserError: an unknown preset or flag, or a value that makes no sense.
         SystemExit: after `--help` (code 0), or without any argument (code 2, after the help).
     """
-    preset = arguments[0] if arguments else "--help"
-    if not preset.startswith("-"):
-        check_name("preset", preset, presets)
-    elif preset not in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {prog} PRESET [--flag value ...]\n\nPresets, by {prog} PRESET --help:")
+        for name, (description, _) in presets.items():
+            print(f"  {name:<{max(map(len, presets))}}  {description}")
+        raise SystemExit(0 if arguments else 2)
+    preset, *flags = arguments
+    if preset.startswith("-"):
         raise UserError(
             f"a preset comes first, then flags; got {preset!r}. Presets: {', '.join(presets)}. "
             f"For example: {prog} {next(iter(presets))} {' '.join(arguments)}"
         )
+    check_name("preset", preset, presets)
+    description, config = presets[preset]
+    return read(type(config), flags, prog=f"{prog} {preset}", about=description, default=config)
 
-    try:
-        with one_line_errors():
-            config, unknown = tyro.cli(
-                tyro.extras.subcommand_type_from_defaults(
-                    {name: config for name, (_, config) in presets.items()},
-                    {name: description for name, (description, _) in presets.items()},
-                ),
-                prog=prog,
-                description=f"Presets and their flags: {prog} PRESET --help",
-                args=[preset, *arguments[1:]],
-                config=(
-                    tyro.conf.AvoidSubcommands,
-                    tyro.conf.OmitArgPrefixes,
-                    tyro.conf.FlagCreatePairsOff,
-                ),
-                return_unknown_args=True,
-            )
-    except SystemExit:
-        raise SystemExit(0 if arguments else 2) from None
-    if unknown:
-        raise_unknown_flag(unknown[0], config, f"{prog} {preset} --help")
-    return config
+
+def read(kind: Any, arguments: Sequence[str], *, prog: str, about: str, default: Any = None) -> Any:
+    """Reads flags into a configuration, whose fields they are.
+
+    Args:
+        kind: its class; or a union of classes, whose names are commands.
+        arguments: the words of the command line.
+        prog: the program's name in the help.
+        about: what it does, for the help.
+        default: a configuration that holds the defaults.
+
+    Raises:
+        UserError: an unknown flag, or a value that makes no sense.
+        SystemExit: after `--help`.
+    """
+    options = {} if default is None else {"default": default}
+    with one_line_errors(f"{prog} --help"):
+        return tyro.cli(
+            kind,
+            prog=prog,
+            description=about,
+            args=list(arguments),
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            **options,
+        )
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(help_command: str = "") -> Iterator[None]:
     """Turns what tyro prints about a mistake, before it exits, into a `UserError`."""
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
             yield
     except SystemExit as stop:
-        if stop.code:
-            raise UserError(_first_paragraph(message.getvalue())) from None
-        raise
+        if not stop.code:
+            raise
+        # What a configuration says of its values is said better than in tyro's frame.
+        ours = [str(error) for error in causes(stop) if isinstance(error, UserError)]
+        raise UserError(ours[0] if ours else _one_line(message.getvalue(), help_command)) from None
 
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:
     """Raises a `UserError` that suggests the nearest known name, unless `name` is one of them."""
     known = list(known)
     if name not in known:
-        name = name[:100]  # It may come from anybody's file.
-        raise UserError(f"unknown {what} {name!r}.{suggest(name, known)} Known: {', '.join(known)}")
+        raise UserError(configuration.unknown(what, name, known))
 
 
-def flags(config: Any) -> list[str]:
-    """Returns the flags of a configuration dataclass and of those nested in it."""
-    names = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        nested = dataclasses.is_dataclass(value)
-        names += flags(value) if nested else ["--" + field.name.replace("_", "-")]
-    return names
-
-
-def raise_unknown_flag(word: str, config: Any, help_command: str) -> None:
-    """Raises a `UserError` about a word that tyro could not place; suggests the nearest flag."""
-    if not word.startswith("-"):
-        raise UserError(f"unexpected word {word!r}: values follow a flag. See: {help_command}")
-    word = word.split("=")[0]
-    raise UserError(f"unknown flag {word}.{suggest(word, flags(config))} See: {help_command}")
-
-
-def suggest(name: str, known: Sequence[str]) -> str:
-    """Returns ` Did you mean NEAREST?`, or nothing if no known name is near."""
-
-    def similarity(candidate: str) -> tuple[float, int]:
-        ratio = difflib.SequenceMatcher(None, name, candidate).ratio()
-        return ratio, len(os.path.commonprefix([name, candidate]))
-
-    nearest = max(known, key=similarity)
-    return f" Did you mean {nearest}?" if similarity(nearest)[0] >= 0.5 else ""
-
-
-def _first_paragraph(box: str) -> str:
-    """Turns tyro's framed message into one line: the text between the title and the next rule.
+def _one_line(box: str, help_command: str) -> str:
+    """Turns tyro's framed message into one line: its first paragraph, and what it suggests.
 
     Where standard output is not UTF-8 the frame is of blanks, and its rules are of hyphens.
     """
-    lines = []
+    lines: list[str] = []
     for line in box.splitlines()[1:]:
         text = line.strip(" │")
         if not set(text) <= set("─╰╯-"):
             lines.append(text)
         elif lines:
             break
-    return " ".join(" ".join(lines).removeprefix("Error parsing ").split()) or box.strip()
+    words = " ".join(" ".join(lines).removeprefix("Error parsing ").split()) or box.strip()
+    suggestion = re.search(r"Perhaps you meant:\W+(--[\w-]+)", box)
+    near = f". Did you mean {suggestion[1]}?" if suggestion else ""
+    return words + near + (f" See: {help_command}" if "nrecognized" in words else "")

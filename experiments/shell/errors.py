@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 
 
 class UserError(ValueError):
@@ -24,6 +26,15 @@ class RunFailed(Exception):
 
 class Preempted(BaseException):
     """The program was told to end by SIGTERM. No `Exception`: nothing but a program handles it."""
+
+
+@contextlib.contextmanager
+def at(where: str) -> Iterator[None]:
+    """Has the message of a `UserError` begin with the place it is about, if there is one."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -36,19 +36,29 @@ from typing import Any
 import jax
 from matplotlib.figure import Figure
 
-from experiments.cifar import config as config_lib
 from experiments.shell.errors import UserError
 from experiments.storage import files, locking
 
 PACKAGES = ("ntksap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+NOT_COMPARED = (
+    *("data_dir", "data_workers", "compare", "runs_dir", "resume"),
+    *("save_minutes", "debug_nans", "processes"),
+)
+"""Fields of a configuration that may differ when a run is resumed: they change no result."""
+
 Row = dict[str, Any]
 
 
 # -- The folder ----------------------------------------------------------------------------------
 
 
-def check(folder: Path, config: config_lib.Config) -> None:
-    """Raises a `UserError` unless a run of this configuration can start or go on in `folder`."""
+def check(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raises a `UserError` unless a run of this configuration can start or go on in `folder`.
+
+    Args:
+        folder: the run folder, whether it is there or not.
+        config: from `configuration.to_dict`, with `resume` in it.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; the run folder goes there. Choose another --runs-dir")
     if not folder.exists():
@@ -59,13 +69,13 @@ def check(folder: Path, config: config_lib.Config) -> None:
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} exists and is not a run folder. Choose another --runs-dir")
     _refuse_links(folder)
-    if not config.resume:
+    if not config["resume"]:
         state = "a complete run" if is_complete(folder) else "an interrupted run"
         raise UserError(
             f"{folder} exists and holds {state}. Use --resume to go on with it, another --runs-dir "
             "to start anew beside it, or delete it"
         )
-    different = config_lib.differences(read_config(folder), _plain(config))
+    different = differences(read_config(folder), config)
     if different:
         raise UserError(
             f"{folder} was made with another configuration ({'; '.join(different)}). Resume with "
@@ -92,12 +102,12 @@ def _refuse_links(folder: Path) -> None:
             )
 
 
-def prepare(folder: Path, config: config_lib.Config, *, data_source: str) -> None:
+def prepare(folder: Path, config: Mapping[str, Any], *, data_source: str) -> None:
     """Records configuration and environment, in a folder that is checked and locked.
 
     Args:
         folder: the run folder.
-        config: of the run.
+        config: of the run, from `configuration.to_dict`.
         data_source: where the images come from, with version and fingerprint.
 
     Raises:
@@ -115,7 +125,7 @@ def prepare(folder: Path, config: config_lib.Config, *, data_source: str) -> Non
                 "--runs-dir"
             )
     if not (folder / "config.json").exists():
-        write_json(folder / "config.json", _plain(config))
+        write_json(folder / "config.json", config)
     write_json(environments, [*sessions, {**environment(), "data": data_source}])
 
 
@@ -133,9 +143,30 @@ def is_complete(folder: Path) -> bool:
 
 def identity(folder: Path, mask_digest: str = "") -> str:
     """Returns a digest of what a run computes, by which its checkpoints are told from another's."""
-    config = read_config(folder)
-    computed = {name: config[name] for name in config if name not in config_lib.NOT_PART_OF_A_RUN}
-    return files.digest([computed, mask_digest])
+    return files.digest([computed(read_config(folder)), mask_digest])
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns one phrase, `epochs: 2 -> 4`, for each field in which two configurations differ.
+
+    Args:
+        old: a configuration, from `configuration.to_dict`.
+        new: another one. Fields that do not change what a run computes are not compared.
+    """
+    phrases = []
+    old, new = computed(old), computed(new)
+    for name in dict.fromkeys((*old, *new)):
+        before, after = old.get(name, "(none)"), new.get(name, "(none)")
+        if isinstance(before, dict) and isinstance(after, dict):
+            phrases += differences(before, after)
+        elif before != after:
+            phrases.append(f"{name}: {before} -> {after}")
+    return phrases
+
+
+def computed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out of a configuration what does not change what a run computes."""
+    return {name: config[name] for name in config if name not in NOT_COMPARED}
 
 
 def environment() -> dict[str, Any]:
@@ -157,10 +188,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _plain(config: config_lib.Config) -> dict[str, Any]:
-    return config_lib.to_dict(config)
 
 
 # -- Files ---------------------------------------------------------------------------------------

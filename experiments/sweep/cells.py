@@ -21,6 +21,7 @@ from experiments.cifar.config import Config, SearchConfig
 from experiments.cifar.job import Job, make_job
 from experiments.shell import console as screen
 from experiments.shell import errors
+from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import files, locking, run_folder
 
@@ -78,7 +79,7 @@ def _make_folder(config: Config) -> Path:
     path = folder(config)
     path.mkdir(parents=True, exist_ok=True)
     if not (path / "config.json").exists():
-        run_folder.write_json(path / "config.json", config_lib.to_dict(config))
+        run_folder.write_json(path / "config.json", to_dict(config))
     return path
 
 

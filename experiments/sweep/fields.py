@@ -18,7 +18,7 @@ _NO_VALUES = (
 
 def _types(config_class: type) -> dict[str, Any]:
     """Returns field to type, of a configuration and of those nested in it."""
-    hints = typing.get_type_hints(config_class)
+    hints = typing.get_type_hints(config_class, include_extras=True)
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(hints[field.name]):
@@ -30,6 +30,12 @@ def _types(config_class: type) -> dict[str, Any]:
 
 TYPES: dict[str, Any] = _types(Config)
 """What a grid can vary: field of `Config`, or of a configuration nested in it, to its type."""
+
+
+def is_tuple(kind: Any) -> bool:
+    """Says whether a field takes several values by itself, as `drop_epochs` does."""
+    origin = typing.get_origin(kind)
+    return origin is tuple or origin is typing.Annotated and is_tuple(typing.get_args(kind)[0])
 
 
 def replace(config: Any, values: Mapping[str, Any]) -> Any:

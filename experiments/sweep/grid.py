@@ -32,15 +32,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.cifar import choices
 from experiments.cifar import config as config_lib
+from experiments.cifar import factories
 from experiments.cifar.config import Config
 from experiments.cifar.presets import PRESETS
-from experiments.shell import values as values_lib
-from experiments.shell.command_line import check_name, suggest
+from experiments.shell import configuration, errors
+from experiments.shell.command_line import check_name
+from experiments.shell.configuration import show
 from experiments.shell.errors import UserError
-from experiments.shell.values import show, show_short
-from experiments.storage import files
+from experiments.storage import files, run_folder
 from experiments.sweep import fields
 
 NAMED: dict[str, Path] = {
@@ -103,18 +103,18 @@ def read(path: Path) -> Grid:
         check_name(f"key in {path}", key, SECTIONS)
     base = Config()
     if "preset" in sections:
-        name = values_lib.convert(sections["preset"], str, f"{path}: preset")
+        name = configuration.read(str, sections["preset"], f"{path}: preset")
         check_name(f"preset in {path}", name, PRESETS)
         _, base = PRESETS[name]
-    folders = {
-        key: values_lib.convert(sections[key], Path, f"{path}: {key}")
+    folders: dict[str, Any] = {
+        key: configuration.read(Path, sections[key], f"{path}: {key}")
         for key in ("runs_dir", "data_dir")
         if key in sections
     }
     base = dataclasses.replace(base, **folders)
     where = f"{path}, [set]"
     fixed = {
-        key: values_lib.convert(value, _field_type(key, where), f"{where} {key}")
+        key: configuration.read(_field_type(key, where), value, f"{where} {key}")
         for key, value in _items(sections.get("set", {}), where)
     }
 
@@ -128,7 +128,9 @@ def read(path: Path) -> Grid:
     ]
     if not tables:
         raise UserError(f"{path}: the grid is empty. Give it a table [grid] with lists of values")
-    return Grid(fields.replace(base, fixed), tuple(tables))
+    with errors.at(where):
+        base = fields.replace(base, fixed)
+    return Grid(base, tuple(tables))
 
 
 def _read_table(table: Any, where: str) -> Table:
@@ -137,12 +139,12 @@ def _read_table(table: Any, where: str) -> Table:
         field_type = _field_type(key, where)
         if not isinstance(values, list):
             raise UserError(
-                f"{where} {key}: expected a list of values, such as [{show_short(values)}], got "
-                f"{show_short(values)}; what is the same in every cell may also go in [set]"
+                f"{where} {key}: expected a list of values, such as [{show(values)}], got "
+                f"{show(values)}; what is the same in every cell may also go in [set]"
             )
         if not values:
             raise UserError(f"{where} {key}: the grid is empty: the list has no values")
-        lists[key] = [values_lib.convert(value, field_type, f"{where} {key}") for value in values]
+        lists[key] = [configuration.read(field_type, value, f"{where} {key}") for value in values]
     if not lists:
         raise UserError(f"{where}: the grid is empty. Give it lists, such as seed = [0, 1, 2]")
     return Table(where, lists)
@@ -150,9 +152,7 @@ def _read_table(table: Any, where: str) -> Table:
 
 def _items(table: Any, where: str) -> Iterable[tuple[str, Any]]:
     if not isinstance(table, dict):
-        raise UserError(
-            f"{where}: expected a table, lines of `key = value`, got {show_short(table)}"
-        )
+        raise UserError(f"{where}: expected a table, lines of `key = value`, got {show(table)}")
     return table.items()
 
 
@@ -160,10 +160,7 @@ def _field_type(key: str, where: str) -> Any:
     if key in SECTIONS:
         raise UserError(f"{where}: {key} belongs at the top of the file, above the tables")
     if key not in fields.TYPES:
-        raise UserError(
-            f"{where}: unknown key {key[:100]!r}.{suggest(key[:100], list(fields.TYPES))} "
-            "Keys are the flags of python -m experiments.cifar, with underscores"
-        )
+        raise UserError(f"{where}: {configuration.unknown('key', key, fields.TYPES)}")
     return fields.TYPES[key]
 
 
@@ -236,13 +233,9 @@ def cells(grid: Grid) -> list[Config]:
     found: dict[str, tuple[str, Config]] = {}
     for table in grid.tables:
         for config in _combinations(grid.base, table):
-            try:
-                config_lib.check(config)
-            except UserError as error:
-                raise UserError(f"{table.where}: {error}" if table.where else error) from error
             name = config_lib.run_name(config)
             where, first = found.setdefault(name, (table.where, config))
-            different = config_lib.differences(_computed(first), _computed(config))
+            different = run_folder.differences(_computed(first), _computed(config))
             if different:
                 places = " and ".join(dict.fromkeys((where, table.where)))
                 raise UserError(
@@ -255,14 +248,16 @@ def cells(grid: Grid) -> list[Config]:
 
 def _combinations(base: Config, table: Table) -> Iterator[Config]:
     for values in itertools.product(*table.lists.values()):
-        config = fields.replace(base, dict(zip(table.lists, values, strict=True)))
-        yield config_lib.with_criterion(config, config.search.criterion)
+        with errors.at(table.where):
+            config = fields.replace(base, dict(zip(table.lists, values, strict=True)))
+            config = config_lib.with_criterion(config, config.search.criterion)
+        yield config
 
 
 def _computed(config: Config) -> dict[str, Any]:
     """Returns what a run depends on: not on the search if dense, nor on rounds if one-shot."""
-    values = config_lib.to_dict(config)
-    values["search"]["rounds"] = choices.num_rounds(config.search)
+    values = configuration.to_dict(config)
+    values["search"]["rounds"] = factories.num_rounds(config.search)
     if config.search.criterion == "dense":
         del values["search"]
     return values

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from experiments.cifar.config import Config
 from experiments.cifar.presets import PRESETS
 from experiments.shell import command_line
 from experiments.shell.command_line import check_name
+from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from experiments.sweep import cells, fields
@@ -29,7 +29,7 @@ def _values_class() -> type:
     made = []
     for name, kind in fields.TYPES.items():
         # Of what is a tuple by itself, such as --drop-epochs, a flag gives one.
-        axis = kind if typing.get_origin(kind) is tuple else tuple.__class_getitem__((kind, ...))
+        axis = kind if fields.is_tuple(kind) else tuple.__class_getitem__((kind, ...))
         help_options = tyro.conf.arg(help_behavior_hint="")
         made.append((name, Annotated[axis, help_options], field(default=())))
     return dataclasses.make_dataclass("Values", made, frozen=True)
@@ -84,19 +84,11 @@ def parse(arguments: Sequence[str]) -> Options:
             f"{next(iter(PRESETS))} --criterion ntk_sap random --seed 0 1 2"
         )
     try:
-        with command_line.one_line_errors():
-            options, unknown = tyro.cli(
-                Options,
-                prog=PROG,
-                description="Carries out a grid of runs.",
-                args=list(arguments) or ["--help"],
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-                return_unknown_args=True,
-            )
+        options = command_line.read(
+            Options, arguments or ["--help"], prog=PROG, about="Carries out a grid of runs."
+        )
     except SystemExit:
         raise SystemExit(0 if arguments else 2) from None
-    if unknown:
-        command_line.raise_unknown_flag(unknown[0], options, f"{PROG} --help")
     if options.workers < 1:
         raise UserError(f"--workers: expected an integer of at least 1, got {options.workers}")
     _check_cluster(options)
@@ -136,7 +128,7 @@ def plan(options: Options) -> list[Config]:
     }
     configs = [dataclasses.replace(config, **folders, resume=True) for config in cell_configs]
     for config in configs:
-        run_folder.check(cells.folder(config), config)
+        run_folder.check(cells.folder(config), to_dict(config))
     return configs
 
 
@@ -146,7 +138,7 @@ def _grid(options: Options) -> grid_lib.Grid:
     for key, kind in fields.TYPES.items():
         given = getattr(options.values, key)
         if given:
-            lists[key] = (given,) if typing.get_origin(kind) is tuple else given
+            lists[key] = (given,) if fields.is_tuple(kind) else given
     if name.endswith(".toml") or name in grid_lib.NAMED:
         grid = grid_lib.read(grid_lib.NAMED.get(name, Path(name)))
         return grid_lib.narrow(grid, lists, name=name) if lists else grid

@@ -10,8 +10,8 @@ import jax
 import optax
 from rich.console import Console
 
-from experiments.cifar.config import to_dict
 from experiments.shell import console as screen
+from experiments.shell.configuration import to_dict
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
 from experiments.tpp import job as job_lib

@@ -30,12 +30,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 
 from experiments.shell import command_line, exits, interruption
 from experiments.shell import console as screen
+from experiments.shell.configuration import to_dict
 from experiments.storage import files, locking, run_folder
 from experiments.tpp import config as config_lib
 from experiments.tpp import (
@@ -74,7 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             os.execv(sys.executable, [sys.executable, "-m", "experiments.report", *arguments[1:]])
         else:
             config = command_line.parse(arguments, PRESETS, prog=PROG)
-            config_lib.check(config)
             run(config, screen.open_console())
 
 
@@ -97,7 +97,7 @@ def run(config: Config, console: Console) -> list[dict[str, Any]]:
     configs = [config_lib.with_method(config, method) for method in methods]
     runs = {config.runs_dir / config_lib.run_name(each): each for each in configs}
     for folder, each in runs.items():
-        _check(folder, each)
+        run_folder.check(folder, to_dict(each))
     job = job_lib.make(config)
     selection.layer_ratios(config, job)  # Before anything is trained.
     with contextlib.ExitStack() as stack:
@@ -105,10 +105,11 @@ def run(config: Config, console: Console) -> list[dict[str, Any]]:
         for folder, each in runs.items():
             run_folder.make(folder)
             stack.enter_context(locking.hold(folder))
-            _check(folder, each)  # Again: another program may have been there until now.
+            # Again: another program may have been there until now.
+            run_folder.check(folder, to_dict(each))
         screen.show_plan(console, "Plan", plan.describe(config, job, list(runs)))
         for folder, each in runs.items():
-            run_folder.prepare(folder, cast(Any, each), data_source=job.dataset.source)
+            run_folder.prepare(folder, to_dict(each), data_source=job.dataset.source)
         summaries = [
             run_folder.read_summary(folder)
             if run_folder.is_complete(folder)
@@ -117,11 +118,6 @@ def run(config: Config, console: Console) -> list[dict[str, Any]]:
         ]
     summary.show(list(runs), summaries, job, console)
     return summaries
-
-
-def _check(folder: Path, config: Config) -> None:
-    # Folders know no more of a configuration than that it is a dataclass with `resume`.
-    run_folder.check(folder, cast(Any, config))
 
 
 def run_one(

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from rich.console import Console
 
-from experiments.cifar.config import to_dict
 from experiments.shell import console as screen
+from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row

@@ -16,8 +16,8 @@ import numpy as np
 import optax
 
 import ntksap_jax as nts
-from experiments.cifar.config import TrainingConfig
 from experiments.training import failures as faults
+from experiments.training.config import TrainingConfig
 from ntksap_jax import masks
 from ntksap_jax.types import ConstrainToMaskState
 

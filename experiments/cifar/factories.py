@@ -1,0 +1,83 @@
+"""From the configuration of a search to the criterion that scores the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from jax.sharding import NamedSharding
+
+from experiments.cifar.choices import CRITERIA
+from experiments.cifar.config import SearchConfig
+from ntksap_jax import criteria, ntk
+from ntksap_jax.types import Network, ScoreFn
+
+
+def needs_data(search: SearchConfig) -> bool:
+    """Says whether the search looks at training images."""
+    criterion = CRITERIA[search.criterion]
+    data_for_ntk_sap = search.criterion == "ntk_sap" and search.inputs == "data"
+    return criterion is not None and (criterion.needs_data or data_for_ntk_sap)
+
+
+def num_rounds(search: SearchConfig) -> int:
+    """Returns the number of rounds that the search takes: one for one-shot criteria."""
+    criterion = CRITERIA[search.criterion]
+    return 1 if criterion is not None and criterion.one_shot else search.rounds
+
+
+def make_score(
+    network: Network, search: SearchConfig, *, samples: NamedSharding | None = None
+) -> ScoreFn:
+    """Makes the criterion that the configuration describes, which is not `dense`.
+
+    Args:
+        network: what to prune.
+        search: its criterion, and the options of that.
+        samples: the devices that the samples of NTK-SAP are spread over; by default one. The other
+            criteria take one in any case.
+    """
+    # Density, rounds and what happens to the mask afterwards are not the criterion's affair.
+    search = dataclasses.replace(
+        search, density=1.0, scope="global", rounds=1, shuffle_mask=False, redraw_weights=False
+    )
+    return _make_score(network, search, samples)
+
+
+@functools.lru_cache(maxsize=32)
+def _make_score(network: Network, search: SearchConfig, samples: NamedSharding | None) -> ScoreFn:
+    """Kept from one run to the next, with what was compiled for it."""
+    score = _score(network, search, samples)
+    return criteria.inverted(score) if search.invert_scores else score
+
+
+def _score(network: Network, search: SearchConfig, samples: NamedSharding | None) -> ScoreFn:
+    name = search.criterion
+    make: Any = getattr(criteria, name)  # They have the library's names.
+    if name == "ntk_sap":
+        return _ntk_sap(network, search, samples)
+    if name in ("random", "erk", "magnitude"):
+        return make()
+    if name in ("synflow", "synflow_l2"):
+        return make(network)
+    return make(network, micro_batch_size=search.micro_batch_size)
+
+
+def _ntk_sap(network: Network, search: SearchConfig, samples: NamedSharding | None) -> ScoreFn:
+    estimators: dict[str, Any] = {
+        "jvp": ntk.jvp,
+        "vjp": ntk.vjp,
+        "finite_difference": functools.partial(ntk.finite_difference, sigma=search.sigma),
+    }
+    return criteria.ntk_sap(
+        network,
+        estimator=estimators[search.estimator],
+        num_samples=search.num_samples,
+        vmap_samples=search.vmap_samples,
+        batch_size=search.noise_batch_size,
+        calibrate=search.calibrate,
+        reinit=search.reinit,
+        inputs=search.inputs,
+        shard_samples=samples,
+    )
