@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import operator
 import types
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 RENAMED = {
     "networks.Network": "types.Network",
@@ -45,3 +49,23 @@ def __getattr__(name: str) -> Any:
 
     module.__dict__["__getattr__"] = renamed
     return module
+
+
+def floors(function: Function) -> Function:
+    """Lets a function with a `scope` take the floors of `scopes.Global` by themselves."""
+
+    @functools.wraps(function)
+    def with_floors(*args: Any, **kwargs: Any) -> Any:
+        given = {
+            name: kwargs.pop(name) for name in ("min_weights", "min_channels") if name in kwargs
+        }
+        if given:
+            options = ", ".join(f"{name}={floor!r}" for name, floor in given.items())
+            warn(options, f"scope=ntksap_jax.scopes.Global({options})")
+        if any(given.values()):
+            if kwargs.get("scope", "global") != "global":
+                raise ValueError(f"{options}: floors go with scope='global'.")
+            kwargs["scope"] = importlib.import_module("ntksap_jax.scopes").Global(**given)
+        return function(*args, **kwargs)
+
+    return with_floors  # type: ignore[return-value]

@@ -86,6 +86,14 @@ def is_split(tree: Any) -> bool:
     return any(isinstance(x, jax.Array) and not x.is_fully_replicated for x in leaves)
 
 
+def is_on_host(leaf: Any) -> bool:
+    """Whether the host's memory holds all of it in one piece, so that NumPy copies nothing."""
+    if not isinstance(leaf, jax.Array):
+        return True
+    whole = leaf.is_fully_addressable and not is_split(leaf)
+    return whole and {d.platform for d in leaf.devices()} == {"cpu"}
+
+
 def constrain(tree: Any, layout: Layout | None) -> Any:
     """Has the leaves of a tree lie as those of the tree that `layout` was taken of. Traceable.
 

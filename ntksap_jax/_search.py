@@ -10,7 +10,6 @@ flips.)
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,8 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import _placement, _platform, _selection, masks, schedules
+from ntksap_jax import _deprecated, _placement, _platform, _scores, masks, schedules
 from ntksap_jax._draws import typed_key
+from ntksap_jax.scopes import Scope, ScopeLike
 from ntksap_jax.types import (
     Batch,
     Key,
@@ -35,6 +35,7 @@ ROUNDS = 20
 """Of a search that is given a density alone: what NTK-SAP's paper takes for CIFAR-10."""
 
 
+@_deprecated.floors
 def find_mask(
     key: Key,
     params: Params,
@@ -44,9 +45,7 @@ def find_mask(
     schedule: Any = None,
     mask: Mask | None = None,
     batch: Batch = None,
-    scope: _selection.Scope = "global",
-    min_weights: int = 0,
-    min_channels: int = 0,
+    scope: ScopeLike = "global",
     regrow: bool = False,
 ) -> tuple[Mask, Metrics]:
     """Searches for a mask, all rounds in one `lax.scan`, to be traced by the caller's `jit`.
@@ -63,9 +62,7 @@ def find_mask(
         schedule: density after each round, in the place of `density`.
         mask: where to start from; by default `masks.create(params)`.
         batch: (inputs, labels) for criteria that need them.
-        scope: see `prune`, as for `min_weights`, `min_channels` and `regrow`.
-        min_weights: each leaf keeps at least so many weights.
-        min_channels: each leaf keeps at least so many channels connected.
+        scope: as for `prune`, like `regrow`.
         regrow: rank all prunable weights again in every round.
 
     Returns:
@@ -86,20 +83,21 @@ def find_mask(
            [0., 0.]], dtype=float32)}
     """
     key = typed_key(key)
-    options: Any = {"scope": scope, "min_weights": min_weights, "min_channels": min_channels}
-    mask, plan = _plan(params, mask, density, schedule, **options)
+    scope = Scope.of(scope)
+    mask, plan = _plan(params, mask, density, schedule, scope)
     rounds = len(plan)
 
     def body(mask: Mask, t_and_counts: tuple[jax.Array, Any]) -> tuple[Mask, Metrics]:
         t, counts = t_and_counts
         scores, metrics = score(jax.random.fold_in(key, t), params, mask, batch)
-        mask, threshold = _selection.keep_top(scores, _candidates(mask, regrow), counts, **options)
+        mask, threshold = scope.keep_top(scores, _candidates(mask, regrow), counts)
         return mask, {**metrics, "threshold": threshold}
 
     stacked = jax.tree.map(lambda *counts: jnp.array(counts, jnp.int32), *plan)
     return jax.lax.scan(body, mask, (jnp.arange(rounds), stacked))
 
 
+@_deprecated.floors
 def prune(
     key: Key,
     params: Params,
@@ -110,9 +108,7 @@ def prune(
     mask: Mask | None = None,
     start_round: int = 0,
     batch: Batch = None,
-    scope: _selection.Scope = "global",
-    min_weights: int = 0,
-    min_channels: int = 0,
+    scope: ScopeLike = "global",
     regrow: bool = False,
     on_round: Callable[[RoundInfo, Mask], None] | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
@@ -134,12 +130,8 @@ def prune(
         start_round: number of rounds already done. To resume, pass the mask that the last
             `on_round` call was given and its `info.round`, with the same key and schedule.
         batch: (inputs, labels) for criteria that need them.
-        scope: what one threshold ranges over: `"global"`, `"layer"`, `"filter"`,
-            `selection.NofM(n, m)`, whose schedule must end at n / m, or
-            `selection.Block(inputs, outputs)`; see `selection.kept_counts`.
-        min_weights: each leaf keeps at least so many weights; with `"global"` only, as the next.
-        min_channels: in each leaf at least so many output and input channels stay connected; see
-            `selection.keep_top`.
+        scope: what one threshold ranges over: `"global"`, `"layer"`, `"filter"` or one of
+            `ntksap_jax.scopes`, such as `scopes.Global(min_channels=1)` or `scopes.NofM(2, 4)`.
         regrow: rank all prunable weights again in every round, so that pruned ones may come back
             (FORCE: de Jorge et al., "Progressive skeletonization", ICLR 2021). The criterion is
             given the mask of the last round and must score the pruned weights too.
@@ -169,8 +161,8 @@ def prune(
             "prune: called inside of jit, vmap or another transformation, where no mask can be "
             "checked, reported or saved. Use ntksap_jax.find_mask there."
         )
-    options: Any = {"scope": scope, "min_weights": min_weights, "min_channels": min_channels}
-    mask, plan = _plan(params, mask, density, schedule, **options)
+    scope = Scope.of(scope)
+    mask, plan = _plan(params, mask, density, schedule, scope)
     _check_start(mask, plan, start_round, scope, regrow)
     # As the params lie: one that lies elsewhere in the first round makes the second compile again.
     mask = masks.map_prunable(
@@ -185,14 +177,12 @@ def prune(
         started = time.perf_counter()
         scores, metrics = score(jax.random.fold_in(key, t), params, mask, batch)
         try:
-            _selection.check_scores(scores, mask)
+            _scores.check(scores, mask)
             if regrow:
                 _check_regrowth(scores, mask)
         except ValueError as error:
             raise ValueError(f"round {t + 1} of {len(plan)}: {error}") from error
-        mask, threshold = _selection.keep_top_concrete(
-            scores, _candidates(mask, regrow), plan[t], **options
-        )
+        mask, threshold = scope.keep_top_concrete(scores, _candidates(mask, regrow), plan[t])
         info = RoundInfo(
             round=t + 1,
             density=masks.density(mask),
@@ -214,13 +204,7 @@ def _candidates(mask: Mask, regrow: bool) -> Mask:
 
 
 def _plan(
-    params: Params,
-    mask: Mask | None,
-    density: float | None,
-    schedule: Any,
-    *,
-    scope: _selection.Scope,
-    **floors: int,
+    params: Params, mask: Mask | None, density: float | None, schedule: Any, scope: Scope
 ) -> tuple[Mask, list[Any]]:
     """Checks a search's arguments; returns the mask to start from and the counts of every round."""
     if (density is None) == (schedule is None):
@@ -240,29 +224,20 @@ def _plan(
             f"schedule: got {len(densities)} rounds for {masks.num_prunable(mask)} prunable "
             "weights; expected at most one round a weight. Pass fewer rounds."
         )
-    if isinstance(scope, _selection.NofM):
-        target, last = scope.n / scope.m, float(densities[-1])
-        if not math.isclose(last, target, rel_tol=1e-6):
-            raise ValueError(
-                f"schedule: ends at density {last:.6g}, but scope {scope} keeps {scope.n} of every "
-                f"{scope.m} weights. End it at {target:.6g}, such as "
-                f"schedules.exponential({scope.n} / {scope.m}, rounds={len(densities)})."
-            )
-    return mask, [_selection.kept_counts(mask, float(d), scope=scope, **floors) for d in densities]
+    scope.check_last(float(densities[-1]))
+    return mask, [scope.counts(mask, float(d)) for d in densities]
 
 
-def _check_start(
-    mask: Mask, plan: list[Any], start_round: int, scope: _selection.Scope, regrow: bool
-) -> None:
+def _check_start(mask: Mask, plan: list[Any], start_round: int, scope: Scope, regrow: bool) -> None:
     if not 0 <= start_round <= len(plan):
         raise ValueError(
             f"start_round: got {start_round}, expected the number of rounds already done, from 0 "
             f"to {len(plan)}."
         )
     if start_round == 0:
-        _selection.check_counts(plan[0], _candidates(mask, regrow), scope=scope)
+        scope.check_left(plan[0], _candidates(mask, regrow))
         return
-    expected = _selection.kept_range(plan[start_round - 1], mask, scope=scope)
+    expected = scope.num_kept(plan[start_round - 1], mask)
     if masks.num_kept(mask) not in expected:
         at_least = f"{expected[0]} to " if len(expected) > 1 else ""
         raise ValueError(

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import ntksap_jax as nts
-from ntksap_jax import connectivity, criteria, masks, ntk, ops
+from ntksap_jax import connectivity, criteria, masks, ntk, ops, scopes
 
 KEY = jax.random.key(0)
 BATCH = (jax.random.normal(jax.random.key(1), (4, 6, 6, 2)), jnp.arange(4) % 3)
@@ -278,13 +278,14 @@ def test_attention_scores_of_tokens_and_of_noise_after_the_embedding(language_mo
 def test_attention_is_searched_and_floors_hold(language_model):
     network, embedded, params = language_model
     score = small(embedded, num_samples=1)  # noise is the default, as everywhere
-    mask, _ = nts.prune(KEY, params, score, schedule=[0.4, 0.1], min_weights=4, min_channels=1)
+    floors = scopes.Global(min_weights=4, min_channels=1)
+    mask, _ = nts.prune(KEY, params, score, schedule=[0.4, 0.1], scope=floors)
     assert masks.num_kept(mask) == round(0.1 * masks.num_prunable(mask))
     kept = {path: int(leaf.sum()) for path, leaf in masks.leaf_paths(mask).items()}
     assert min(kept.values()) >= 4
     for other in (criteria.magnitude(), criteria.snip(network, loss_fn=of_next_token)):
         batch = (TOKENS, TOKENS)
-        mask, _ = nts.prune(KEY, params, other, schedule=[0.5], batch=batch, min_channels=1)
+        mask, _ = nts.prune(KEY, params, other, schedule=[0.5], batch=batch, scope=floors)
         assert masks.num_kept(mask) == round(0.5 * masks.num_prunable(mask))
 
 

@@ -27,7 +27,7 @@ from experiments.benchmark import (
 )
 from experiments.benchmark import program as benchmark
 from experiments.cifar import choices
-from ntksap_jax import _selection, flops, masks, models, ntk
+from ntksap_jax import flops, masks, models, ntk, scopes
 from ntksap_jax.criteria.ntk_sap import trace_and_gradient
 
 TINY = {"model": "mlp", "input_shape": (4, 4, 3), "batch_size": 3}
@@ -475,7 +475,7 @@ def test_their_selection_keeps_what_ours_keeps():
     scores = {"a": random.random((7, 5), np.float32), "b": random.random(40, np.float32)}
     mask = jax.tree.map(lambda s: jnp.ones(s.shape, bool), scores)
     for density in (0.2, 1.0):
-        kept = _selection.select(scores, mask, density=density)
+        kept = scopes.Global().select(scores, mask, density=density)
         theirs = torch_steps.select([torch.tensor(s) for s in scores.values()], round(density * 75))
         for ours_kept, their_kept in zip(kept.values(), theirs, strict=True):
             np.testing.assert_array_equal(ours_kept, their_kept)

@@ -13,7 +13,7 @@ import oracles
 import pytest
 
 import ntksap_jax as nts
-from ntksap_jax import _selection, criteria, masks, ntk
+from ntksap_jax import _scores, criteria, masks, ntk, scopes
 from ntksap_jax._draws import random_like
 from ntksap_jax.criteria.ntk_sap import trace_and_gradient
 
@@ -85,7 +85,7 @@ def score(request):
 
 def test_scores_fit_the_mask_and_are_zero_where_pruned(score, request):
     scores, metrics = score(KEY, PARAMS, MASK, BATCH)
-    _selection.check_scores(scores, MASK)
+    _scores.check(scores, MASK)
     assert jax.tree.structure(scores) == jax.tree.structure(MASK)
     for path, leaf in masks.leaf_paths(scores).items():
         assert leaf.dtype == jnp.float32
@@ -125,7 +125,7 @@ def test_jit_gives_the_same_scores(score):
 def test_count_is_exact_after_selection(score):
     dense = masks.create(PARAMS)
     scores, _ = score(KEY, PARAMS, dense, BATCH)
-    mask = _selection.select(scores, dense, density=0.3)
+    mask = scopes.Global().select(scores, dense, density=0.3)
     assert masks.num_kept(mask) == round(0.3 * masks.num_prunable(mask))
 
 
@@ -298,7 +298,9 @@ def test_random_is_uniform():
     values = oracles.flat(scores)
     assert values.min() > 0
     np.testing.assert_allclose(np.histogram(values, 10, (0, 1))[0], 10_000, rtol=0.05)
-    for density in masks.layer_densities(_selection.select(scores, dense, density=0.2)).values():
+    for density in masks.layer_densities(
+        scopes.Global().select(scores, dense, density=0.2)
+    ).values():
         assert density == pytest.approx(0.2, abs=0.01)
 
 

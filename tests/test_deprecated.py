@@ -2,6 +2,8 @@
 
 import operator
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import ntksap_jax as nts
@@ -22,3 +24,16 @@ def test_other_names_are_unknown():
         nts.research  # noqa: B018
     with pytest.raises(AttributeError, match="'ntksap_jax.search' has no attribute 'prone'"):
         nts.search.prone  # noqa: B018
+
+
+@pytest.mark.parametrize("find", [nts.prune, nts.find_mask])
+def test_floors_beside_the_scope_are_those_of_the_global_one(find):
+    params = {"a": {"kernel": jnp.ones((4, 4))}, "b": {"kernel": jnp.full((4, 4), 0.1)}}
+    arguments = (jax.random.key(0), params, nts.criteria.magnitude(), 0.5)
+    with pytest.warns(DeprecationWarning, match=r"min_weights=3 .*scopes.Global\(min_weights=3\)"):
+        old, _ = find(*arguments, min_weights=3)
+    new, _ = find(*arguments, scope=nts.scopes.Global(min_weights=3))
+    assert nts.masks.digest(old) == nts.masks.digest(new)
+    assert nts.masks.num_kept(old["b"]) == 3
+    with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match="scope='global'"):
+        find(*arguments, scope="layer", min_weights=3)

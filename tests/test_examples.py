@@ -153,7 +153,7 @@ def test_the_text_is_all_there_and_its_end_is_kept_for_testing():
 
 def test_no_character_sees_the_next_and_noise_goes_in_behind_the_embedding():
     model = language_model.LanguageModel(8, 1, 2)
-    network = language_model.networks.linen(model, (6,), dtype=jnp.int32)
+    network = language_model.nts.linen(model, (6,), dtype=jnp.int32)
     params = network.init(jax.random.key(0))
     characters = jax.random.randint(jax.random.key(1), (2, 6), 0, language_model.VOCABULARY)
     apply = jax.jit(network.apply)
@@ -182,7 +182,7 @@ def test_vision_transformer(capsys):
 
 def test_every_prunable_weight_has_one_role_and_attention_kernels_have_three_axes():
     model = vision_transformer.VisionTransformer(10, **SMALL_VIT)
-    network = vision_transformer.networks.linen(model, (32, 32, 1))
+    network = vision_transformer.nts.linen(model, (32, 32, 1))
     params = jax.eval_shape(network.init, jax.random.key(0))
     mask = masks.create(params, include=["/kernel$", "^positions$"])
     roles = vision_transformer.ROLES.values()

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmark import file_sizes
-from ntksap_jax import _selection, masks
+from ntksap_jax import masks, scopes
 
 
 def test_only_what_packs_shrinks_with_the_density():
@@ -13,8 +13,7 @@ def test_only_what_packs_shrinks_with_the_density():
     dense = masks.create(params)
     found = []
     for density in (1.0, 0.5, 0.1):
-        counts = _selection.kept_counts(dense, density)
-        mask, _ = _selection.keep_top(scores, dense, counts)
+        mask = scopes.Global().select(scores, dense, density=density)
         found.append(file_sizes.sizes(masks.apply(mask, params), mask))
         kept = masks.num_kept(mask)
         assert 0.8 * 4 * kept < found[-1]["save_packed"] < 4 * (kept + 256) + 64 * 256 / 8 + 2000

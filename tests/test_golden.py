@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntksap_jax import _selection, criteria, masks, ntk
+from ntksap_jax import criteria, masks, ntk, scopes
 from ntksap_jax.criteria.ntk_sap import trace_and_gradient
 
-keep_top = jax.jit(_selection.keep_top)
+keep_top = jax.jit(scopes.Global().keep_top)
 
 
 def flat(tree):
@@ -85,8 +85,9 @@ def test_masks_after_selection_agree_with_the_authors(name, scope):
     # Their counts, n - int((1 - d) n), where ours are round(d n): one more here and there.
     counts = jax.tree.map(lambda m: int(jnp.sum(m)), want)
     if scope == "global":
-        counts = sum(jax.tree.leaves(counts))
-    got, _ = jax.jit(keep_top)(scores, mask, counts)
+        got, _ = keep_top(scores, mask, sum(jax.tree.leaves(counts)))
+    else:
+        got, _ = jax.jit(scopes.Layer().keep_top)(scores, mask, counts)
     assert masks.digest(got) == masks.digest(want)
 
 
@@ -94,7 +95,7 @@ def test_masks_after_selection_agree_with_the_authors(name, scope):
 def test_selection_by_our_scores_gives_their_mask(name):
     recorded = golden.load(name)
     want = golden.mask(recorded, "mask_after/global_0.2")
-    got, _ = jax.jit(keep_top)(ntk_sap_scores(name), golden.mask(recorded), masks.num_kept(want))
+    got, _ = keep_top(ntk_sap_scores(name), golden.mask(recorded), masks.num_kept(want))
     assert np.mean(flat(got) == flat(want)) >= 0.999
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ntksap_jax as nts
-from ntksap_jax import _selection, criteria, masks, schedules
+from ntksap_jax import criteria, masks, schedules, scopes
 
 SHAPES = {"a": (3, 3, 4, 8), "b": (32, 5), "c": (1, 1, 8, 8)}
 MASK = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
@@ -23,7 +23,7 @@ def test_the_given_densities_come_out(densities, seed):
     total = sum(densities[name] * SIZES[name] for name in SHAPES) / TOTAL
     score = criteria.layerwise_random(densities)
     scores, _ = score(jax.random.key(seed), None, MASK, None)
-    mask = _selection.select(scores, MASK, density=min(total, 1.0))
+    mask = scopes.Global().select(scores, MASK, density=min(total, 1.0))
     for name, density in densities.items():
         assert masks.num_kept({name: mask[name]}) == pytest.approx(density * SIZES[name], abs=2)
 
@@ -44,7 +44,7 @@ def erk_counts(target):
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.3, 0.6, 0.9])
 def test_erk_densities_at_every_total(density):
     scores, _ = criteria.erk()(jax.random.key(0), None, MASK, None)
-    mask = _selection.select(scores, MASK, density=density)
+    mask = scopes.Global().select(scores, MASK, density=density)
     for name, count in erk_counts(density * TOTAL).items():
         assert int(mask[name].sum()) == pytest.approx(count, abs=2), name
 
@@ -70,7 +70,7 @@ def test_within_a_layer_each_weight_is_as_likely():
     score = jax.jit(criteria.erk())
     for seed in range(300):
         scores, _ = score(jax.random.key(seed), None, mask, None)
-        kept += np.asarray(_selection.select(scores, mask, density=0.2)["w"])
+        kept += np.asarray(scopes.Global().select(scores, mask, density=0.2)["w"])
     # Binomial(300, 0.2): mean 60, deviation 6.9.
     assert kept.min() > 60 - 5 * 6.9 and kept.max() < 60 + 5 * 6.9
 
@@ -95,7 +95,7 @@ def test_a_density_of_zero_empties_the_layer():
     """As that of a layer which another criterion killed."""
     score = criteria.layerwise_random({"a": 0.0, "b": 0.5, "c": 0.0})
     scores, _ = score(jax.random.key(0), None, MASK, None)
-    mask = _selection.select(scores, MASK, density=80 / TOTAL)
+    mask = scopes.Global().select(scores, MASK, density=80 / TOTAL)
     assert masks.layer_densities(mask) == {"a": 0.0, "b": 0.5, "c": 0.0}
 
 

@@ -17,7 +17,7 @@ import ntksap_jax as nts
 from experiments.benchmark.tpu_compiler import collectives, num_bytes
 from experiments.training import steps as training
 from experiments.training.config import TrainingConfig
-from ntksap_jax import _draws, _placement, _selection, criteria, masks, models, ntk, sharding
+from ntksap_jax import _draws, _placement, _scores, criteria, masks, models, ntk, scopes, sharding
 
 KEY = jax.random.key(1)
 
@@ -357,23 +357,21 @@ def scores_and_mask(specs, *, distinct=None):
 @pytest.mark.parametrize(
     ("scope", "distinct", "place"),
     [
-        *itertools.product(["global"], [None, 2], SPECS),
-        *itertools.product(["layer", "filter", _selection.NofM(2, 4)], [2], ["both"]),
+        *itertools.product([scopes.Global()], [None, 2], SPECS),
+        *itertools.product([scopes.Layer(), scopes.Filter(), scopes.NofM(2, 4)], [2], ["both"]),
     ],
 )
 def test_selection_of_split_scores_is_exact_with_ties_too(scope, distinct, place):
     specs = SPECS[place]
     scores, mask = scores_and_mask(None, distinct=distinct)
-    if isinstance(scope, _selection.NofM):
+    if isinstance(scope, scopes.NofM):
         mask = jax.tree.map(jnp.ones_like, mask)
-    counts = _selection.kept_counts(
-        mask, 0.5 if isinstance(scope, _selection.NofM) else 0.3, scope=scope
-    )
-    expected, threshold = _selection.keep_top_concrete(scores, mask, counts, scope=scope)
+    counts = scope.counts(mask, 0.5 if isinstance(scope, scopes.NofM) else 0.3)
+    expected, threshold = scope.keep_top_concrete(scores, mask, counts)
 
     placed, _ = scores_and_mask(specs, distinct=distinct)
     mask = jax.tree.map(lambda m, s: jax.device_put(m, s.sharding), mask, placed)
-    found, lowest = _selection.keep_top_concrete(placed, mask, counts, scope=scope)
+    found, lowest = scope.keep_top_concrete(placed, mask, counts)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert lowest == threshold
     assert_lie_alike(found, placed)
@@ -381,19 +379,13 @@ def test_selection_of_split_scores_is_exact_with_ties_too(scope, distinct, place
 
 @pytest.mark.parametrize(
     ("scope", "place"),
-    [("global", "outputs"), ("global", "inputs"), ("global", "both"), ("layer", "inputs")],
+    [*itertools.product([scopes.Global()], SPECS), (scopes.Layer(), "inputs")],
 )
 def test_selection_exchanges_nothing_but_counts(scope, place):
     """The compiled program, the branch for ties included, knows all-reduces of a few numbers."""
     scores, mask = scores_and_mask(SPECS[place])
-    counts = _selection.kept_counts(mask, 0.3, scope=scope)
-    text = (
-        jax.jit(_selection.keep_top, static_argnames="scope")
-        .lower(scores, mask, counts, scope=scope)
-        .compile()
-        .as_text()
-    )
-    exchanged = collectives(text)
+    lowered = jax.jit(scope.keep_top).lower(scores, mask, scope.counts(mask, 0.3))
+    exchanged = collectives(lowered.compile().as_text())
     assert exchanged, "nothing is exchanged: is anything split?"
     assert max(exchanged) <= 64
 
@@ -404,11 +396,11 @@ def test_counts_and_checks_of_split_trees_are_those_of_whole_ones():
     assert masks.num_kept(mask) == masks.num_kept(whole)
     assert masks.layer_densities(mask) == masks.layer_densities(whole)
     assert masks.digest(mask) == masks.digest(whole)
-    _selection.check_scores(scores, mask)
+    _scores.check(scores, mask)
     for bad in (jnp.nan, jnp.inf):
         broken = scores | {"b": scores["b"].at[3, 5].set(bad)}
         with pytest.raises(ValueError, match="1 of 2560 entries of leaf 'b' are not finite"):
-            _selection.check_scores(broken, mask)
+            _scores.check(broken, mask)
 
 
 # -- Compilation -----------------------------------------------------------------------------------

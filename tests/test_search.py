@@ -8,7 +8,7 @@ import oracles
 import pytest
 
 import ntksap_jax as nts
-from ntksap_jax import _selection, criteria, masks, ntk, schedules
+from ntksap_jax import criteria, masks, ntk, schedules, scopes
 
 KEY = jax.random.key(5)
 NETWORKS = {"smooth_mlp": oracles.smooth_mlp, "conv_bn": oracles.conv_bn}
@@ -42,7 +42,7 @@ def test_reports_say_what_happened(problem):
     [info] = nts.prune(KEY, params, score, schedule=[0.4])[1]
     dense = masks.create(params)
     scores, metrics = score(jax.random.fold_in(KEY, 0), params, dense, None)
-    mask = _selection.select(scores, dense, density=0.4)
+    mask = scopes.Global().select(scores, dense, density=0.4)
     assert info.density == masks.density(mask)
     assert info.layer_densities == masks.layer_densities(mask)
     assert info.threshold == oracles.flat(scores)[oracles.flat(mask)].min()
@@ -97,6 +97,16 @@ def test_a_resumed_search_ends_as_the_undisturbed_one(problem, done):
     assert [i.num_kept for i in rest] == [i.num_kept for i in history[done:]]
 
 
+def test_a_density_alone_is_reached_in_twenty_exponential_rounds(problem):
+    _, params, _ = problem
+    mask, history = nts.prune(KEY, params, criteria.magnitude(), 0.05)
+    schedule = schedules.exponential(0.05, rounds=20)
+    same, _ = nts.prune(KEY, params, criteria.magnitude(), schedule=schedule)
+    traced, _ = nts.find_mask(KEY, params, criteria.magnitude(), density=0.05)
+    assert len(history) == 20
+    assert masks.digest(mask) == masks.digest(same) == masks.digest(traced)
+
+
 def test_scope_layer_keeps_its_share_of_every_layer(problem):
     _, params, score = problem
     mask, _ = nts.prune(KEY, params, score, schedule=[0.6, 0.3], scope="layer")
@@ -118,9 +128,9 @@ EVEN = {
     ("options", "kept"),
     [
         ({"scope": "filter"}, 160),
-        ({"scope": _selection.NofM(2, 4)}, 160),
-        ({"scope": _selection.Block(2, 2)}, 160),
-        ({"min_weights": 20, "min_channels": 3}, 160),
+        ({"scope": scopes.NofM(2, 4)}, 160),
+        ({"scope": scopes.Block(2, 2)}, 160),
+        ({"scope": scopes.Global(min_weights=20, min_channels=3)}, 160),
     ],
     ids=str,
 )
@@ -136,14 +146,15 @@ def test_every_option_is_passed_on_by_the_driver_and_by_the_traced_search(option
     mask = masks.create(EVEN)
     for t, d in enumerate(schedule):
         scores, _ = criteria.random()(jax.random.fold_in(KEY, t), EVEN, mask, None)
-        mask = _selection.select(scores, mask, density=d, **options)
+        mask = scopes.Scope.of(options["scope"]).select(scores, mask, density=d)
     assert masks.digest(mask) == masks.digest(driven)
 
 
 def test_floors_hold_in_a_search():
     weak = {"strong": {"kernel": jnp.ones((9, 9))}, "weak": {"kernel": jnp.full((9, 9), 1e-3)}}
     for floors, least in (({}, 0), ({"min_weights": 7}, 7), ({"min_channels": 4}, 4)):
-        mask, _ = nts.prune(KEY, weak, criteria.magnitude(), schedule=[0.5, 0.1], **floors)
+        scope = scopes.Global(**floors)
+        mask, _ = nts.prune(KEY, weak, criteria.magnitude(), schedule=[0.5, 0.1], scope=scope)
         assert masks.num_kept(mask) == 16
         assert masks.num_kept(mask["weak"]) >= least
         assert (masks.num_kept(mask["weak"]) > 0) == bool(floors)
@@ -191,7 +202,7 @@ def test_regrowth_by_a_criterion_that_ignores_pruned_weights_is_an_error():
 
 
 def test_a_search_by_blocks_can_be_resumed():
-    block = _selection.Block(None, 1)
+    block = scopes.Block(None, 1)
     options = {"schedule": [0.6, 0.3], "scope": block}
     saved = {}
     whole, _ = nts.prune(
@@ -208,7 +219,7 @@ def test_a_search_by_blocks_can_be_resumed():
         nts.prune(KEY, EVEN, criteria.random(), mask=masks.create(EVEN), start_round=1, **options)
 
 
-@pytest.mark.parametrize("scope", ["filter", _selection.NofM(2, 4)], ids=str)
+@pytest.mark.parametrize("scope", ["filter", scopes.NofM(2, 4)], ids=str)
 def test_resuming_counts_the_weights_of_all_groups(scope):
     options = {"schedule": [0.75, 0.5], "scope": scope}
     last, history = nts.prune(KEY, EVEN, criteria.magnitude(), **options)
@@ -281,15 +292,21 @@ TINY = {"kernel": jnp.ones((2, 3))}
         ({"schedule": [0.05]}, ValueError, "rounds to none"),
         ({"schedule": [0.5], "scope": "filters"}, ValueError, "scope: got 'filters'"),
         (
-            {"schedule": [0.8, 0.6], "scope": _selection.NofM(1, 2)},
+            {"schedule": [0.8, 0.6], "scope": scopes.NofM(1, 2)},
             ValueError,
             r"schedule: ends at density 0.6, but scope NofM\(n=1, m=2\) keeps 1 of every 2",
         ),
-        ({"schedule": [0.4], "scope": _selection.NofM(1, 2)}, ValueError, "schedule: ends at"),
-        ({"schedule": [0.5], "scope": _selection.NofM(2, 4)}, ValueError, "'kernel', whose 2 in"),
-        ({"schedule": [0.5], "scope": _selection.Block(1, 2)}, ValueError, "'kernel', whose 3 out"),
-        ({"schedule": [0.9, 0.5], "min_weights": 4}, ValueError, "may take 4 .* only 3 are kept"),
-        ({"schedule": [0.5], "min_weights": 2, "scope": "layer"}, ValueError, "min_weights: got 2"),
+        ({"schedule": [0.4], "scope": scopes.NofM(1, 2)}, ValueError, "schedule: ends at"),
+        ({"schedule": [0.5], "scope": scopes.NofM(2, 4)}, ValueError, "'kernel', whose 2 in"),
+        ({"schedule": [0.5], "scope": scopes.Block(1, 2)}, ValueError, "'kernel', whose 3 out"),
+        (
+            {"schedule": [0.9, 0.5], "scope": scopes.Global(4)},
+            ValueError,
+            "may take 4 .* only 3 are",
+        ),
+        ({"density": 0.5, "schedule": [0.5]}, ValueError, "expected one of the two"),
+        ({}, ValueError, "density: got density=None and schedule=None"),
+        ({"density": 1.5}, ValueError, "density: got 1.5"),
         (
             {"schedule": [0.5], "mask": {"kernel": jnp.ones((3, 2), bool)}},
             ValueError,

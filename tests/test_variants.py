@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from ntksap_jax import _selection, criteria, masks
+from ntksap_jax import criteria, masks, scopes
 
 NETWORK = oracles.conv_bn()
 PARAMS = NETWORK.init(jax.random.key(0))
@@ -19,8 +19,8 @@ KEY = jax.random.key(3)
 def test_inverted_prunes_the_best(make):
     scores, _ = make()(KEY, PARAMS, DENSE, None)
     turned, _ = criteria.inverted(make())(KEY, PARAMS, DENSE, None)
-    best = _selection.select(scores, DENSE, density=0.5)
-    worst = _selection.select(turned, DENSE, density=0.5)
+    best = scopes.Global().select(scores, DENSE, density=0.5)
+    worst = scopes.Global().select(turned, DENSE, density=0.5)
     assert not np.any(oracles.flat(best) & oracles.flat(worst))
     kept, pruned = (oracles.flat(scores)[oracles.flat(mask)] for mask in (worst, best))
     assert kept.max() <= pruned.min()
@@ -29,7 +29,7 @@ def test_inverted_prunes_the_best(make):
 def test_inverted_goes_on_from_a_mask():
     mask = oracles.random_mask(jax.random.key(1), PARAMS)
     turned, _ = criteria.inverted(criteria.magnitude())(KEY, PARAMS, mask, None)
-    smaller = _selection.select(turned, mask, density=0.3)
+    smaller = scopes.Global().select(turned, mask, density=0.3)
     assert not np.any(oracles.flat(smaller) & ~oracles.flat(mask))
 
 

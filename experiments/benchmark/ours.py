@@ -20,8 +20,7 @@ from experiments.benchmark.types import CONVOLUTION_CALLS, MATMUL_SIZE, STEP, Ca
 from experiments.cifar import choices, factories
 from experiments.cifar.config import SearchConfig, TrainingConfig
 from experiments.training import steps as training
-from ntksap_jax import _selection as selection
-from ntksap_jax import criteria, masks, ntk, ops, schedules
+from ntksap_jax import criteria, masks, ntk, ops, schedules, scopes
 from ntksap_jax.types import Network, Params, ScoreFn
 
 ESTIMATORS: dict[str, ntk.Estimator] = {
@@ -190,12 +189,13 @@ def _selection(case: Case) -> Prepared:
         for index, size in enumerate(case.leaf_sizes)
     }
     mask = jax.tree.map(lambda s: jnp.ones(s.shape, bool), scores)
-    counts = selection.kept_counts(mask, DENSITY)
-    under_jit = jax.jit(selection.keep_top)
+    scope = scopes.Global()
+    counts = scope.counts(mask, DENSITY)
+    under_jit = jax.jit(scope.keep_top)
 
     return Prepared(
         {
-            STEP: lambda: jax.block_until_ready(selection.select(scores, mask, density=DENSITY)),
+            STEP: lambda: jax.block_until_ready(scope.select(scores, mask, density=DENSITY)),
             "under jit": lambda: jax.block_until_ready(under_jit(scores, mask, counts)),
         }
     )

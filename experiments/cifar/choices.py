@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import flax.linen as nn
 
@@ -64,14 +64,22 @@ CRITERIA: dict[str, Criterion | None] = {
 """Name to facts; `None` prunes nothing. A criterion's formula: `ntksap_jax.criteria`."""
 
 
-def parse_scope(scope: str) -> scopes.Scope:
+def parse_scope(scope: str, **floors: int) -> scopes.Scope:
     """Turns the words of `--scope` into a scope: `2:4`, `block:4x4`, `channels`, `layer`, ...
 
+    Args:
+        scope: the words.
+        **floors: `min_weights` and `min_channels`, of the global one.
+
     Raises:
-        ValueError: none of these.
+        ValueError: none of these, or floors with another than the global one.
     """
-    if scope in ("global", "layer", "filter"):
-        return cast(scopes.Scope, scope)
+    if scope == "global":
+        return scopes.Global(**floors)
+    if any(floors.values()):
+        raise ValueError(f"expected with --scope global only, not with --scope {scope}")
+    if scope in ("layer", "filter"):
+        return scopes.Scope.of(scope)
     if scope == "channels":
         return scopes.Block(None, 1)
     try:

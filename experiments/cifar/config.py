@@ -87,6 +87,13 @@ class SearchConfig:
                 raise ValueError(f"expected --density {kept:g} with it, not {density:g}")
         return value
 
+    @field_validator("min_weights", "min_channels")
+    @classmethod
+    def _goes_with_the_scope(cls, value: int, info: ValidationInfo) -> int:
+        if "scope" in info.data:
+            parse_scope(info.data["scope"], **{str(info.field_name): value})
+        return value
+
     @field_validator("vmap_samples")
     @classmethod
     def _divides(cls, value: int, info: ValidationInfo) -> int:

@@ -89,9 +89,11 @@ def find_mask(
                 mask=dense if mask is None else mask,
                 start_round=len(rows),
                 batch=pruning_batch(config, job),
-                scope=parse_scope(options.scope),
-                min_weights=options.min_weights,
-                min_channels=options.min_channels,
+                scope=parse_scope(
+                    options.scope,
+                    min_weights=options.min_weights,
+                    min_channels=options.min_channels,
+                ),
                 regrow=criterion.regrow,
                 on_round=on_round,
             )

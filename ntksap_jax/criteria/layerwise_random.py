@@ -45,11 +45,11 @@ def layerwise_random(densities: Mapping[str, float]) -> ScoreFn:
             or densities for leaves that do not exist.
 
     >>> import jax, jax.numpy as jnp
-    >>> from ntksap_jax import selection
+    >>> from ntksap_jax import scopes
     >>> mask = {"a": jnp.ones((10, 10), bool), "b": jnp.ones((10, 30), bool)}
     >>> score = layerwise_random({"a": 0.5, "b": 0.1})
     >>> scores, _ = score(jax.random.key(0), None, mask, None)
-    >>> masks.layer_densities(selection.select(scores, mask, density=0.2))
+    >>> masks.layer_densities(scopes.Global().select(scores, mask, density=0.2))
     {'a': 0.5, 'b': 0.1}
     """
     for path, density in densities.items():
@@ -75,10 +75,10 @@ def erk() -> ScoreFn:
         The criterion; it ignores the params and the batch.
 
     >>> import jax, jax.numpy as jnp
-    >>> from ntksap_jax import selection
+    >>> from ntksap_jax import scopes
     >>> mask = {"small": jnp.ones((10, 10), bool), "large": jnp.ones((30, 30), bool)}
     >>> scores, _ = erk()(jax.random.key(0), None, mask, None)
-    >>> kept = selection.select(scores, mask, density=0.08)  # of the sums of sides, 20 and 60
+    >>> kept = scopes.Global().select(scores, mask, density=0.08)  # 20 and 60: sums of sides
     >>> {name: int(leaf.sum()) for name, leaf in kept.items()}
     {'large': 60, 'small': 20}
     """

@@ -107,6 +107,7 @@ def ntk_sap(
             params.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> import ntksap_jax as nts
     >>> network = nts.linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]), (3,))
     >>> params = network.init(jax.random.key(0))
     >>> score = ntk_sap(network, num_samples=2, batch_size=4)
@@ -280,6 +281,7 @@ def trace_and_gradient(
         The estimate, and its gradient at every mask entry, pruned ones included.
 
     >>> import jax.numpy as jnp
+    >>> import ntksap_jax as nts
     >>> params = {"w": jnp.ones((2, 1))}
     >>> network = nts.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
     >>> trace, gradient = trace_and_gradient(

@@ -1,5 +1,6 @@
 """Exact selection in every scope, against a stable sort in NumPy."""
 
+import functools
 import itertools
 
 import jax
@@ -10,10 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ntksap_jax import _host_selection, _selection, masks
-from ntksap_jax._selection import Block, NofM
+from ntksap_jax import _host_selection, masks
+from ntksap_jax.scopes import Block, Filter, Global, Layer, NofM, Scope
 
-keep_top = jax.jit(_selection.keep_top, static_argnames=("scope", "min_weights", "min_channels"))
+GLOBAL = Global()
+
+
+@functools.partial(jax.jit, static_argnames="scope")
+def keep_top(scores, mask, counts, scope=GLOBAL):
+    return scope.keep_top(scores, mask, counts)
+
 
 # Few distinct values make ties; the others reach into both tails, subnormal numbers and zeros.
 VALUES = st.one_of(
@@ -46,7 +53,7 @@ def join(tree):
     return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)])
 
 
-@pytest.mark.parametrize("keep", [keep_top, _selection.keep_top_concrete])
+@pytest.mark.parametrize("keep", [keep_top, Global().keep_top_concrete])
 @given(problem=problems())
 def test_global_selection_is_a_stable_sort(keep, problem):
     scores, mask, count = problem
@@ -92,7 +99,7 @@ def test_selection_from_a_sample_is_a_stable_sort(order, sampled, monkeypatch):
 def test_layer_selection_is_a_stable_sort_in_each_layer(problem, count_a, count_c):
     scores, mask, _ = problem
     counts = {"a": count_a, "b": {"c": count_c, "d": None}}
-    new, _ = keep_top(split(scores), split(mask), counts)
+    new, _ = keep_top(split(scores), split(mask), counts, Layer())
     want = [oracle(scores[:5], mask[:5], count_a), oracle(scores[5:], mask[5:], count_c)]
     np.testing.assert_array_equal(join(new), np.concatenate(want))
 
@@ -109,7 +116,7 @@ def test_the_host_and_the_compiled_selection_agree_on_many_weights(ties):
     mask = jax.tree.map(lambda s: jnp.asarray(rng.random(s.shape) < 0.7), scores)
     for count in (0, 1, 5000, 10_000_000):
         compiled, threshold = keep_top(scores, mask, count)
-        on_host, same = _selection.keep_top_concrete(scores, mask, count)
+        on_host, same = Global().keep_top_concrete(scores, mask, count)
         np.testing.assert_array_equal(join(compiled), join(on_host))
         assert threshold == same and threshold.dtype == same.dtype
 
@@ -121,7 +128,7 @@ def is_shape(node):
 @given(problems(), st.floats(0.05, 1.0))
 def test_count_is_exact_and_masks_only_shrink(problem, density):
     scores, mask, _ = problem
-    count = _selection.kept_counts(split(mask), density)
+    count = Global().counts(split(mask), density)
     assert count == round(density * 11)
     new = join(keep_top(split(scores), split(mask), count)[0])
     assert new.sum() == min(count, mask.sum())
@@ -157,7 +164,7 @@ def test_dtypes(dtype):
     with jax.enable_x64(dtype == "float64"):
         # These two differ in float64 only.
         scores = jnp.array([1.0, 1.0 + 1e-12, -3.0], dtype)
-        new, threshold = _selection.keep_top([scores], [jnp.ones(3, bool)], 1)
+        new, threshold = Global().keep_top([scores], [jnp.ones(3, bool)], 1)
         best = 1 if dtype == "float64" else 0
         assert np.flatnonzero(new[0]).tolist() == [best]
         assert float(threshold) == float(scores[best])
@@ -169,42 +176,15 @@ def test_nan_ranks_lowest_and_infinity_highest():
     assert [np.flatnonzero(k).tolist() for k in kept] == [[3], [2, 3], [1, 2, 3]]
 
 
-@pytest.mark.parametrize("scope", ["layer", "filter"])
+@pytest.mark.parametrize("scope", [Layer(), Filter()])
 def test_a_low_density_empties_no_layer_and_no_filter(scope):
     mask = {"small": jnp.ones((1, 2, 3), bool), "large": jnp.ones((64, 10), bool)}
     scores = {
         name: jnp.arange(1.0, 1 + leaf.size).reshape(leaf.shape) for name, leaf in mask.items()
     }
-    kept = _selection.select(scores, mask, density=0.05, scope=scope)
-    small, large = {"layer": (1, 32), "filter": (3, 30)}[scope]
+    kept = scope.select(scores, mask, density=0.05)
+    small, large = {Layer(): (1, 32), Filter(): (3, 30)}[scope]
     assert (int(kept["small"].sum()), int(kept["large"].sum())) == (small, large)
-
-
-@pytest.mark.parametrize("density", [0.0, -0.1, 1.01, float("nan")])
-def test_density_outside_the_unit_interval_is_an_error(density):
-    with pytest.raises(ValueError, match=r"density: .*\(0, 1\]"):
-        _selection.kept_counts([jnp.ones(10, bool)], density)
-
-
-def test_a_density_that_keeps_nothing_is_an_error():
-    with pytest.raises(ValueError, match=r"rounds to none.*density >= 0.1"):
-        _selection.kept_counts([jnp.ones(10, bool)], 0.04)
-
-
-def test_an_unknown_scope_is_an_error():
-    with pytest.raises(ValueError, match="scope: got 'locally'"):
-        _selection.kept_counts([jnp.ones(10, bool)], 0.5, scope="locally")
-
-
-def test_a_density_above_what_is_left_is_an_error():
-    mask = [jnp.arange(10) < 3]
-    with pytest.raises(ValueError, match="asks for 5 weights to be kept, but the mask has only 3"):
-        _selection.select([jnp.ones(10)], mask, density=0.5)
-
-
-def test_a_density_in_place_of_counts_is_an_error():
-    with pytest.raises(TypeError, match="counts: got 0.5, expected numbers of weights"):
-        _selection.keep_top([jnp.ones(10)], [jnp.ones(10, bool)], 0.5)
 
 
 DENSE = {"a": jnp.ones(3, bool), "b": jnp.ones(2, bool)}
@@ -222,12 +202,12 @@ DENSE = {"a": jnp.ones(3, bool), "b": jnp.ones(2, bool)}
 )
 def test_useless_scores_are_errors_that_name_the_leaf(scores, match):
     with pytest.raises(ValueError, match=match):
-        _selection.select(scores, DENSE, density=0.5)
+        Global().select(scores, DENSE, density=0.5)
 
 
 def test_a_layer_that_earlier_rounds_cut_off_may_score_zero():
     mask = {"a": jnp.ones(3, bool), "b": jnp.array([True, False])}
-    new = _selection.select({"a": jnp.ones(3), "b": jnp.zeros(2)}, mask, density=0.6)
+    new = Global().select({"a": jnp.ones(3), "b": jnp.zeros(2)}, mask, density=0.6)
     assert masks.layer_densities(new) == {"a": 1.0, "b": 0.0}
 
 
@@ -247,7 +227,7 @@ def groups(scope, shape):
     """Lists of flat indices, in order: what has one threshold, or what a block holds."""
     index = np.arange(np.prod(shape)).reshape(-1, *shape[-2:])
     positions, inputs, outputs = index.shape
-    if scope == "filter":
+    if scope == Filter():
         return [index[..., o].ravel() for o in range(outputs)]
     if isinstance(scope, NofM):
         starts = itertools.product(range(positions), range(0, inputs, scope.m), range(outputs))
@@ -260,31 +240,20 @@ def groups(scope, shape):
     return [index[span, i : i + rows, o : o + columns].ravel() for span, i, o in starts]
 
 
-@given(layers(VALUES), layers(st.booleans(), bool), st.floats(0.1, 1.0))
-def test_a_filter_keeps_its_share_by_a_stable_sort(scores, mask, density):
-    counts = _selection.kept_counts(mask, density, scope="filter")
-    assert counts == {"conv": round(density * 8), "dense": round(density * 8)}
-    new, threshold = keep_top(scores, mask, counts, scope="filter")
+@pytest.mark.parametrize("scope", [Filter(), NofM(2, 4), NofM(1, 2)], ids=str)
+@given(layers(VALUES), layers(st.booleans(), bool), st.floats(0.5, 1.0))
+def test_each_group_keeps_its_share_by_a_stable_sort(scope, scores, mask, density):
+    counts = scope.counts(mask, density)
+    size, least = (8, 1) if scope == Filter() else (scope.m, scope.n)
+    assert counts == dict.fromkeys(SHAPES, max(least, round(density * size)))
+    new, threshold = keep_top(scores, mask, counts, scope)
     for name, shape in SHAPES.items():
-        for group in groups("filter", shape):
+        for group in groups(scope, shape):
             s, m = scores[name].ravel()[group], mask[name].ravel()[group]
             got = np.asarray(new[name]).ravel()[group]
             np.testing.assert_array_equal(got, oracle(s, m, counts[name]))
     kept = join(new)
     assert threshold == (join(scores)[kept].min() if kept.any() else np.inf)
-
-
-@pytest.mark.parametrize("scope", [NofM(2, 4), NofM(1, 2)])
-@given(layers(VALUES), layers(st.booleans(), bool), st.floats(0.5, 1.0))
-def test_n_of_every_m_inputs_stay_by_a_stable_sort(scope, scores, mask, density):
-    count = _selection.kept_counts(mask, density, scope=scope)
-    assert count == max(scope.n, round(density * scope.m))
-    new, _ = keep_top(scores, mask, count, scope=scope)
-    for name, shape in SHAPES.items():
-        for group in groups(scope, shape):
-            s, m = scores[name].ravel()[group], mask[name].ravel()[group]
-            got = np.asarray(new[name]).ravel()[group]
-            np.testing.assert_array_equal(got, oracle(s, m, count))
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8)])
@@ -293,7 +262,7 @@ def test_the_n_of_m_pattern_holds_in_every_group(n, m):
     random = np.random.default_rng(0)
     scores = {"conv": random.normal(size=(3, 3, 16, 5)), "dense": random.normal(size=(24, 7))}
     dense = masks.create(scores, include=".")
-    new = _selection.select(scores, dense, density=n / m, scope=NofM(n, m))
+    new = NofM(n, m).select(scores, dense, density=n / m)
     for start in range(0, 16, m):
         assert np.all(np.sum(new["conv"][:, :, start : start + m, :], axis=2) == n)
     for start in range(0, 24, m):
@@ -307,7 +276,7 @@ BLOCKS = [Block(2, 2), Block(4, 1), Block(None, 1), Block(1, None), Block(None, 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @given(layers(SMALL_NUMBERS), layers(st.booleans(), bool), st.integers(16, 80))
 def test_blocks_are_kept_from_the_best_on_while_they_fit(block, scores, mask, count):
-    new, threshold = keep_top(scores, mask, count, scope=block)
+    new, threshold = keep_top(scores, mask, count, block)
     blocks = []
     for name, shape in SHAPES.items():
         for group in groups(block, shape):
@@ -329,134 +298,143 @@ def test_blocks_of_one_size_fill_the_count_exactly():
     scores = {name: np.random.default_rng(0).normal(size=shape) for name, shape in SHAPES.items()}
     dense = masks.create(scores, include=".")
     for density in (0.1, 0.33, 0.5, 1.0):
-        new = _selection.select(scores, dense, density=density, scope=Block(2, 2))
+        new = Block(2, 2).select(scores, dense, density=density)
         assert masks.num_kept(new) == round(density * 80) // 4 * 4
-        assert masks.num_kept(new) in _selection.kept_range(
-            round(density * 80), dense, scope=Block(2, 2)
-        )
+        assert masks.num_kept(new) in Block(2, 2).num_kept(round(density * 80), dense)
 
 
 def test_whole_filters_are_output_channels_at_all_positions():
     scores = {"conv": np.ones((3, 3, 2, 4)) * [1.0, 4.0, 2.0, 3.0]}
     dense = masks.create(scores, include=".")
-    new = _selection.select(scores, dense, density=0.5, scope=Block(None, 1))
+    new = Block(None, 1).select(scores, dense, density=0.5)
     assert np.all(np.asarray(new["conv"]) == [False, True, False, True])
 
 
-@pytest.mark.parametrize("scope", ["filter", NofM(1, 4), Block(2, 2)], ids=str)
+@pytest.mark.parametrize("scope", [Filter(), NofM(1, 4), Block(2, 2)], ids=str)
 @given(layers(SMALL_NUMBERS))
 def test_selecting_in_steps_is_selecting_at_once_in_every_scope(scope, scores):
     dense = {name: np.ones(shape, bool) for name, shape in SHAPES.items()}
-    half, quarter = (_selection.kept_counts(dense, d, scope=scope) for d in (0.5, 0.25))
-    halfway, _ = keep_top(scores, dense, half, scope=scope)
-    twice, _ = keep_top(scores, halfway, quarter, scope=scope)
-    once, _ = keep_top(scores, dense, quarter, scope=scope)
+    half, quarter = (scope.counts(dense, d) for d in (0.5, 0.25))
+    halfway, _ = keep_top(scores, dense, half, scope)
+    twice, _ = keep_top(scores, halfway, quarter, scope)
+    once, _ = keep_top(scores, dense, quarter, scope)
     if not isinstance(scope, Block):  # whose score, a sum, changes as weights go; here none does
         assert masks.num_kept(once) == 20
     np.testing.assert_array_equal(join(twice), join(once))
 
 
-@pytest.mark.parametrize("scope", ["filter", NofM(1, 4), NofM(2, 4), Block(2, 4), Block(None, 1)])
+@pytest.mark.parametrize("scope", [Filter(), NofM(1, 4), NofM(2, 4), Block(2, 4), Block(None, 1)])
 def test_a_scope_is_exact_with_nan_and_traced_counts(scope):
     """NofM(2, 4) and Block(2, 4) hold the same numbers: no compiled program may confuse them."""
     scores = {"w": jnp.array([[jnp.nan, 1.0, 5.0, 5.0]] * 2 + [[jnp.nan, 2.0, 5.0, 4.0]] * 2)}
     dense = masks.create(scores, include=".")
-    counts = _selection.kept_counts(dense, 0.5, scope=scope)
-    new, _ = keep_top(scores, dense, counts, scope=scope)
-    eager, _ = _selection.keep_top(scores, dense, counts, scope=scope)
+    counts = scope.counts(dense, 0.5)
+    new, _ = keep_top(scores, dense, counts, scope)
+    eager, _ = scope.keep_top(scores, dense, counts)
     np.testing.assert_array_equal(new["w"], eager["w"])
     want = {
-        "filter": [[1, 0, 1, 1], [1, 0, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0]],
-        NofM(1, 4): [[1, 0, 1, 1], [1, 0, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0]],
-        NofM(2, 4): [[1, 0, 1, 1], [1, 0, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0]],
         Block(2, 4): [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]],
         Block(None, 1): [[0, 0, 1, 1]] * 4,
     }
-    assert np.asarray(new["w"], int).tolist() == want[scope]
+    of_groups = [[1, 0, 1, 1], [1, 0, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0]]
+    assert np.asarray(new["w"], int).tolist() == want.get(scope, of_groups)
+
+
+# -- Errors --------------------------------------------------------------------------------------
+
+ONES = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
+TEN, BIAS = [jnp.ones(10, bool)], {"bias": jnp.ones(8, bool)}
 
 
 @pytest.mark.parametrize(
-    ("scope", "match"),
+    ("scope", "mask", "density", "match"),
     [
-        (
-            NofM(2, 3),
-            r"NofM\(n=2, m=3\) does not fit leaf 'conv', whose 4 inputs .* of 3.*exclude=",
-        ),
-        (NofM(4, 8), r"does not fit leaf 'conv', whose 4 inputs are no multiple of 8"),
-        (Block(4, 4), r"does not fit leaf 'conv', whose 6 outputs are no multiple of 4"),
-        (Block(3, None), r"does not fit leaf 'conv', whose 4 inputs are no multiple of 3"),
-        ("channel", r"scope: got 'channel', expected .*NofM"),
-        ((2, 4), r"scope: got \(2, 4\), expected"),
+        *[(Global(), TEN, d, r"density: .*\(0, 1\]") for d in (0.0, -0.1, 1.01, float("nan"))],
+        (Global(), TEN, 0.04, r"rounds to none.*density >= 0.1"),
+        (NofM(2, 3), ONES, 0.9, r"NofM\(n=2, m=3\) .* 'conv', whose 4 inputs .* of 3.*exclude="),
+        (NofM(4, 8), ONES, 0.9, r"does not fit leaf 'conv', whose 4 inputs are no multiple of 8"),
+        (Block(4, 4), ONES, 0.9, r"does not fit leaf 'conv', whose 6 outputs are no multiple of 4"),
+        (Block(3, None), ONES, 0.9, r"does not fit leaf 'conv', whose 4 inputs"),
+        *[
+            (scope, BIAS, 0.5, r"'bias' of shape \(8,\); expected two axes")
+            for scope in (Filter(), NofM(2, 4), Block(None, 1), Global(min_channels=1))
+        ],
+        (NofM(2, 4), ONES, 0.4, r"density: got 0.4, but NofM\(n=2, m=4\) keeps 0.5 of the weights"),
+        (Block(None, 1), ONES, 0.09, r"is 7, which is less than one block of leaf 'conv' \(8 we"),
+        (Global(min_weights=21), ONES, 0.5, "may take 42 weights in 2 leaves, but only 40 are"),
+        # 4 + 6 and 8 + 4 channels are all:
+        (Global(min_channels=20), ONES, 0.25, "may take 22 weights"),
     ],
     ids=str,
 )
-def test_a_scope_that_does_not_divide_a_leaf_names_it(scope, match):
-    dense = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
+def test_what_a_scope_cannot_keep_is_an_error(scope, mask, density, match):
     with pytest.raises(ValueError, match=match):
-        _selection.kept_counts(dense, 0.9, scope=scope)
-    with pytest.raises(ValueError, match=match):
-        _selection.keep_top(dense, dense, 9, scope=scope)
+        scope.counts(mask, density)
 
 
-@pytest.mark.parametrize("scope", ["filter", NofM(2, 4), Block(None, 1)], ids=str)
-def test_a_leaf_without_inputs_and_outputs_is_an_error_in_scopes_that_need_them(scope):
-    with pytest.raises(ValueError, match=r"'bias' of shape \(8,\); expected two axes"):
-        _selection.kept_counts({"bias": jnp.ones(8, bool)}, 0.5, scope=scope)
+@pytest.mark.parametrize("scope", ["locally", (2, 4), None])
+def test_what_is_no_scope_is_an_error(scope):
+    with pytest.raises(ValueError, match=r"scope: got .* expected .*NofM"):
+        Scope.of(scope)
+
+
+def test_shorthands():
+    assert [Scope.of(name) for name in ("global", "layer", "filter")] == [
+        Global(),
+        Layer(),
+        Filter(),
+    ]
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "match"),
     [
-        lambda: NofM(0, 4),
-        lambda: NofM(5, 4),
-        lambda: NofM(2, 4.0),
-        lambda: Block(0, 1),
-        lambda: Block(4, "all"),
+        (lambda: NofM(0, 4), r"scope: got NofM"),
+        (lambda: NofM(5, 4), r"scope: got NofM"),
+        (lambda: NofM(2, 4.0), r"scope: got NofM"),
+        (lambda: Block(0, 1), r"scope: got Block"),
+        (lambda: Block(4, "all"), r"scope: got Block"),
+        (lambda: Global(min_weights=-1), "min_weights: got -1, expected an integer of at least 0"),
+        (lambda: Global(min_channels=0.5), "min_channels: got 0.5"),
     ],
 )
-def test_impossible_scopes_cannot_be_made(make):
-    with pytest.raises(ValueError, match=r"scope: got (NofM|Block)"):
+def test_impossible_scopes_cannot_be_made(make, match):
+    with pytest.raises(ValueError, match=match):
         make()
 
 
-@pytest.mark.parametrize(
-    ("density", "scope", "match"),
-    [
-        (0.4, NofM(2, 4), r"density: got 0.4, but NofM\(n=2, m=4\) keeps 0.5 of the weights"),
-        (0.09, Block(None, 1), r"is 7, which is less than one block of leaf 'conv' \(8 weights\)"),
-    ],
-)
-def test_a_density_that_the_scope_cannot_keep_is_an_error(density, scope, match):
-    dense = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
-    with pytest.raises(ValueError, match=match):
-        _selection.kept_counts(dense, density, scope=scope)
+def test_a_density_above_what_is_left_is_an_error():
+    mask = [jnp.arange(10) < 3]
+    with pytest.raises(ValueError, match="asks for 5 weights to be kept, but the mask has only 3"):
+        Global().select([jnp.ones(10)], mask, density=0.5)
 
 
-@pytest.mark.parametrize("scope", ["layer", "filter", NofM(2, 4)], ids=str)
+@pytest.mark.parametrize("scope", [Layer(), Filter(), NofM(2, 4)], ids=str)
 def test_a_group_with_too_few_weights_left_is_an_error(scope):
-    mask = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
-    mask["dense"] = mask["dense"].at[1:, 2].set(False)
-    if scope == "layer":
+    mask = ONES | {"dense": ONES["dense"].at[2 if scope == Layer() else 1 :, 2].set(False)}
+    if scope == Layer():
         mask["dense"] = mask["dense"].at[2:].set(False)
     scores = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
     with pytest.raises(ValueError, match=r"asks for \d+ .*only \d left in .*'dense'"):
-        _selection.select(scores, mask, density=0.5, scope=scope)
+        scope.select(scores, mask, density=0.5)
 
 
 @pytest.mark.parametrize(
     ("counts", "scope"),
     [
-        (3, "filter"),
-        (3, "layer"),
-        ({"w": 3}, NofM(2, 4)),
+        (0.5, Global()),
+        (3, Filter()),
+        (3, NofM(2, 4)),
+        ({"w": 3}, Global()),
         ({"w": 3}, Block(1, 1)),
-        ({"v": 3}, "layer"),
+        ({"v": 3}, Layer()),
+        ({"w": 0.5}, Layer()),
     ],
 )
 def test_counts_of_another_scope_are_an_error(counts, scope):
     mask = {"w": jnp.ones((4, 4), bool)}
-    with pytest.raises(TypeError, match=r"counts: .*kept_counts"):
-        _selection.keep_top({"w": jnp.ones((4, 4))}, mask, counts, scope=scope)
+    with pytest.raises(TypeError, match=r"counts: got .*, expected numbers of weights"):
+        scope.keep_top({"w": jnp.ones((4, 4))}, mask, counts)
 
 
 # -- Floors --------------------------------------------------------------------------------------
@@ -484,7 +462,7 @@ def test_floors_protect_the_best_and_leave_the_total_exact(
     min_weights, min_channels, scores, mask, count
 ):
     floors = {"min_weights": min_weights, "min_channels": min_channels}
-    new, threshold = keep_top(scores, mask, count, **floors)
+    new, threshold = keep_top(scores, mask, count, Global(**floors))
     protected = {n: protected_by_hand(scores[n], mask[n], **floors) for n in SHAPES}
     boosted = {n: np.where(protected[n], np.inf, scores[n]) for n in SHAPES}
     want = oracle(join(boosted), join(mask), count)
@@ -506,43 +484,11 @@ def test_floors_hold_where_a_global_threshold_cuts_a_layer_off():
         "narrow": random.uniform(size=(2, 10)) * 1e-3,
     }
     dense = masks.create(scores, include=".")
-    bare = _selection.select(scores, dense, density=0.05)
+    bare = Global().select(scores, dense, density=0.05)
     assert masks.num_kept(bare["low"]) == masks.num_kept(bare["narrow"]) == 0
-    new = _selection.select(scores, dense, density=0.05, min_weights=12, min_channels=5)
+    new = Global(min_weights=12, min_channels=5).select(scores, dense, density=0.05)
     assert masks.num_kept(new) == masks.num_kept(bare) == round(0.05 * masks.num_prunable(dense))
     assert masks.num_kept(new["low"]) == masks.num_kept(new["narrow"]) == 12
     assert min(connected(new["low"])) >= 5
     assert connected(new["narrow"])[0] >= 5
     assert connected(new["narrow"])[1] == 2  # all that there are
-
-
-@pytest.mark.parametrize("scope", ["layer", "filter", NofM(2, 4), Block(2, 2)], ids=str)
-@pytest.mark.parametrize("floor", ["min_weights", "min_channels"])
-def test_floors_go_with_the_global_scope_only(scope, floor):
-    dense = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
-    with pytest.raises(ValueError, match=rf"{floor}: got 2 with scope .*scope='global'"):
-        _selection.kept_counts(dense, 0.5, scope=scope, **{floor: 2})
-    if scope == "layer":
-        with pytest.raises(ValueError, match=rf"{floor}: got 2 with scope"):
-            _selection.keep_top(dense, dense, {"conv": 3, "dense": 3}, **{floor: 2})
-
-
-@pytest.mark.parametrize(
-    ("floors", "match"),
-    [
-        ({"min_weights": 21}, "may take 42 weights in 2 leaves, but only 40 are kept"),
-        ({"min_channels": 20}, "may take 22 weights"),  # 4 + 6 and 8 + 4 channels are all
-        ({"min_weights": -1}, "min_weights: got -1, expected an integer of at least 0"),
-        ({"min_channels": 0.5}, "min_channels: got 0.5"),
-    ],
-)
-def test_impossible_floors_are_an_error(floors, match):
-    dense = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
-    density = 0.5 if "min_weights" in floors else 0.25
-    with pytest.raises(ValueError, match=match):
-        _selection.kept_counts(dense, density, **floors)
-
-
-def test_channels_of_a_leaf_without_any_are_an_error():
-    with pytest.raises(ValueError, match="min_channels: leaf 'bias'"):
-        _selection.kept_counts({"bias": jnp.ones(8, bool)}, 0.5, min_channels=1)

@@ -1,0 +1,77 @@
+"""Checks of the scores that a criterion returned."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ntksap_jax import _placement, masks
+from ntksap_jax.types import Mask, Scores
+
+
+def check(scores: Scores, mask: Mask) -> None:
+    """Raises unless the scores can rank the weights; for concrete arrays.
+
+    Args:
+        scores: what a criterion returned.
+        mask: the mask that it was given.
+
+    Raises:
+        ValueError: scores shaped unlike the mask; a score that is not finite; scores that are all
+            zero, everywhere or in a leaf of which nothing was pruned yet. The leaf is named. (A
+            leaf that earlier rounds cut off may well score zero: a collapsed layer is no error.)
+    """
+    wanted = {path: leaf.shape for path, leaf in masks.leaf_paths(mask).items()}
+    found = {path: jnp.shape(leaf) for path, leaf in masks.leaf_paths(scores).items()}
+    if found != wanted:
+        odd = [path for path in wanted | found if wanted.get(path) != found.get(path)]
+        raise ValueError(
+            f"scores: leaf {odd[0]!r} has shape {found.get(odd[0])}, the mask "
+            f"{wanted.get(odd[0])}. "
+            "A criterion returns one array of scores for every prunable leaf, of its shape."
+        )
+    scored = masks.leaf_paths(scores)
+    arrays, left = list(scored.values()), jax.tree.leaves(mask)
+    if all(
+        map(_placement.is_on_host, [*arrays, *left])
+    ):  # Nothing to compile, and nothing to copy.
+        facts = _score_facts(list(map(np.asarray, arrays)), list(map(np.asarray, left)), np)
+    else:
+        facts = jax.device_get(jax.jit(_score_facts, static_argnums=2)(arrays, left, jnp))
+    for (path, score), (largest, _) in zip(scored.items(), facts, strict=True):
+        if not np.isfinite(largest):
+            num_bad = int(jnp.sum(~jnp.isfinite(score)))
+            raise ValueError(
+                f"scores: {num_bad} of {math.prod(wanted[path])} entries of leaf {path!r} are not "
+                "finite. Check that the network's outputs are finite, and score in float32."
+            )
+    zero = [path for path, (largest, _) in zip(wanted, facts, strict=True) if largest == 0]
+    dense = [path for path, (_, is_dense) in zip(wanted, facts, strict=True) if is_dense]
+    useless = zero if len(zero) == len(wanted) else [path for path in zero if path in dense]
+    if useless:
+        raise ValueError(
+            f"scores: all zero in leaf {useless[0]!r}, so they cannot rank its weights. The "
+            "outputs do not depend on it: is it used, and does no zero-initialised weight or "
+            "pruned layer cut it off? Leave it out with masks.create(params, exclude=...), or "
+            "prune less."
+        )
+
+
+def _score_facts(scores: list[Any], mask: list[Any], xp: Any) -> list[tuple[Any, Any]]:
+    """Per leaf: the largest size of a score (NaN if one is not finite), whether none was pruned.
+
+    `xp` is NumPy, or `jax.numpy`.
+    """
+    return [(_largest(s, xp), xp.min(m)) for s, m in zip(scores, mask, strict=True)]
+
+
+def _largest(score: Any, xp: Any) -> Any:
+    largest = xp.maximum(abs(xp.max(score)), abs(xp.min(score)))
+    if xp is np:
+        return largest
+    # Where devices hold parts of the scores, the maximum of their maxima can lose a NaN.
+    return jnp.where(jnp.all(jnp.isfinite(score)), largest, jnp.nan)
