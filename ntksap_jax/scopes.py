@@ -23,7 +23,7 @@ import numpy as np
 from ntksap_jax import _checks, _floors, _host_selection, _placement, _scores, _top_ranks, masks
 from ntksap_jax.types import Mask, Scores
 
-Arrays = list[jax.Array]
+_Arrays = list[jax.Array]
 
 
 class Scope:
@@ -170,8 +170,8 @@ class Scope:
         raise NotImplementedError
 
     def _keep(
-        self, ranks: Arrays, scores: Arrays, mask: Arrays, counts: Any
-    ) -> tuple[Arrays, jax.Array]:
+        self, ranks: _Arrays, scores: _Arrays, mask: _Arrays, counts: Any
+    ) -> tuple[_Arrays, jax.Array]:
         """Returns what is kept, and the lowest rank that is; pruned weights have rank 0."""
         raise NotImplementedError
 
@@ -275,8 +275,8 @@ class Global(Scope):
         return count
 
     def _keep(
-        self, ranks: Arrays, scores: Arrays, mask: Arrays, counts: Any
-    ) -> tuple[Arrays, jax.Array]:
+        self, ranks: _Arrays, scores: _Arrays, mask: _Arrays, counts: Any
+    ) -> tuple[_Arrays, jax.Array]:
         raised = [_floors.protect(r, s, **vars(self)) for r, s in zip(ranks, scores, strict=True)]
         kept = _top_ranks.keep_highest(raised, counts)
         return kept, _top_ranks.lowest(ranks, kept)
@@ -317,8 +317,8 @@ class _Groups(Scope):
         return top.reshape(rank.shape)
 
     def _keep(
-        self, ranks: Arrays, scores: Arrays, mask: Arrays, counts: Any
-    ) -> tuple[Arrays, jax.Array]:
+        self, ranks: _Arrays, scores: _Arrays, mask: _Arrays, counts: Any
+    ) -> tuple[_Arrays, jax.Array]:
         pairs = zip(ranks, jax.tree.leaves(counts), strict=True)
         kept = [self._keep_leaf(rank, count) for rank, count in pairs]
         return kept, _top_ranks.lowest(ranks, kept)
@@ -479,8 +479,8 @@ class Block(Scope):
         return count
 
     def _keep(
-        self, ranks: Arrays, scores: Arrays, mask: Arrays, counts: Any
-    ) -> tuple[Arrays, jax.Array]:
+        self, ranks: _Arrays, scores: _Arrays, mask: _Arrays, counts: Any
+    ) -> tuple[_Arrays, jax.Array]:
         # A pruned weight adds nothing to its block's score or size.
         sizes = [self._sum(m.astype(jnp.int32)) for m in mask]
         sums = [self._sum(jnp.where(m, s, 0)) for m, s in zip(mask, scores, strict=True)]
