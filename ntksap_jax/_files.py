@@ -1,8 +1,9 @@
-"""Files that neither a crash nor a power cut leaves half-written."""
+"""Files that neither a crash nor a power cut leaves half-written, and that may be damaged."""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,3 +36,24 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns whatever goes wrong while a file is read into a `ValueError` that names it.
+
+    Libraries raise a dozen kinds of errors for damaged files, and document few of them.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("no regular file")
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        reason = " ".join(f"{kind}{error}".split())[:200]
+        raise ValueError(
+            f"path: {path} is not a readable {path.suffix} file ({reason}): truncated or damaged, "
+            "or written by something else. Restore it, or make it again."
+        ) from error

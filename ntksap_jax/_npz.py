@@ -1,4 +1,4 @@
-"""Arrays in an `.npz` file: written as a whole or not at all, and read whoever wrote them.
+"""Arrays in the `.npz` files that version 0.1 wrote, read whoever wrote them.
 
 `numpy.load` takes the memory that a file asks for before it looks for the data, inflates whatever
 it finds, and parses headers as Python. Here the headers are read first, for the caller to judge,
@@ -7,12 +7,10 @@ and nothing is taken that the file does not hold. No pickle, and no member becom
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -30,7 +28,7 @@ _HEADER = re.compile(
 
 
 class Header(NamedTuple):
-    """What a file says of one of its arrays.
+    """What a file says about one of its arrays.
 
     Attributes:
         shape: its shape.
@@ -50,33 +48,22 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write(
-    path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool, comment: str = ""
-) -> None:
-    """Writes arrays by name, as `numpy.savez` does, but for any name and aside, then renamed.
-
-    Args:
-        path: where to write; used as it is.
-        arrays: name to array.
-        compress: whether to deflate them.
-        comment: of the archive.
-    """
-    method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
-    with _files.aside(path) as aside, zipfile.ZipFile(aside, "w", method) as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
-        archive.comment = comment.encode()
+def is_archive(path: Path) -> bool:
+    """Whether a file begins as a zip archive does; what else it is, is not looked into."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
-def read_headers(path: Path) -> tuple[dict[str, Header], str]:
-    """Reads what a file says it holds, and its comment.
+def read_headers(path: Path) -> tuple[dict[str, Header], dict[str, str]]:
+    """Reads what a file says about its arrays; its comment was the digest of what it holds.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is damaged, or no such file as `write` makes.
+        ValueError: it is damaged, or no archive of plain arrays.
     """
-    with _open(path) as archive:
+    with _files.readable(path), zipfile.ZipFile(path) as archive:
         headers = {}
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
@@ -84,18 +71,18 @@ def read_headers(path: Path) -> tuple[dict[str, Header], str]:
                 raise ValueError(f"it holds {name!r} twice")
             with archive.open(_checked(info)) as member:
                 headers[name] = _read_header(member, info)
-        return headers, archive.comment.decode(errors="replace")
+        return headers, {"digest": archive.comment.decode(errors="replace")}
 
 
 def read_arrays(path: Path, headers: Mapping[str, Header]) -> dict[str, np.ndarray]:
-    """Reads the arrays, after the caller has found that their headers are as they should be.
+    """Reads the arrays, once the caller knows from their headers that they are wanted.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is damaged, or has changed since its headers were read.
     """
     arrays = {}
-    with _open(path) as archive:
+    with _files.readable(path), zipfile.ZipFile(path) as archive:
         for name, header in headers.items():
             info = archive.getinfo(f"{name}.npy")
             with archive.open(_checked(info)) as member:
@@ -133,22 +120,3 @@ def _read_header(member: IO[bytes], info: zipfile.ZipInfo) -> Header:
     if len(start) + len(text) + header.num_bytes != info.file_size:
         raise ValueError(f"{info.filename!r} is not as long as it says")
     return header
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Opens the archive; what goes wrong with it becomes a `ValueError` that names it."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("no regular file")
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except FileNotFoundError:
-        raise
-    # zipfile and zlib raise a dozen kinds for damaged files, and document few of them.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(
-            f"path: {path} is not a readable .npz file ({reason}): truncated or damaged, or "
-            "written by something else. Restore it, or make it again."
-        ) from error

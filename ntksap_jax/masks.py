@@ -13,7 +13,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _npz, _placement, _top_ranks
+from ntksap_jax import _npz, _placement, _tensors, _top_ranks
 from ntksap_jax._draws import random_like, typed_key
 from ntksap_jax.types import Key, Mask, Params
 
@@ -351,38 +351,43 @@ def digest(mask: Mask) -> str:
     return sha.hexdigest()
 
 
-def save(path: str | os.PathLike[str], mask: Mask) -> None:
-    """Writes a mask as a compressed `.npz` file: a boolean array per prunable leaf, keyed by path.
+def save(
+    path: str | os.PathLike[str], mask: Mask, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes a mask as a `.safetensors` file: a boolean array for each prunable leaf, by path.
 
-    The archive's comment holds the mask's digest, by which `load` recognises damage.
-
-    The file is written aside and renamed, and on the disk when this returns: a crash or a power cut
-    leaves the old one or none.
+    The header's metadata hold the mask's density and its digest, by which `load` recognises damage.
+    A crash or a power cut leaves the old file or none.
 
     Args:
-        path: where to write; used as it is (give it the ending `.npz`).
+        path: where to write; a name that ends in `.safetensors`.
         mask: the mask.
+        metadata: more texts by name for the header; `exchange.save_mask` writes where the mask
+            comes from.
 
     Raises:
+        ValueError: `path` has another ending.
         TypeError: a leaf that is not a boolean array.
 
-    >>> import jax.numpy as jnp, os, tempfile
+    >>> import jax.numpy as jnp, os, safetensors.numpy, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = os.path.join(folder, "mask.npz")
+    ...     path = os.path.join(folder, "mask.safetensors")
     ...     save(path, {"fc": {"kernel": jnp.array([True, False]), "bias": None}})
-    ...     print(np.load(path)["fc/kernel"])
-    [ True False]
+    ...     print(safetensors.numpy.load_file(path))
+    {'fc/kernel': array([ True, False])}
     """
     check(mask, mask)
     arrays = {name: np.asarray(leaf) for name, leaf in leaf_paths(mask).items()}
-    _npz.write(Path(path), arrays, compress=True, comment=digest(mask))
+    about = {"format": "ntksap_jax mask", "version": "1", "density": repr(density(mask))}
+    about["digest"] = digest(mask)
+    _tensors.write(Path(path), arrays, {**about, **(metadata or {})})
 
 
 def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
-    """Reads a mask that `save` wrote, or whoever: nothing is taken but what fits the params.
+    """Reads a mask that `save` wrote, or anybody else: only what fits the params is read.
 
     Args:
-        path: the `.npz` file.
+        path: the `.safetensors` file, or an `.npz` file of version 0.1.
         like: the params that the mask is for; the mask gets their structure. Leaves that the file
             does not hold are not prunable.
 
@@ -396,12 +401,14 @@ def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
     >>> import jax.numpy as jnp, tempfile, os
     >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(os.path.join(folder, "mask.npz"), create(params))
-    ...     density(load(os.path.join(folder, "mask.npz"), like=params))
+    ...     path = os.path.join(folder, "mask.safetensors")
+    ...     save(path, create(params))
+    ...     density(load(path, like=params))
     1.0
     """
     path, wanted = Path(path), leaf_paths(like)
-    headers, recorded = _npz.read_headers(path)
+    file: Any = _npz if _npz.is_archive(path) else _tensors
+    headers, metadata = file.read_headers(path)
     if not headers:
         raise ValueError(f"path: {path} holds no mask: it has no leaf. Run the search again.")
     # Before memory is taken: the file may be anybody's, and say that it holds anything.
@@ -420,13 +427,13 @@ def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
     # From bytes, which may be others than 0 and 1.
     stored = {
         name: array.view(np.uint8).astype(bool)
-        for name, array in _npz.read_arrays(path, headers).items()
+        for name, array in file.read_arrays(path, headers).items()
     }
     mask = jax.tree_util.tree_map_with_path(
         lambda key, _: stored.get(jax.tree_util.keystr(key, simple=True, separator="/")), like
     )
     check(mask, like)
-    if recorded and recorded != digest(mask):
+    if metadata.get("digest") and metadata["digest"] != digest(mask):
         raise ValueError(
             f"path: {path} is damaged: it does not hold the mask that was saved. Restore it, or "
             "run the search again."

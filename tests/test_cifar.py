@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import safetensors.numpy
 
 from experiments.cifar import program as cifar
 from experiments.cifar import search_files
@@ -50,7 +51,7 @@ def test_everything_is_written(undisturbed):
         "environment.json",
         "layers.png",
         "lock",
-        "mask.npz",
+        "mask.safetensors",
         "mask.sha256",
         "metrics.csv",
         "search.csv",
@@ -67,8 +68,8 @@ def test_everything_is_written(undisturbed):
 def test_the_density_is_exact_after_every_round(undisturbed):
     kept = [int(row["num_kept"]) for row in read_csv(undisturbed / NTK_SAP / "search.csv")]
     assert kept == [round(0.1 ** (t / 3) * PRUNABLE) for t in (1, 2, 3)]
-    with np.load(undisturbed / NTK_SAP / "mask.npz") as mask:
-        assert sum(int(mask[name].sum()) for name in mask.files) == kept[-1]
+    mask = safetensors.numpy.load_file(undisturbed / NTK_SAP / "mask.safetensors")
+    assert sum(int(leaf.sum()) for leaf in mask.values()) == kept[-1]
 
 
 def test_the_summary_agrees_with_the_files(undisturbed):
@@ -104,9 +105,9 @@ def test_networks_learn_and_ntk_sap_prunes_better_than_chance(undisturbed):
 
 def test_pruned_weights_are_exactly_zero_and_the_others_are_not(undisturbed):
     params = masks.leaf_paths(params_of_last_checkpoint(undisturbed / NTK_SAP))
-    with np.load(undisturbed / NTK_SAP / "mask.npz") as mask:
-        for name in mask.files:
-            np.testing.assert_array_equal(np.asarray(params[name]) != 0, mask[name])
+    mask = safetensors.numpy.load_file(undisturbed / NTK_SAP / "mask.safetensors")
+    for name, leaf in mask.items():
+        np.testing.assert_array_equal(np.asarray(params[name]) != 0, leaf)
 
 
 # -- Interrupted, and resumed --------------------------------------------------------------------
@@ -229,7 +230,7 @@ def test_damage_is_named_when_a_run_is_resumed(undisturbed, tmp_path, capsys):
             path.write_bytes(b"damaged")
     assert f"no checkpoint in {folder / 'checkpoints'} can be read (step 88: " in message()
 
-    (folder / "mask.npz").write_bytes(b"damaged")
+    (folder / "mask.safetensors").write_bytes(b"damaged")
     assert "cannot read the mask" in message()
 
 

@@ -14,6 +14,7 @@ import jax
 import kill_harness
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from experiments import data
 from experiments.cifar import config as config_lib
@@ -132,8 +133,8 @@ def assert_near(runs, others):
     ours, theirs = kill_harness.result(runs), kill_harness.result(others)
     masks = []
     for each in (runs, others):
-        with np.load(each / NAME / "mask.npz") as mask:
-            masks.append(np.concatenate([mask[name].ravel() for name in sorted(mask.files)]))
+        mask = safetensors.numpy.load_file(each / NAME / "mask.safetensors")
+        masks.append(np.concatenate([mask[name].ravel() for name in sorted(mask)]))
     assert masks[0].sum() == masks[1].sum()
     assert (masks[0] == masks[1]).mean() >= 0.9999
     for name in ("search.csv", "metrics.csv"):

@@ -218,8 +218,10 @@ def test_a_damaged_mask_is_made_again_while_the_rounds_are_there(
         before_call(patch, checkpoints, "save", 2, terminate)
         assert fail(capfd, *OPTIONS, tmp_path)[0] == 75
     folder = tmp_path / NAME
-    assert [path.name for path in (folder / "search").glob("*.npz")] == ["round-1.npz"]
-    (folder / "mask.npz").write_bytes(b"damaged")
+    assert [path.name for path in (folder / "search").glob("*.safetensors")] == [
+        "round-1.safetensors"
+    ]
+    (folder / "mask.safetensors").write_bytes(b"damaged")
     cifar.main([*OPTIONS, str(tmp_path), "--resume"])
     assert "warning: the mask is made again from the last rounds" in capfd.readouterr().out
     assert_same(folder, undisturbed)

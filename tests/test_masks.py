@@ -1,15 +1,10 @@
 """Masks: roles, structure, application, measures and files."""
 
-import os
-import zipfile
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ntksap_jax import masks
 
@@ -159,17 +154,6 @@ def test_a_mask_that_does_not_fit_is_an_error_that_names_the_leaf(mask, error, m
         masks.check(mask, PARAMS)
 
 
-@given(st.integers(0, 2**31 - 1))
-def test_files_and_digests_round_trip(tmp_path_factory, seed):
-    path = tmp_path_factory.mktemp("masks") / "mask.npz"
-    mask = random_mask(jax.random.key(seed))
-    masks.save(path, mask)
-    again = masks.load(path, like=PARAMS)
-    masks.check(again, PARAMS)
-    assert masks.digest(again) == masks.digest(mask)
-    assert os.listdir(path.parent) == ["mask.npz"]
-
-
 def test_digest_feels_every_bit_path_and_shape():
     digests = {
         masks.digest(mask)
@@ -182,56 +166,3 @@ def test_digest_feels_every_bit_path_and_shape():
         )
     }
     assert len(digests) == 5
-
-
-def test_files_are_keyed_by_path(tmp_path):
-    masks.save(tmp_path / "mask.npz", masks.create(PARAMS))
-    with np.load(tmp_path / "mask.npz", allow_pickle=False) as archive:
-        assert sorted(archive.files) == ["conv/kernel", "head/kernel"]
-
-
-def test_damaged_files_are_errors(tmp_path):
-    path = tmp_path / "mask.npz"
-    masks.save(path, random_mask(jax.random.key(0)))
-    whole = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        name_length = len(archive.infolist()[0].filename)
-    data = 30 + name_length + int.from_bytes(whole[28:30], "little")  # behind the local header
-    flipped = whole[: data + 9] + bytes([whole[data + 9] ^ 1]) + whole[data + 10 :]
-    for damaged in (b"", b"not a zip", whole[: len(whole) // 2], flipped):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="damaged"):
-            masks.load(path, like=PARAMS)
-
-
-def test_any_flipped_byte_is_an_error_or_changes_nothing(tmp_path):
-    path = tmp_path / "mask.npz"
-    mask = random_mask(jax.random.key(0))
-    masks.save(path, mask)
-    whole = path.read_bytes()
-    for i in range(len(whole)):
-        for bit in (1, 32, 255):
-            path.write_bytes(whole[:i] + bytes([whole[i] ^ bit]) + whole[i + 1 :])
-            try:
-                again = masks.load(path, like=PARAMS)
-            except (ValueError, TypeError):
-                continue
-            assert masks.digest(again) == masks.digest(mask)
-
-
-def test_only_masks_are_saved(tmp_path):
-    with pytest.raises(TypeError, match="'bn/bias' is float32"):
-        masks.save(tmp_path / "mask.npz", PARAMS)
-    assert not list(tmp_path.iterdir())
-
-
-def test_files_for_other_params_are_errors(tmp_path):
-    path = tmp_path / "mask.npz"
-    masks.save(path, {"tail": {"kernel": jnp.ones((4, 2), bool)}})
-    with pytest.raises(ValueError, match="'tail/kernel'"):
-        masks.load(path, like=PARAMS)
-    masks.save(path, {"head": {"kernel": jnp.ones((4, 3), bool)}})
-    with pytest.raises(ValueError, match=r"'head/kernel' has shape \(4, 3\)"):
-        masks.load(path, like=PARAMS)
-    with pytest.raises(FileNotFoundError):
-        masks.load(tmp_path / "none.npz", like=PARAMS)

@@ -102,8 +102,8 @@ def test_pruned_params_go_back_into_the_model(network):
 def test_masks_of_nnx_params_are_saved_and_loaded(tmp_path, network):
     params = network.init(KEY)
     mask = oracles.random_mask(KEY, params)
-    masks.save(tmp_path / "mask.npz", mask)
-    loaded = masks.load(tmp_path / "mask.npz", like=params)
+    masks.save(tmp_path / "mask.safetensors", mask)
+    loaded = masks.load(tmp_path / "mask.safetensors", like=params)
     assert masks.digest(loaded) == masks.digest(mask)
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import oracles
 import pytest
+import safetensors.numpy
 from test_checkpoints import Progress
 from test_training import ConvNet, compiled_step, make_batches, noisy, start
 
@@ -39,7 +40,7 @@ def test_a_search_goes_on_on_other_devices_with_a_mask_that_was_saved(tmp_path):
     undisturbed, _ = nts.prune(KEY, params, score, schedule=schedule)
 
     def interrupted(info, mask):
-        masks.save(tmp_path / "mask.npz", mask)
+        masks.save(tmp_path / "mask.safetensors", mask)
         if info.round == 2:
             raise KeyboardInterrupt
 
@@ -52,7 +53,7 @@ def test_a_search_goes_on_on_other_devices_with_a_mask_that_was_saved(tmp_path):
             after,
             score,
             schedule=schedule,
-            mask=masks.load(tmp_path / "mask.npz", like=after),
+            mask=masks.load(tmp_path / "mask.safetensors", like=after),
             start_round=2,
         )
         np.testing.assert_array_equal(oracles.flat(mask), oracles.flat(undisturbed))
@@ -134,8 +135,8 @@ def run_program(runs, *, devices, preempted_at=("experiments.training.checkpoint
 
 def read_result(runs):
     """Returns the mask, and the rows of both tables."""
-    with np.load(runs / NAME / "mask.npz") as archive:
-        mask = np.concatenate([archive[name].ravel() for name in sorted(archive.files)])
+    archive = safetensors.numpy.load_file(runs / NAME / "mask.safetensors")
+    mask = np.concatenate([archive[name].ravel() for name in sorted(archive)])
     tables = []
     for name in ("search.csv", "metrics.csv"):
         with (runs / NAME / name).open(newline="") as file:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import rich.console
+import safetensors.numpy
 
 from experiments.cifar import choices, factories, job
 from experiments.cifar import config as config_lib
@@ -40,8 +41,7 @@ def runs(tmp_path_factory):
 
 
 def load(folder, variant=""):
-    with np.load(folder / CELL.format(variant) / "mask.npz") as archive:
-        return {name: archive[name] for name in archive.files}
+    return safetensors.numpy.load_file(folder / CELL.format(variant) / "mask.safetensors")
 
 
 def summary(folder, variant=""):
@@ -106,7 +106,7 @@ def test_pretrained_weights_are_those_that_are_scored(runs, tmp_path):
     made = job.make_job(config)
     params = job.init_variables(config, made)["params"]
     cifar.main([*OPTIONS, "--weights", str(source), "--runs-dir", str(tmp_path)])
-    found = masks.load(tmp_path / CELL.format("") / "mask.npz", like=params)
+    found = masks.load(tmp_path / CELL.format("") / "mask.safetensors", like=params)
     values = np.concatenate(
         [np.abs(np.asarray(leaf)).ravel() for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
     )

@@ -71,7 +71,7 @@ def assert_is_round(number, found):
 
 def test_the_search_goes_on_from_its_last_round(folder):
     # A mask whose row was not written any more, because the run was killed in between.
-    masks.save(folder / "search" / "round-4.npz", make_mask(3))
+    masks.save(folder / "search" / "round-4.safetensors", make_mask(3))
     found = load(folder)
     assert_is_round(3, found)
     assert found[2] == []
@@ -83,7 +83,7 @@ def test_a_new_search_starts_from_nothing(tmp_path):
     assert search_files.load_mask(tmp_path, PARAMS) is None
 
 
-@pytest.mark.parametrize("ending", ["npz", "json"])
+@pytest.mark.parametrize("ending", ["safetensors", "json"])
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty", "foreign"])
 def test_of_a_damaged_round_the_one_before_is_used_and_the_loss_said(folder, ending, how):
     path = folder / "search" / f"round-3.{ending}"
@@ -130,14 +130,16 @@ def test_the_found_mask_is_kept_with_its_rows_and_digest(folder):
 
 def test_a_damaged_or_exchanged_mask_is_an_error(folder):
     search_files.save_mask(folder, ROWS, make_mask(5))
-    masks.save(folder / "mask.npz", make_mask(6))
-    with pytest.raises(ValueError, match="mask.npz is not the mask whose SHA-256 was recorded"):
+    masks.save(folder / "mask.safetensors", make_mask(6))
+    with pytest.raises(
+        ValueError, match="mask.safetensors is not the mask whose SHA-256 was recorded"
+    ):
         search_files.load_mask(folder, PARAMS)
-    (folder / "mask.npz").write_bytes((folder / "mask.npz").read_bytes()[:50])
-    with pytest.raises(ValueError, match="cannot read the mask .*mask.npz"):
+    (folder / "mask.safetensors").write_bytes((folder / "mask.safetensors").read_bytes()[:50])
+    with pytest.raises(ValueError, match="cannot read the mask .*mask.safetensors"):
         search_files.load_mask(folder, PARAMS)
-    (folder / "mask.npz").unlink()
-    with pytest.raises(ValueError, match="cannot read the mask .*mask.npz"):
+    (folder / "mask.safetensors").unlink()
+    with pytest.raises(ValueError, match="cannot read the mask .*mask.safetensors"):
         search_files.load_mask(folder, PARAMS)
     search_files.save_mask(folder, ROWS, make_mask(5))
     flip(folder / "search.json")

@@ -94,7 +94,9 @@ def test_a_grid_is_carried_out_and_what_is_done_is_skipped(grid_file, capsys):
     assert progress[-1].endswith("; 0 left")
     assert lines(shown.out, "4 cells: 3 complete, 1 failed")
     [failure] = lines(shown.out, "failed: ")
-    assert failure.startswith(f"failed: {NAMES[3]}: cannot read the mask {broken / 'mask.npz'}")
+    assert failure.startswith(
+        f"failed: {NAMES[3]}: cannot read the mask {broken / 'mask.safetensors'}"
+    )
     assert (broken / "error.txt").read_text().startswith("cannot read the mask")
 
     summary = json.loads((runs / NAMES[1] / "summary.json").read_text())
@@ -108,7 +110,7 @@ def test_a_grid_is_carried_out_and_what_is_done_is_skipped(grid_file, capsys):
     for seed in (0, 1):
         params = init_variables(dataclasses.replace(config, seed=seed), job)["params"]
         sizes = {path: np.abs(leaf) for path, leaf in masks.leaf_paths(params).items()}
-        mask = masks.leaf_paths(masks.load(runs / NAMES[seed] / "mask.npz", like=params))
+        mask = masks.leaf_paths(masks.load(runs / NAMES[seed] / "mask.safetensors", like=params))
         threshold = np.sort(np.concatenate([sizes[path].ravel() for path in mask]))[-5020]
         for path, keep in mask.items():
             np.testing.assert_array_equal(keep, sizes[path] >= threshold)

@@ -30,7 +30,7 @@ TPP = "digits-linear_mlp-w10-tpp-ratio0.8-lr0.01-seed0"
 L1 = TPP.replace("tpp", "l1")
 
 
-def load(folder, name="network.npz"):
+def load(folder, name="network.safetensors"):
     return shrinking.load(folder / name, networks.make("linear_mlp", width=10, num_classes=10))
 
 
@@ -51,7 +51,13 @@ def test_everything_is_written(undisturbed):
     files = {path.name for path in (undisturbed / TPP).iterdir()}
     assert files == {
         *("checkpoints", "config.json", "environment.json", "filters.png", "keep.json", "lock"),
-        *("metrics.csv", "network.npz", "pruned.npz", "regularise.csv", "regularise.png"),
+        *(
+            "metrics.csv",
+            "network.safetensors",
+            "pruned.safetensors",
+            "regularise.csv",
+            "regularise.png",
+        ),
         *("summary.json", "training.png"),
     }
     assert not (undisturbed / L1 / "regularise.csv").exists()
@@ -77,7 +83,10 @@ def test_the_summary_counts_what_is_left(undisturbed):
 def test_the_saved_network_is_the_one_that_was_measured(undisturbed):
     config = config_lib.with_method(PRESETS["demo"][1], "l1")
     made = job.make(config)
-    for name, key in (("pruned.npz", "pruned_accuracy"), ("network.npz", "last_accuracy")):
+    for name, key in (
+        ("pruned.safetensors", "pruned_accuracy"),
+        ("network.safetensors", "last_accuracy"),
+    ):
         model, variables = load(undisturbed / TPP, name)
         assert measure.evaluate(made, model, variables).accuracy == read(undisturbed / TPP)[key]
     # The Jacobian of a linear network is the product of its matrices.
@@ -162,7 +171,7 @@ def test_a_convolutional_network_is_pruned_before_training_and_runs(tmp_path, mo
     assert summary["flops"] <= 0.6 * summary["dense_flops"]
     assert summary["dense_accuracy"] is None
     model, variables = shrinking.load(
-        folder / "network.npz", networks.make("resnet8", width=4, num_classes=10)
+        folder / "network.safetensors", networks.make("resnet8", width=4, num_classes=10)
     )
     cost = channels.cost(tracing.trace(model, (8, 8, 1), train=False))
     assert (cost.flops, cost.params) == (summary["flops"], summary["parameters"])

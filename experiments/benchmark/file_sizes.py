@@ -27,8 +27,8 @@ def sizes(params: Params, mask: Mask) -> dict[str, int]:
         folder = Path(name)
         np.savez(folder / "np.savez.npz", **arrays)
         np.savez_compressed(folder / "np.savez_compressed.npz", **arrays)
-        exchange.save_packed(folder / "save_packed.npz", params, mask)
-        exchange.save_mask(folder / "the mask alone, save_mask.npz", mask, criterion="random")
+        exchange.save_packed(folder / "save_packed.safetensors", params, mask)
+        exchange.save_mask(folder / "the mask alone, save_mask.safetensors", mask)
         return {path.stem: path.stat().st_size for path in sorted(folder.iterdir())}
 
 

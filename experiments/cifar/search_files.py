@@ -1,8 +1,8 @@
 """What the search leaves in the run folder: after each round, and at its end.
 
-search/round-3.npz    the mask after a round
+search/round-3.safetensors    the mask after a round
 search/round-3.json   the rows up to it, sealed (see `files.seal`); written after the mask
-mask.npz, search.json, mask.sha256    the same at the end of the search, in this order
+mask.safetensors, search.json, mask.sha256    the same at the end of the search, in this order
 search.csv            the rows, to be read by people and by the report; never by a resumed run
 """
 
@@ -47,7 +47,7 @@ def save_round(folder: Path, rows: Sequence[Row], mask: Mask) -> None:
     """Records the mask and the rows so far, after a round of the search."""
     number, rounds = rows[-1]["round"], folder / "search"
     rounds.mkdir(exist_ok=True)
-    masks.save(rounds / f"round-{number}.npz", mask)
+    masks.save(rounds / f"round-{number}.safetensors", mask)
     record = files.seal({"run": run_folder.identity(folder), "rows": list(rows)})
     run_folder.write_json(rounds / f"round-{number}.json", record)
     run_folder.write_table(folder / "search.csv", rows)
@@ -103,7 +103,8 @@ def _read_round(folder: Path, number: int, like: Params) -> tuple[list[Row], Mas
     rows = _check_rounds(record["rows"])
     if len(rows) != number:
         raise ValueError(f"it is round {len(rows)}")
-    return rows, _read_mask(folder / "search" / f"round-{number}.npz", like, rows[-1]["sha256"])
+    path = _mask_path(folder / "search", f"round-{number}")
+    return rows, _read_mask(path, like, rows[-1]["sha256"])
 
 
 # -- The end of the search -----------------------------------------------------------------------
@@ -111,7 +112,7 @@ def _read_round(folder: Path, number: int, like: Params) -> tuple[list[Row], Mas
 
 def save_mask(folder: Path, rows: Sequence[Row], mask: Mask) -> None:
     """Writes the mask that the search found, and the rows of all its rounds."""
-    masks.save(folder / "mask.npz", mask)
+    masks.save(folder / "mask.safetensors", mask)
     run_folder.write_json(folder / "search.json", files.seal(list(rows)))
     if rows:
         # Again, for the case that all was done but this: what people read follows what is verified.
@@ -127,7 +128,7 @@ def load_mask(folder: Path, like: Params) -> tuple[list[Row], Mask] | None:
     """
     if not (folder / "mask.sha256").exists():
         return None
-    path = folder / "mask.npz"
+    path = _mask_path(folder, "mask")
     try:
         mask = _read_mask(path, like, files.read_text(folder / "mask.sha256").strip())
     except (OSError, ValueError) as error:
@@ -145,6 +146,12 @@ def drop_rounds(folder: Path) -> None:
 
 
 # -- Files ---------------------------------------------------------------------------------------
+
+
+def _mask_path(folder: Path, name: str) -> Path:
+    """The file of a mask; version 0.1 wrote `.npz` files."""
+    path, old = folder / f"{name}.safetensors", folder / f"{name}.npz"
+    return old if old.exists() and not path.exists() else path
 
 
 def _read_mask(path: Path, like: Params, digest: str) -> Mask:

@@ -1,4 +1,4 @@
-"""Decoded images kept on disk: one uncompressed .npz a data set, found again by content."""
+"""Decoded images kept on disk: one file a data set, found again by content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ntksap_jax import _npz as npz
+from ntksap_jax import _tensors
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -48,7 +48,7 @@ def get(
         expected: names of the arrays.
     """
     for place in places:
-        path = place / f"{name}.npz"
+        path = place / f"{name}.safetensors"
         if path.exists():
             try:
                 return _read(path, expected)
@@ -58,10 +58,10 @@ def get(
     for place in places:
         if is_writable(place):
             try:
-                _write(place / f"{name}.npz", arrays)
+                _write(place / f"{name}.safetensors", arrays)
                 return arrays
             except OSError as error:
-                _log.warning("cannot write %s (%s)", place / f"{name}.npz", error)
+                _log.warning("cannot write %s (%s)", place / f"{name}.safetensors", error)
     _log.warning(
         "decoded images are not cached, the next run decodes again: none of %s is writable",
         ", ".join(map(str, places)),
@@ -70,17 +70,16 @@ def get(
 
 
 def _read(path: Path, expected: set[str]) -> Arrays:
-    headers, _ = npz.read_headers(path)
-    if set(headers) != expected:
-        raise ValueError(f"holds {sorted(headers)}, expected {sorted(expected)}")
-    if any(header.is_compressed for header in headers.values()):
-        raise ValueError("holds compressed arrays, which may be of any size")
-    return npz.read_arrays(path, headers)
+    headers, metadata = _tensors.read_headers(path)
+    arrays = _tensors.read_arrays(path, headers)
+    if set(headers) != expected or _tensors.digest(arrays) != metadata.get("digest"):
+        raise ValueError(f"it does not hold the {' and '.join(sorted(expected))} that were saved")
+    return arrays
 
 
 def _write(path: Path, arrays: Arrays) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    npz.write(path, arrays, compress=False)
+    _tensors.write(path, arrays, {"digest": _tensors.digest(arrays)})
 
 
 def is_writable(folder: Path) -> bool:

@@ -384,10 +384,10 @@ for name, (_, _, accuracies) in trained.items():
 # ## Take the mask away
 
 # %%
-nts.masks.save("mask.npz", mask)
-again = nts.masks.load("mask.npz", like=params)
+nts.masks.save("mask.safetensors", mask)
+again = nts.masks.load("mask.safetensors", like=params)
 print(
-    f"mask.npz: {Path('mask.npz').stat().st_size / 1000:.1f} kB, SHA-256 "
+    f"mask.safetensors: {Path('mask.safetensors').stat().st_size / 1000:.1f} kB, SHA-256 "
     f"{nts.masks.digest(again)[:12]}..., equal: {nts.masks.digest(again) == nts.masks.digest(mask)}"
 )
 

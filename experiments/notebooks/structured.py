@@ -236,11 +236,11 @@ plt.show()
 # The small network is trained like any other linen module, and saved in one file, without code.
 
 # %%
-structured.save("network.npz", small, fewer)
-again, loaded = structured.load("network.npz", model)
+structured.save("network.safetensors", small, fewer)
+again, loaded = structured.load("network.safetensors", model)
 outputs = again.apply(loaded, images[:4])
 print(
-    f"network.npz: {Path('network.npz').stat().st_size / 1000:.0f} kB; outputs {outputs.shape}, "
+    f"{Path('network.safetensors').stat().st_size / 1000:.0f} kB; outputs {outputs.shape}, "
     f"equal: {bool(jnp.allclose(outputs, small.apply(fewer, images[:4])))}"
 )
 

@@ -5,7 +5,7 @@
     lock               locked by the program that is at the run; says which
     search.csv         a row a round: density, threshold, trace, seconds, density of each layer
     search/            masks and rows after the last two rounds, until the run is complete
-    mask.npz           the mask that was found; mask.sha256 holds its digest (`masks.digest`)
+    mask.safetensors   the mask that was found; mask.sha256 holds its digest (`masks.digest`)
     search.json        the rows of search.csv, for a resumed run
     metrics.csv        a row an epoch: learning rate, losses, accuracies, seconds (with evaluation)
     spectrum.csv       a row an epoch, if asked for: kernel distance, eigenvalues of the NTK

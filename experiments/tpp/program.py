@@ -12,9 +12,9 @@ fine-tuning, report. A run folder holds
     config.json, environment.json   what was asked for, and where it ran
     keep.json                       the filters that stay
     regularise.csv                  training with a penalty: strength, penalty, sizes of the filters
-    pruned.npz                      the small network right after pruning
+    pruned.safetensors              the small network right after pruning
     metrics.csv                     its training, a row an epoch
-    network.npz                     the small network at the end; `structured.load` reads both
+    network.safetensors             the small network at the end; `structured.load` reads both
     checkpoints/                    training states, of which --resume goes on
     summary.json, *.png             the results; summary.json says that the run is complete
 
@@ -146,7 +146,7 @@ def run_one(
         )
     keep = keep if knows_choice else choose(variables)
     pruned = removal.remove(config, job, variables, keep)
-    shrinking.save(folder / "pruned.npz", pruned.model, pruned.variables)
+    shrinking.save(folder / "pruned.safetensors", pruned.model, pruned.variables)
 
     final = pruned
     epochs: list[run_folder.Row] = []
@@ -163,7 +163,7 @@ def run_one(
             stop_requested=stop_requested,
         )
         final = measure.Network(pruned.model, trained)
-    shrinking.save(folder / "network.npz", final.model, final.variables)
+    shrinking.save(folder / "network.safetensors", final.model, final.variables)
 
     results = summary.make(
         config, job, keep, start=start, pruned=pruned, final=final, epochs=epochs

@@ -19,15 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _npz, masks
+from ntksap_jax import _files, _npz, _tensors, masks
 from ntksap_jax.structured import _labelling, _program, _resized, tracing
 from ntksap_jax.structured import channels as channels_
 from ntksap_jax.structured.channels import Channels
 from ntksap_jax.structured.types import Keep
 
 _FORMAT = "ntksap_jax shrunk network"
-_VERSION = 1
-_ABOUT = "about"
+_VERSION = "2"
 
 
 def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
@@ -167,51 +166,43 @@ def _check_init(small: nn.Module, variables: Any, channels: Channels) -> None:
 
 
 def save(path: str | os.PathLike[str], model: nn.Module, variables: Any) -> None:
-    """Writes a network, shrunk or not, as one `.npz` file: its numbers of features, its variables.
+    """Writes a network, shrunk or not, as one `.safetensors` file: numbers of features, variables.
 
-    The file holds no code and nothing pickled: an array for each leaf by its path, and a text
-    "about" (JSON) with the format's version, the numbers of features by submodule, and the types of
-    the arrays. It is written aside and renamed, so that a crash leaves the old one or none.
+    The file holds no code: an array for each leaf by its path, and in the header's metadata the
+    format's version and the numbers of features by submodule. A crash leaves the old file or none.
 
     Args:
-        path: where to write; used as it is (give it the ending `.npz`).
+        path: where to write; a name that ends in `.safetensors`.
         model: the module, as `shrink` returned it.
         variables: its variables; for example after more training.
 
     Raises:
-        TypeError: `model` is no linen module.
+        ValueError: `path` has another ending.
+        TypeError: `model` is no linen module, or a leaf has a type that the format does not have.
 
-    >>> import jax, jax.numpy as jnp, os, tempfile
+    >>> import jax, jax.numpy as jnp, os, safetensors.numpy, tempfile
     >>> model = nn.Dense(2)
     >>> variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = os.path.join(folder, "small.npz")
+    ...     path = os.path.join(folder, "small.safetensors")
     ...     save(path, model, variables)
-    ...     sorted(np.load(path))
-    ['about', 'params/bias', 'params/kernel']
+    ...     sorted(safetensors.numpy.load_file(path))
+    ['params/bias', 'params/kernel']
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected the module of the variables.")
-    path = Path(path)
     leaves = masks.leaf_paths(flax.core.unfreeze(variables))
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    about = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "features": _resized.taken_apart(model)[1],
-        "dtypes": {name: array.dtype.name for name, array in arrays.items()},
-    }
-    contents = {_ABOUT: np.array(json.dumps(about))} | {
-        name: _plain(array) for name, array in arrays.items()
-    }
-    _npz.write(path, contents, compress=False)
+    features = json.dumps(_resized.taken_apart(model)[1])
+    about = {"format": _FORMAT, "version": _VERSION, "features": features}
+    _tensors.write(Path(path), arrays, about | {"digest": _tensors.digest(arrays)})
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[nn.Module, Any]:
     """Reads a network that `save` wrote.
 
     Args:
-        path: the `.npz` file.
+        path: the `.safetensors` file, or an `.npz` file of version 0.1.
         model: the original model, before anything was removed (or the shrunk one itself).
 
     Returns:
@@ -226,84 +217,70 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[nn.Module, Any
     >>> model = nn.Dense(2)
     >>> variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(os.path.join(folder, "small.npz"), model, variables)
-    ...     small, read = load(os.path.join(folder, "small.npz"), model)
+    ...     save(os.path.join(folder, "small.safetensors"), model, variables)
+    ...     small, read = load(os.path.join(folder, "small.safetensors"), model)
     >>> bool((read["params"]["kernel"] == variables["params"]["kernel"]).all())
     True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected the original flax module.")
     path = Path(path)
-    headers, _ = _npz.read_headers(path)
-    # Uncompressed, as `save` leaves it, nothing takes more memory than the file has bytes.
-    packed = [name for name, header in headers.items() if header.is_compressed]
-    if packed or headers.get(_ABOUT, _NOTHING).dtype.kind != "U":
-        reason = f"{packed[0]!r} is compressed" if packed else f"it has no text {_ABOUT!r}"
-        raise ValueError(_unreadable(path, reason))
-    stored = _npz.read_arrays(path, headers)
-    try:
-        about = json.loads(str(stored.pop(_ABOUT)))
-        if about["format"] != _FORMAT:
-            raise ValueError(f"its format is {about['format']!r}")
-        version = about["version"]
-        if version == _VERSION:
-            variables, features = _read_contents(about, stored)
-    # Of a text that anybody may have written.
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
-    if version != _VERSION:
-        raise ValueError(
-            f"path: {path} has version {str(version)[:20]} of the format, expected {_VERSION}. "
-            "Read it with the version of ntksap_jax that wrote it."
-        )
+    if _npz.is_archive(path):
+        arrays, features = _read_npz(path)
+    else:
+        headers, about = _tensors.read_headers(path)
+        with _files.readable(path):
+            if (about.get("format"), about.get("version")) != (_FORMAT, _VERSION):
+                raise ValueError("it does not hold a shrunk network that this version reads")
+            features = json.loads(about["features"])
+        arrays = _tensors.read_arrays(path, headers)
+        with _files.readable(path):
+            if _tensors.digest(arrays) != about["digest"]:
+                raise ValueError("it does not hold the network that was saved")
+    with _files.readable(path):
+        # A layer of so many features has as many numbers.
+        largest = max((array.size for array in arrays.values()), default=0)
+        for name, number in features.items():
+            if type(number) is not int or not 1 <= number <= largest:
+                raise ValueError(f"{name!r} has {number!r} features, expected 1 to {largest}")
+        variables = _nested(arrays)
     original, _ = _resized.taken_apart(model)
     return _resized.resize(original, features), variables
 
 
-_NOTHING = _npz.Header((), np.dtype(bool), False, False)
-
-
-def _read_contents(
-    about: dict[str, Any], stored: dict[str, np.ndarray]
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """Returns the variables and the numbers of features.
-
-    Raises:
-        ValueError, TypeError, KeyError, AttributeError: they are not as `save` writes them.
-    """
-    dtypes = {name: jnp.dtype(dtype) for name, dtype in about["dtypes"].items()}
-    if stored.keys() != dtypes.keys():
-        raise ValueError(f"it lacks {sorted(dtypes.keys() ^ stored.keys())[0]!r}")
+def _nested(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     variables: dict[str, Any] = {}
-    for name, dtype in dtypes.items():
-        array = stored[name]
-        if not jnp.issubdtype(dtype, jnp.number) and dtype.kind != "b":
-            raise ValueError(f"{name!r} is of type {dtype}, expected numbers")
-        if array.dtype != (dtype if dtype.kind != "V" else f"u{dtype.itemsize}"):
-            raise ValueError(f"{name!r} is of type {array.dtype}, expected {dtype}")
+    for name, array in arrays.items():
         *parents, leaf = name.split("/")
         node = variables
         for parent in parents:
             node = node.setdefault(parent, {})
         if not isinstance(node, dict) or leaf in node:
             raise ValueError(f"{name!r} is a leaf and holds others")
-        node[leaf] = jnp.asarray(array.view(dtype))
-    # A layer of so many features has as many numbers.
-    largest = max((array.size for array in stored.values()), default=0)
-    features = about["features"]
-    for name, number in features.items():
-        if type(number) is not int or not 1 <= number <= largest:
-            raise ValueError(f"{name!r} has {number!r} features, expected 1 to {largest}")
-    return variables, features
+        node[leaf] = jnp.asarray(array)
+    return variables
 
 
-def _unreadable(path: Path, reason: str) -> str:
-    return (
-        f"path: {path} is not a readable file of a shrunk network ({reason[:200]}): damaged, or "
-        "written by something else. Restore it, or shrink the network again."
-    )
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    """Bits of a type that NumPy's files do not know, such as bfloat16."""
-    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
+def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Reads a file of version 0.1: arrays, the bits of those NumPy does not know, and `about`."""
+    headers, _ = _npz.read_headers(path)
+    with _files.readable(path):
+        # Uncompressed, as it was written, nothing takes more memory than the file has bytes.
+        if any(header.is_compressed for header in headers.values()):
+            raise ValueError("it is compressed")
+        if headers["about"].dtype.kind != "U":
+            raise ValueError("'about' is no text")
+    stored = _npz.read_arrays(path, headers)
+    with _files.readable(path):
+        about = json.loads(str(stored.pop("about")))
+        if (about["format"], about["version"]) != (_FORMAT, 1):
+            raise ValueError(f"it is {about['format']!r}, version {about['version']!r}")
+        dtypes = {name: jnp.dtype(dtype) for name, dtype in about["dtypes"].items()}
+        if stored.keys() != dtypes.keys():
+            raise ValueError(f"it lacks {sorted(dtypes.keys() ^ stored.keys())[0]!r}")
+        for name, dtype in dtypes.items():
+            if not jnp.issubdtype(dtype, jnp.number) and dtype.kind != "b":
+                raise ValueError(f"{name!r} is of type {dtype}, expected numbers")
+            if stored[name].dtype != (dtype if dtype.kind != "V" else f"u{dtype.itemsize}"):
+                raise ValueError(f"{name!r} is of type {stored[name].dtype}, expected {dtype}")
+        return {name: stored[name].view(dtype) for name, dtype in dtypes.items()}, about["features"]
