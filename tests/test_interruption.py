@@ -2,12 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from experiments.shell import interruption
 from experiments.shell.errors import Preempted
+
+ROOT = Path(__file__).parent.parent
 
 
 def terminate():
@@ -46,3 +51,38 @@ def test_other_threads_than_the_first_go_unnoted():
     thread.start()
     thread.join()
     assert answers == [False]
+
+
+COMMANDS = ("cifar demo", "tpp demo", "sweep digits", "report runs", "benchmark --list", "data")
+    "cifar demo",
+    "tpp demo",
+    "sweep digits",
+    "report runs",
+    "benchmark --list",
+    "data list",
+)
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_while_a_program_is_imported_a_signal_ends_it_in_one_line(command, number, tmp_path):
+    name, *arguments = command.split()
+    # Python's own start, which is not ours to guard, is over when it has found the program.
+    program = subprocess.Popen(
+        [sys.executable, "-v", "-m", f"experiments.{name}", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = []
+    for line in program.stderr:
+        lines.append(line)
+        if line.startswith("import 'numpy"):  # In the middle of the imports.
+            program.send_signal(number)
+            break
+    rest = program.stderr.read()
+    program.stderr.close()
+    assert program.wait(timeout=60) == (130 if number == signal.SIGINT else 75)
+    assert "Traceback" not in rest and "interrupted\n" in rest

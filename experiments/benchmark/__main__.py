@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments.benchmark import program
+from experiments.benchmark.program import main
 
 if __name__ == "__main__":
-    sys.exit(program.main())
+    sys.exit(main())

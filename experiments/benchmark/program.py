@@ -43,7 +43,7 @@ from experiments.benchmark import (
 )
 from experiments.benchmark.types import OURS, Case, Measurement
 from experiments.processes import workers
-from experiments.shell import command_line
+from experiments.shell import command_line, exits
 from experiments.shell.console import open_console, show_plan, show_table, track
 from experiments.shell.errors import UserError
 
@@ -75,13 +75,13 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program; returns 0, 1 if a case failed, 2 if nothing was run.
+    """Runs the program; returns 0, or 1 if a case failed.
 
     Args:
         arguments: the words after the program's name; by default those of the command line.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
+    with exits.in_one_line(PROG, arguments):
         options = command_line.read(Options, arguments, prog=PROG, about=__doc__)
         if options.aot is not None:
             return compile_for_tpu(options, options.aot, open_console())
@@ -90,14 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(case.name for case in chosen))
             return 0
         check(options, chosen)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    try:
         return run(options, chosen, open_console())
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 def check(options: Options, chosen: Sequence[Case]) -> None:

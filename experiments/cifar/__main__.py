@@ -1,6 +1,6 @@
 """`python -m experiments.cifar`: prune a network before training, and train what is left."""
 
-from experiments.cifar import program
+from experiments.cifar.program import main
 
 if __name__ == "__main__":
-    program.main()
+    main()

@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments.report import program
+from experiments.report.program import main
 
 if __name__ == "__main__":
-    sys.exit(program.main())
+    sys.exit(main())

@@ -1,8 +1,9 @@
 """How programs end: by one line and an exit code, without a traceback for what can be foreseen.
 
 0    done
-1    the run cannot go on: a score or loss that is not finite, see failure/ in the run folder
-2    a mistake, or damaged files, that only the user can put right
+1    not all could be done: a score or loss is not finite (see failure/ in the run folder), a cell
+     of a sweep or a case of the benchmark failed, a folder was left out of a report
+2    a mistake, missing data or damaged files, that only the user can put right
 74   the disk is full; what was saved before is kept
 75   preempted (SIGTERM): all is saved, --resume goes on
 130  Ctrl-C; --resume goes on from the last round or checkpoint
@@ -36,6 +37,7 @@ def in_one_line(prog: str, again: Sequence[str]) -> Iterator[None]:
     """
     go_on = f"to go on where it stopped: {prog} {shlex.join(again)}"
     try:
+        interruption.end_guard()
         yield
     except UserError as error:
         stop(f"error: {error}", code=2)
@@ -44,7 +46,7 @@ def in_one_line(prog: str, again: Sequence[str]) -> Iterator[None]:
     except Preempted:
         stop(f"preempted, all is saved; {go_on}", code=interruption.EXIT_CODE)
     except KeyboardInterrupt:
-        stop(f"interrupted; {go_on}", code=130)
+        stop(f"interrupted; {go_on}", code=interruption.CTRL_C_CODE)
     except Exception as error:
         if message := errors.disk_full(error):
             stop(f"error: {message}", code=DISK_FULL_CODE)

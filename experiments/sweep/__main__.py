@@ -1,6 +1,6 @@
 """`python -m experiments.sweep`: a grid of runs."""
 
-from experiments.sweep import program
+from experiments.sweep.program import main
 
 if __name__ == "__main__":
-    program.main()
+    main()

@@ -1,6 +1,6 @@
 """`python -m experiments.tpp`: prune whole filters of a trained network, and train what is left."""
 
-from experiments.tpp import program
+from experiments.tpp.program import main
 
 if __name__ == "__main__":
-    program.main()
+    main()

@@ -1,0 +1,78 @@
+"""`python -m experiments.data`: what is there, and how to get the rest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments.data import catalogue, prepared
+from experiments.data.loading import find_streamed
+from experiments.data.prepare import prepare
+from experiments.shell import command_line, exits
+from experiments.shell.command_line import check_name
+
+PROG = "python -m experiments.data"
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Download a data set and write the folder that TFDS reads."""
+
+    name: tyro.conf.Positional[str]
+    """cifar10, cifar100 or fashion_mnist."""
+    data_dir: Path | None = None
+    """Folder of prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
+    url: str | None = None
+    """Folder of a mirror that holds the official files: http(s)://... or file:///..."""
+
+
+@dataclass(frozen=True)
+class List:
+    """Show the data sets, and which of them are ready."""
+
+    data_dir: Path | None = None
+    """Folder of prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the program; mistakes and interruptions end it with one line and a non-zero code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with exits.in_one_line(PROG, arguments):
+        if arguments and not arguments[0].startswith("-"):
+            check_name("command", arguments[0], ("prepare", "list"))
+        command = command_line.read(Prepare | List, arguments, prog=PROG, about=__doc__)
+        root = prepared.data_root(command.data_dir)
+        if isinstance(command, List):
+            _show(root)
+        else:
+            print(prepare(catalogue.find(command.name), root, url=command.url))
+
+
+def _show(root: Path) -> None:
+    table = Table("data set", "train", "test", "image", "classes", "state")
+    for spec in catalogue.SPECS.values():
+        if spec.source is None:
+            state = "embedded"
+        elif not (root / spec.name).is_dir():
+            state = "not prepared"
+        else:
+            state = prepared.find_problem(spec, root) or "prepared"
+        shape = "x".join(map(str, spec.image_shape))
+        counts = f"{spec.num_train:,}", f"{spec.num_test:,}"
+        table.add_row(
+            spec.name, *counts, shape, str(spec.num_classes), Text(state, overflow="fold")
+        )
+    for streamed in catalogue.STREAMED.values():
+        state = "found" if find_streamed(streamed, root) else "not there"
+        size = streamed.image_size
+        table.add_row(streamed.name, "", "", f"{size}x{size}x3", "", state)
+    console = Console()
+    console.print(f"Folder of prepared data sets: {root}", soft_wrap=True, markup=False)
+    console.print(table)
