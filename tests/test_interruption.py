@@ -54,13 +54,6 @@ def test_other_threads_than_the_first_go_unnoted():
 
 
 COMMANDS = ("cifar demo", "tpp demo", "sweep digits", "report runs", "benchmark --list", "data")
-    "cifar demo",
-    "tpp demo",
-    "sweep digits",
-    "report runs",
-    "benchmark --list",
-    "data list",
-)
 
 
 @pytest.mark.programs
