@@ -63,32 +63,33 @@ def _all() -> Iterator[Case]:
             yield Case(name=f"criterion-{name}", kind="criterion", criterion=name, layouts=())
 
 
-NamedT = TypeVar("NamedT")
+T = TypeVar("T")
 
 CASES = {case.name: case for case in _all()}
 """Name to case, in the order in which they are run."""
 
 
-def choose(known: Mapping[str, NamedT], names: Sequence[str]) -> list[NamedT]:
+def choose(known: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
     """Returns those of these names, or whose names begin so; all of them without any name.
 
     Raises:
         UserError: a word that no name begins with.
 
     Example:
-        >>> [case.name for case in choose(CASES, ["selection-1", "train"])]
+        >>> list(choose(CASES, ["selection-1", "train"]))
         ['selection-1M', 'selection-11M', 'train-resnet20-masked', 'train-resnet20-dense']
     """
     for name in names:
-        if not any(other.startswith(name) for other in known):
+        if not any(candidate.startswith(name) for candidate in known):
             raise UserError(f"--case: {unknown('case', name, known)}")
-    # A full name means that one alone: `criterion-synflow` is not also `criterion-synflow_l2`.
-    return [
-        item
-        for other, item in known.items()
-        if not names
-        or any(other == name if name in known else other.startswith(name) for name in names)
-    ]
+
+    def is_chosen(candidate: str) -> bool:
+        # A full name means that one alone: `criterion-synflow` is not also `criterion-synflow_l2`.
+        return any(
+            candidate == name or name not in known and candidate.startswith(name) for name in names
+        )
+
+    return {name: item for name, item in known.items() if not names or is_chosen(name)}
 
 
 def with_batch_size(case: Case, batch_size: int | None) -> Case:

@@ -1,4 +1,4 @@
-"""What a pruned network takes on disk: `python -m experiments.benchmark.file_sizes` prints it.
+"""The case file-sizes: what a pruned network takes on disk.
 
 ResNet-20's params with a random mask, which is the hardest one to compress.
 """
@@ -10,10 +10,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 import ntksap_jax as nts
+from experiments.benchmark.results import Table
 from ntksap_jax import criteria, exchange, masks, models
 from ntksap_jax.types import Mask, Params
 
@@ -32,19 +31,14 @@ def sizes(params: Params, mask: Mask) -> dict[str, int]:
         return {path.stem: path.stat().st_size for path in sorted(folder.iterdir())}
 
 
-def main() -> None:
-    """Prints the table."""
+def table() -> Table:
+    """Makes the table, with a row for each kind of file."""
     network = nts.linen(models.resnet20(), (32, 32, 3), train=False)
     dense = network.init(jax.random.key(0))
     columns = []
     for density in DENSITIES:
         mask, _ = nts.prune(jax.random.key(1), dense, criteria.random(), schedule=[density])
         columns.append(sizes(masks.apply(mask, dense), mask))
-    table = Table("bytes", *(f"density {density:g}" for density in DENSITIES))
-    for kind in columns[0]:
-        table.add_row(kind, *(f"{column[kind]:,}" for column in columns))
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    main()
+    rows = [(kind, *(f"{column[kind]:,}" for column in columns)) for kind in columns[0]]
+    header = ("file", *(f"density {density:g}" for density in DENSITIES))
+    return Table("Sizes on disk, bytes", header, rows, "ResNet-20 in float32, with a random mask.")

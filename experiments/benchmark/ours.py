@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import itertools
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +15,16 @@ import numpy as np
 import optax
 
 import ntksap_jax as nts
-from experiments.benchmark.types import CONVOLUTION_CALLS, MATMUL_SIZE, STEP, Case, Prepared
+from experiments.benchmark import nominal_flops
+from experiments.benchmark.types import (
+    CONVOLUTION_CALLS,
+    DENSITY,
+    MATMUL_SIZE,
+    SEARCH_ROUNDS,
+    STEP,
+    Case,
+    Prepared,
+)
 from experiments.cifar import choices, factories
 from experiments.cifar.config import SearchConfig, TrainingConfig
 from experiments.training import steps as training
@@ -28,9 +36,6 @@ ESTIMATORS: dict[str, ntk.Estimator] = {
     "jvp": ntk.jvp,
     "vjp": ntk.vjp,
 }
-DENSITY = 0.05
-"""At the end of the search, of one-shot selection, and in training."""
-SEARCH_ROUNDS = 20
 
 
 def prepare(case: Case) -> Prepared:
@@ -54,9 +59,12 @@ def matmul() -> Callable[[], Any]:
     return lambda: product(left, right).block_until_ready()
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions of what the times depend on."""
-    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+def _prepared(
+    case: Case, steps: Mapping[str, Callable[[], Any]], compile_seconds: float = 0.0
+) -> Prepared:
+    packages = ("jax", "jaxlib", "flax", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return Prepared(steps, versions, nominal_flops.count(case), compile_seconds)
 
 
 # -- Scores --------------------------------------------------------------------------------------
@@ -70,7 +78,7 @@ def _sample(case: Case) -> Prepared:
     def step() -> None:
         jax.block_until_ready(score(next(keys), params, mask, None))
 
-    return Prepared({STEP: step}, compile_seconds=compile_seconds)
+    return _prepared(case, {STEP: step}, compile_seconds)
 
 
 def _round(case: Case) -> Prepared:
@@ -83,59 +91,21 @@ def _round(case: Case) -> Prepared:
         mask, _ = nts.prune(next(keys), params, score, schedule=schedule)
         jax.block_until_ready(masks.apply(mask, params))
 
-    return Prepared({STEP: step}, compile_seconds=compile_seconds)
+    return _prepared(case, {STEP: step}, compile_seconds)
 
 
 def _search(case: Case) -> Prepared:
-    """The weights are drawn within the time: that too is compiled by who runs a search."""
+    """The weights are drawn within the time: that too is compiled by whoever runs a search."""
     network = _network(case)
     score, keys = _ntk_sap(network, case), _keys()
     schedule = schedules.exponential(DENSITY, rounds=case.num_rounds)
-    details: dict[str, float] = {}
 
     def step() -> None:
-        scoring: list[float] = []
-
-        def timed_score(*arguments: Any) -> Any:
-            started = time.perf_counter()
-            result = jax.block_until_ready(score(*arguments))
-            scoring.append(time.perf_counter() - started)
-            return result
-
-        started = time.perf_counter()
-        params = jax.block_until_ready(network.init(next(keys)))
-        drawing = time.perf_counter() - started
-        mask, history = nts.prune(next(keys), params, timed_score, schedule=schedule)
+        params = network.init(next(keys))
+        mask, _ = nts.prune(next(keys), params, score, schedule=schedule)
         jax.block_until_ready(masks.apply(mask, params))
-        total = time.perf_counter() - started
 
-        rounds = [info.seconds for info in history]
-        details.update(split_search(total, drawing=drawing, rounds=rounds, scoring=scoring))
-
-    return Prepared({STEP: step}, details=lambda: details)
-
-
-def split_search(
-    total: float, *, drawing: float, rounds: list[float], scoring: list[float]
-) -> dict[str, float]:
-    """Says where the time of a search went; everything in seconds.
-
-    Args:
-        total: the whole search.
-        drawing: the first draw of the weights, nearly all of it compilation.
-        rounds: each round; the first compiles, the others do not.
-        scoring: the scoring within each round.
-
-    Returns:
-        `compile_seconds`: the draw, and what the first round took longer than the median of the
-        others; `not_scoring_seconds`: what is neither compilation nor scoring.
-    """
-    other = [whole - part for whole, part in zip(rounds, scoring, strict=True)]
-    extra = [series[0] - statistics.median(series[1:]) for series in (scoring, other)]
-    return {
-        "compile_seconds": drawing + sum(extra),
-        "not_scoring_seconds": total - drawing - sum(scoring) - extra[1],
-    }
+    return _prepared(case, {STEP: step})
 
 
 def _criterion(case: Case) -> Prepared:
@@ -148,7 +118,7 @@ def _criterion(case: Case) -> Prepared:
     def step() -> None:
         jax.block_until_ready(score(next(keys), params, mask, batch))
 
-    return Prepared({STEP: step}, compile_seconds=compile_seconds)
+    return _prepared(case, {STEP: step}, compile_seconds)
 
 
 def _network(case: Case) -> Network:
@@ -193,11 +163,12 @@ def _selection(case: Case) -> Prepared:
     counts = scope.counts(mask, DENSITY)
     under_jit = jax.jit(scope.keep_top)
 
-    return Prepared(
+    return _prepared(
+        case,
         {
             STEP: lambda: jax.block_until_ready(scope.select(scores, mask, density=DENSITY)),
             "under jit": lambda: jax.block_until_ready(under_jit(scores, mask, counts)),
-        }
+        },
     )
 
 
@@ -206,9 +177,8 @@ def _selection(case: Case) -> Prepared:
 
 def _train(case: Case) -> Prepared:
     dense = _dense_training(case)
-    return Prepared(
-        {STEP: _masked_training(case), "dense": dense} if case.masked else {STEP: dense}
-    )
+    steps = {STEP: _masked_training(case), "dense": dense} if case.masked else {STEP: dense}
+    return _prepared(case, steps)
 
 
 def _masked_training(case: Case) -> Callable[[], None]:
@@ -284,8 +254,8 @@ def _convolution(case: Case) -> Prepared:
             jax.block_until_ready(each(images, kernel, images))
 
     sums = convolution_sums()
-    each_alone = {name: functools.partial(call, each) for name, each in sums.items()}
-    return Prepared({STEP: functools.partial(call, *sums.values()), **each_alone})
+    alone = {name: functools.partial(call, each) for name, each in sums.items()}
+    return _prepared(case, {STEP: functools.partial(call, *sums.values()), **alone})
 
 
 def convolution_sums() -> dict[str, Callable[..., jax.Array]]:

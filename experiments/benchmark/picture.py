@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from experiments.benchmark.summaries import Summary
+from experiments.benchmark.results import Summary
 from experiments.shell import pictures
 
 OURS_COLOUR, TORCH_COLOUR = pictures.COLOURS[:2]

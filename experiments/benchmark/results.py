@@ -1,4 +1,4 @@
-"""The results as tables on the screen, as Markdown and as JSON."""
+"""From times to what people read: ratios with their spread, rates, tables, sentences."""
 
 from __future__ import annotations
 
@@ -8,10 +8,165 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.benchmark.summaries import Quartiles, Summary
-from experiments.benchmark.types import Measurement
+import numpy as np
+
+from experiments.benchmark import types
+from experiments.benchmark.types import MATMUL, MATMUL_SIZE, OURS, STEP, Measurement
 
 NONE = "–"
+
+
+class Quartiles(NamedTuple):
+    """A median and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Side(NamedTuple):
+    """One side of a case.
+
+    Attributes:
+        name: `OURS` or one of PyTorch's layouts.
+        seconds: of a step.
+        gflops: nominal 10^9 operations a second; None where none are counted.
+        of_peak: that, as a fraction of the matrix product's.
+        memory: MiB that the process held before the first step.
+        memory_more: MiB that it held more at its peak, compilation included.
+        memory_warm: MiB that it held more at its peak once all was compiled, where that is known.
+    """
+
+    name: str
+    seconds: Quartiles
+    gflops: float | None
+    of_peak: float | None
+    memory: float
+    memory_more: float
+    memory_warm: float | None
+
+
+class Extra(NamedTuple):
+    """Something that was timed beside our step.
+
+    Attributes:
+        name: what.
+        seconds: how long it took.
+        step_ratio: time of the case's step over its time.
+        torch_ratio: its time over that of the same by PyTorch, or else of PyTorch's step; None
+            without PyTorch.
+    """
+
+    name: str
+    seconds: Quartiles
+    step_ratio: Quartiles
+    torch_ratio: Quartiles | None
+
+
+class Summary(NamedTuple):
+    """What is said of a case.
+
+    Attributes:
+        name: of the case.
+        rounds: how many counted.
+        ours: our side.
+        torch: PyTorch's in the layout that was faster; None without PyTorch.
+        ratio: our time over its time, round by round; None without PyTorch.
+        peak: GFLOP/s of the matrix product: the better side's median; None where not taken.
+        compile_seconds: ours; None where compilation is part of the time.
+        extras: what was timed beside.
+    """
+
+    name: str
+    rounds: int
+    ours: Side
+    torch: Side | None
+    ratio: Quartiles | None
+    peak: float | None
+    compile_seconds: float | None
+    extras: list[Extra]
+
+
+def quartiles(values: Sequence[float]) -> Quartiles:
+    """Returns median and quartiles.
+
+    Example:
+        >>> quartiles([5.0, 1.0, 2.0, 3.0, 4.0])
+        Quartiles(median=3.0, low=2.0, high=4.0)
+    """
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return Quartiles(median, low, high)
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Quartiles:
+    """Returns the quartiles of the ratio within each round, in which a disturbance cancels.
+
+    Example:
+        >>> ratio([1.0, 20.0, 1.0], [2.0, 40.0, 2.0])
+        Quartiles(median=0.5, low=0.5, high=0.5)
+    """
+    return quartiles([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def summarise(measurement: Measurement) -> Summary:
+    """Says what the times of a case mean."""
+    sides = measurement.sides
+    ours = sides[OURS]
+    products = [
+        quartiles(side.seconds(MATMUL)).median
+        for side in sides.values()
+        if MATMUL in side.rounds[0].seconds
+    ]
+    peak = 2 * MATMUL_SIZE**3 / min(products) / 1e9 if products else None
+    described = {name: _side(name, side, ours.ready.flops, peak) for name, side in sides.items()}
+    torch = min(
+        (side for name, side in described.items() if name != OURS),
+        key=lambda side: side.seconds.median,
+        default=None,
+    )
+    step = ours.seconds(STEP)
+    compile_seconds = None
+    if ours.warm_up is not None:
+        more = ours.warm_up.seconds[STEP] - quartiles(step).median
+        compile_seconds = ours.ready.compile_seconds + max(0.0, more)
+    theirs = None if torch is None else sides[torch.name]
+
+    def extra(name: str) -> Extra:
+        seconds = ours.seconds(name)
+        against = None
+        if theirs is not None:
+            their_name = name if name in theirs.rounds[0].seconds else STEP
+            against = ratio(seconds, theirs.seconds(their_name))
+        return Extra(name, quartiles(seconds), ratio(step, seconds), against)
+
+    return Summary(
+        name=measurement.case.name,
+        rounds=len(step),
+        ours=described[OURS],
+        torch=torch,
+        ratio=None if theirs is None else ratio(step, theirs.seconds(STEP)),
+        peak=peak,
+        compile_seconds=compile_seconds,
+        extras=[extra(name) for name in ours.rounds[0].seconds if name not in (STEP, MATMUL)],
+    )
+
+
+def _side(name: str, side: types.Side, flops: float | None, peak: float | None) -> Side:
+    seconds, before, last = quartiles(side.seconds(STEP)), side.ready.memory, side.rounds[-1]
+    gflops = None if flops is None else flops / seconds.median / 1e9
+    warm = last.memory_peak_warm
+    return Side(
+        name=name,
+        seconds=seconds,
+        gflops=gflops,
+        of_peak=None if gflops is None or peak is None else gflops / peak,
+        memory=before,
+        memory_more=last.memory_peak - before,
+        memory_warm=None if warm is None else max(0.0, warm - before),
+    )
+
+
+# -- Tables --------------------------------------------------------------------------------------
 
 
 class Table(NamedTuple):
@@ -47,32 +202,32 @@ def interval(values: Quartiles) -> str:
 
 
 def tables(summaries: Sequence[Summary]) -> list[Table]:
-    """Makes the tables, with a row a case."""
-    return [
-        Table(
-            "Times",
-            (
-                "case",
-                "ours, ms",
-                "PyTorch, ms",
-                "ours / PyTorch",
-                "GFLOP/s",
-                "of peak",
-                "PyTorch's",
-            ),
-            [_times(summary) for summary in summaries],
-            "Medians; in brackets the quartiles of the ratio over the rounds. PyTorch in the "
-            "faster of its layouts: N is NCHW, C channels last. GFLOP/s are ours, nominal: the "
-            "same operations for both sides; peak is a float32 matrix product in the same rounds.",
-        ),
-        Table(
-            "Compilation and memory",
-            ("case", "compile, s", "memory, MiB", "once compiled", "PyTorch's"),
-            [_resources(summary) for summary in summaries],
-            "Memory: what the process held before the first step + what it held more at its peak, "
-            "compilation included; once compiled: that of the rounds after the first.",
-        ),
-    ]
+    """Makes the tables, with a row for each case."""
+    header = (
+        "case",
+        "ours, ms",
+        "PyTorch, ms",
+        "ours / PyTorch",
+        "GFLOP/s",
+        "of peak",
+        "PyTorch's",
+    )
+    times = Table(
+        "Times",
+        header,
+        [_times(summary) for summary in summaries],
+        "Medians; in brackets the quartiles of the ratio over the rounds. PyTorch in the faster of "
+        "its layouts: N is NCHW, C channels last. GFLOP/s are ours, nominal: the same operations "
+        "for both sides. Peak is a float32 matrix product in the same rounds.",
+    )
+    resources = Table(
+        "Compilation and memory",
+        ("case", "compile, s", "memory, MiB", "once compiled", "PyTorch's"),
+        [_resources(summary) for summary in summaries],
+        "Memory: what the process held before the first step, and what it held more at its peak, "
+        "compilation included. Once compiled: the peak of the rounds after the first.",
+    )
+    return [times, resources]
 
 
 def _times(summary: Summary) -> tuple[str, ...]:
@@ -89,13 +244,13 @@ def _times(summary: Summary) -> tuple[str, ...]:
 
 
 def _resources(summary: Summary) -> tuple[str, ...]:
-    ours, torch = summary.ours.memory, summary.torch
+    ours, torch = summary.ours, summary.torch
     return (
         summary.name,
-        f"{summary.compile_seconds:.1f}",
-        f"{ours.before:.0f} + {ours.step:.0f}",
-        NONE if ours.warm_step is None else f"+ {ours.warm_step:.0f}",
-        NONE if torch is None else f"{torch.memory.before:.0f} + {torch.memory.step:.0f}",
+        NONE if summary.compile_seconds is None else f"{summary.compile_seconds:.1f}",
+        f"{ours.memory:.0f} + {ours.memory_more:.0f}",
+        NONE if ours.memory_warm is None else f"+ {ours.memory_warm:.0f}",
+        NONE if torch is None else f"{torch.memory:.0f} + {torch.memory_more:.0f}",
     )
 
 
@@ -104,60 +259,50 @@ def notes(summaries: Sequence[Summary]) -> list[str]:
     sentences = []
     for summary in summaries:
         for extra in summary.extras:
-            against = (
-                ""
-                if extra.torch_ratio is None
-                else f", {interval(extra.torch_ratio)} times PyTorch's time"
-            )
+            against = ""
+            if extra.torch_ratio is not None:
+                against = f", {interval(extra.torch_ratio)} times PyTorch's time"
             sentences.append(
                 f"{summary.name}: {extra.name} takes {number(1e3 * extra.seconds.median)} ms"
                 f"{against}; the case takes {interval(extra.step_ratio)} times as long as that."
             )
-        if summary.not_scoring_seconds is not None:
-            share = summary.not_scoring_seconds / summary.ours.seconds.median
-            sentences.append(
-                f"{summary.name}: {summary.compile_seconds:.1f} s are compilation; "
-                f"{summary.not_scoring_seconds:.2f} s ({share:.1%}) are neither that nor scoring."
-            )
     peaks = [summary.peak for summary in summaries if summary.peak is not None]
     if peaks:
-        sentences.append(
-            f"Matrix product: {number(min(peaks))} to {number(max(peaks))} GFLOP/s, by case."
-        )
+        span = f"{number(min(peaks))} to {number(max(peaks))}"
+        sentences.append(f"Matrix product: {span} GFLOP/s, by case.")
     return sentences
 
 
-def markdown(summaries: Sequence[Summary], setting: Sequence[tuple[str, str]]) -> str:
-    """Returns the tables, their legends, the notes and the setting, as Markdown."""
-    items = [*notes(summaries), *(f"{name}: {value}" for name, value in setting)]
-    shown = [table_as_markdown(table) for table in tables(summaries)]
-    return "\n".join([*shown, *(f" - {item}" for item in items), ""])
-
-
-def table_as_markdown(table: Table) -> str:
-    """Returns a table and its legend as Markdown."""
-    lines = [f"| {' | '.join(table.header)} |", f"|---|{'---:|' * (len(table.header) - 1)}"]
-    lines += [f"| {' | '.join(row)} |" for row in table.rows]
-    return "\n".join([*lines, "", table.legend, ""])
+def markdown(shown: Sequence[Table], items: Sequence[str] = ()) -> str:
+    """Returns tables with their legends, and a list of sentences, as Markdown."""
+    lines = []
+    for table in shown:
+        rule = "---|" + "---:|" * (len(table.header) - 1)
+        lines += [f"| {' | '.join(table.header)} |", f"|{rule}"]
+        lines += [f"| {' | '.join(row)} |" for row in table.rows]
+        lines += ["", table.legend, ""]
+    return "\n".join([*lines, *(f" - {item}" for item in items), ""])
 
 
 def to_json(
     measurements: Sequence[Measurement],
     summaries: Sequence[Summary],
+    other_tables: Sequence[Table],
     setting: Mapping[str, Any],
 ) -> str:
-    """Returns all that was measured, raw times included, and the summaries."""
+    """Returns all that was measured, raw times included, and what was made of it."""
     cases = [
-        {**dataclasses.asdict(measurement), "summary": _plain(summary)}
-        for measurement, summary in zip(measurements, summaries, strict=True)
+        {"case": dataclasses.asdict(measured.case), "sides": measured.sides, "summary": summary}
+        for measured, summary in zip(measurements, summaries, strict=True)
     ]
-    return json.dumps({"setting": setting, "cases": cases}, indent=1) + "\n"
+    content = {"setting": setting, "cases": cases, "tables": other_tables}
+    return json.dumps(_plain(content), indent=1) + "\n"
 
 
 def _plain(value: Any) -> Any:
     """Turns named tuples into dictionaries, at any depth."""
     if hasattr(value, "_asdict"):
-        return {name: _plain(item) for name, item in value._asdict().items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return list(map(_plain, value)) if isinstance(value, list | tuple) else value

@@ -1,7 +1,7 @@
-"""How fast shrunk networks are: `python -m experiments.benchmark.shrunk_latency` prints it.
+"""The case shrunk-latency: how fast shrunk networks are.
 
-Untrained networks, and filters pruned at random, by the same chance in every layer: what counts for
-time is how many are left.
+The networks are untrained, and filters are pruned at random, with the same probability in every
+layer: for time it only matters how many are left.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from rich.console import Console
-from rich.table import Table
 
+from experiments.benchmark.results import Table
 from experiments.tpp.measure import Network, latency
 from ntksap_jax import models, structured
 from ntksap_jax.structured import filters
@@ -53,27 +52,22 @@ def uniform_scores(channels: structured.Channels) -> dict[str, jax.Array]:
         path: jax.random.uniform(key, (layer.num_filters,))
         for key, (path, layer) in zip(keys, channels.layers.items(), strict=True)
     }
-    # Tied filters get a sum of several numbers; its fractional part is as uniform as each of them.
+    # Tied filters get the sum of several numbers; its fractional part is uniform too.
     return {path: total % 1 for path, total in filters.tie(draws, channels).items()}
 
 
-def main() -> None:
-    """Prints the table: medians, and quartiles in brackets."""
-    table = Table("network", "FLOPs", "batch", "ms", "times as fast")
+def table() -> Table:
+    """Makes the table, with a row for each network and batch size."""
+    rows: list[tuple[str, ...]] = []
     for name, model in (("ResNet-56", models.resnet56()), ("VGG-16-BN", models.vgg16_bn())):
         shrunk = shrink(model)
         networks = {kind: network for kind, (network, _) in shrunk.items()}
         for batch, seconds in latency(networks, INPUT_SHAPE, repeats=REPEATS).items():
             for kind, (low, median, high) in seconds.items():
-                table.add_row(
-                    f"{name}, {kind}",
-                    f"{shrunk[kind].flops:,}",
-                    batch,
-                    f"{1e3 * median:.3g} ({1e3 * low:.3g} to {1e3 * high:.3g})",
-                    f"{seconds['dense'][1] / median:.2f}",
-                )
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    main()
+                milliseconds = f"{1e3 * median:.3g} ({1e3 * low:.3g} to {1e3 * high:.3g})"
+                faster = f"{seconds['dense'][1] / median:.2f}"
+                flops = f"{shrunk[kind].flops:,}"
+                rows.append((f"{name}, {kind}", flops, batch, milliseconds, faster))
+    header = ("network", "FLOPs", "batch", "ms", "times as fast")
+    legend = "Medians, and in brackets quartiles, of forward passes in evaluation mode."
+    return Table("Latency of shrunk networks", header, rows, legend)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,11 +17,15 @@ from torch.nn import functional as F
 
 from experiments.benchmark import torch_steps
 from experiments.benchmark.torch_models import MODELS, draw_weights, masked_layers
-from experiments.benchmark.types import CONVOLUTION_CALLS, MATMUL_SIZE, STEP, Case, Prepared
-
-DENSITY = 0.05
-"""At the end of the search, of one-shot selection, and in training; as on our side."""
-SEARCH_ROUNDS = 20
+from experiments.benchmark.types import (
+    CONVOLUTION_CALLS,
+    DENSITY,
+    MATMUL_SIZE,
+    SEARCH_ROUNDS,
+    STEP,
+    Case,
+    Prepared,
+)
 
 MEMORY_FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -47,9 +51,8 @@ def matmul() -> Callable[[], Any]:
     return lambda: left @ right
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions of what the times depend on."""
-    return {"torch": importlib.metadata.version("torch")}
+def _prepared(steps: Mapping[str, Callable[[], Any]]) -> Prepared:
+    return Prepared(steps, {"torch": importlib.metadata.version("torch")})
 
 
 # -- Scores --------------------------------------------------------------------------------------
@@ -63,7 +66,7 @@ def _sample(case: Case, layout: str) -> Prepared:
         torch_steps.add_sample(model, _noise(case, layout), estimate)
         torch_steps.take_scores(model)
 
-    return Prepared({STEP: step})
+    return _prepared({STEP: step})
 
 
 def _round(case: Case, layout: str) -> Prepared:
@@ -75,7 +78,7 @@ def _round(case: Case, layout: str) -> Prepared:
             nn.init.ones_(layer.mask)
         _prune(case, layout, model, estimate, DENSITY ** (1 / SEARCH_ROUNDS))
 
-    return Prepared({STEP: step})
+    return _prepared({STEP: step})
 
 
 def _search(case: Case, layout: str) -> Prepared:
@@ -85,7 +88,7 @@ def _search(case: Case, layout: str) -> Prepared:
         for number in range(1, case.num_rounds + 1):
             _prune(case, layout, model, estimate, DENSITY ** (number / case.num_rounds))
 
-    return Prepared({STEP: step})
+    return _prepared({STEP: step})
 
 
 def _prune(
@@ -115,7 +118,7 @@ def _selection(case: Case, layout: str) -> Prepared:
     del layout
     scores = [torch.rand(size) for size in case.leaf_sizes]
     num_kept = round(DENSITY * case.num_scores)
-    return Prepared({STEP: functools.partial(torch_steps.select, scores, num_kept)})
+    return _prepared({STEP: functools.partial(torch_steps.select, scores, num_kept)})
 
 
 # -- Training ------------------------------------------------------------------------------------
@@ -140,7 +143,7 @@ def _train(case: Case, layout: str) -> Prepared:
         optimizer.step()
         return loss.item(), int((logits.argmax(dim=1) == labels).sum())
 
-    return Prepared({STEP: step})
+    return _prepared({STEP: step})
 
 
 # -- Convolutions --------------------------------------------------------------------------------
@@ -156,5 +159,5 @@ def _convolution(case: Case, layout: str) -> Prepared:
             each(images, kernel, images)
 
     sums = torch_steps.CONVOLUTION_SUMS
-    each_alone = {name: functools.partial(call, each) for name, each in sums.items()}
-    return Prepared({STEP: functools.partial(call, *sums.values()), **each_alone})
+    alone = {name: functools.partial(call, each) for name, each in sums.items()}
+    return _prepared({STEP: functools.partial(call, *sums.values()), **alone})

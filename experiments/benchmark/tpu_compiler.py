@@ -1,16 +1,12 @@
-"""A child process: compiles one program for a TPU that need not be there, and says what it costs.
+"""Compiles one program for a TPU that need not be there, and reads what it costs.
 
-    python -m experiments.benchmark.tpu_compiler TOPOLOGY PROGRAM-AS-JSON
-
-It answers with one line of JSON on standard output. `experiments.benchmark.aot` sets the
-environment that libtpu needs on a machine without a TPU.
+`experiments.benchmark.aot` runs this in a process whose environment is the one that libtpu needs on
+a machine without a TPU.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +18,8 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import ntksap_jax as nts
+from experiments.benchmark.aot import Cost, Program
 from experiments.benchmark.ours import ESTIMATORS
-from experiments.benchmark.tpu_programs import Cost, Program
 from ntksap_jax import criteria, masks, models
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.types import Network
@@ -32,12 +28,6 @@ INPUT_SHAPE = (32, 32, 3)
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 DTYPE_BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 """Bytes of an entry; of the rest (predicates, bytes) 1."""
-
-
-def main(arguments: list[str]) -> None:
-    """Compiles, and prints a `Cost`."""
-    topology, program = arguments[0], Program(**json.loads(arguments[1]))
-    print(json.dumps(cost(topology, program)._asdict()))
 
 
 def cost(topology: str, program: Program) -> Cost:
@@ -138,7 +128,3 @@ def num_bytes(shape: str) -> int:
     dtype, sizes = shape.rstrip("]").split("[")
     entries = int(np.prod([int(size) for size in sizes.split(",") if size], dtype=np.int64))
     return DTYPE_BYTES.get(dtype, 1) * entries
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

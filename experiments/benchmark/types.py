@@ -1,9 +1,9 @@
-"""The records that parent and worker processes speak. Imports neither JAX nor PyTorch."""
+"""What the parent and its child processes exchange. Imports neither JAX nor PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 OURS = "ours"
@@ -11,13 +11,16 @@ TORCH_LAYOUTS = ("nchw", "channels_last")
 """How PyTorch may lay images out; the sides of a case are `OURS` and some of these."""
 
 STEP = "step"
-"""The name of what a case times; a worker may time other things beside it."""
+"""The name of what a case times; a side may time other things beside it."""
 MATMUL = "matmul"
 """A matrix product, timed in the same rounds: what the machine can do at that moment."""
 MATMUL_SIZE = 2048
 """Rows and columns: 17 GFLOP."""
 CONVOLUTION_CALLS = 10
 """Of each sum in a step; one takes only milliseconds."""
+DENSITY = 0.05
+"""At the end of the search, of one-shot selection, and in training."""
+SEARCH_ROUNDS = 20
 
 Estimator = Literal["finite_difference", "jvp", "vjp"]
 
@@ -70,54 +73,59 @@ class Case:
 
 
 class Prepared(NamedTuple):
-    """A case, ready to be timed on one side.
+    """One side of a case, ready to be timed.
 
     Attributes:
         steps: functions without arguments that return when their work is done; `STEP` first.
-        details: called after a round: further numbers about the last call of `STEP`, by name.
+        versions: of what the times depend on.
+        flops: nominal floating-point operations of a step, see `nominal_flops`; None where they are
+            not counted, or where the other side counts them.
         compile_seconds: spent on compilation while preparing.
     """
 
     steps: Mapping[str, Callable[[], Any]]
-    details: Callable[[], dict[str, float]] = dict
+    versions: dict[str, str]
+    flops: float | None = None
     compile_seconds: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class SideTimes:
-    """What was measured of one side of a case.
+class Ready(NamedTuple):
+    """What a child says of itself before its first step; MiB of memory as the others."""
+
+    versions: dict[str, str]
+    flops: float | None
+    compile_seconds: float
+    memory: float
+
+
+class Round(NamedTuple):
+    """What a child measured when it took every step once.
 
     Attributes:
-        seconds: by name of the step, one number a round.
-        first_seconds: by name of the step, of the call that warmed it up, if there was one.
-        compile_seconds: spent on compilation before that.
-        details: by name, one number a round.
-        memory_before: MiB that the process held before the first step: imports, model, data.
+        seconds: by name of the step.
         memory_peak: MiB at most, compilation included.
-        memory_peak_warm: MiB at most in the rounds that count, after compilation; None where the
-            system does not tell.
+        memory_peak_warm: MiB at most since the peak was reset; None where the system cannot.
     """
 
-    seconds: dict[str, list[float]]
-    first_seconds: dict[str, float] = field(default_factory=dict)
-    compile_seconds: float = 0.0
-    details: dict[str, list[float]] = field(default_factory=dict)
-    memory_before: float = 0.0
-    memory_peak: float = 0.0
-    memory_peak_warm: float | None = None
+    seconds: dict[str, float]
+    memory_peak: float
+    memory_peak_warm: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """What was measured of a case.
+class Side(NamedTuple):
+    """All that was measured of one side of a case."""
 
-    Attributes:
-        case: what was timed.
-        flops: nominal floating-point operations of one step, see `nominal_flops`; None where they
-            are not counted.
-        sides: by name of the side.
-    """
+    ready: Ready
+    warm_up: Round | None
+    rounds: list[Round]
+
+    def seconds(self, step: str) -> list[float]:
+        """Returns the times of a step, one for each round."""
+        return [measured.seconds[step] for measured in self.rounds]
+
+
+class Measurement(NamedTuple):
+    """All that was measured of a case, by name of the side."""
 
     case: Case
-    flops: float | None
-    sides: dict[str, SideTimes]
+    sides: dict[str, Side]
