@@ -1,6 +1,5 @@
 """Checkpoints: resuming, what is kept, and what is made of damaged and foreign ones."""
 
-import functools
 import os
 import random
 import shutil
@@ -11,13 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from damage import ORBAX_LEAVES_SOMETHING, collected_here, damage  # noqa: F401
-from test_training import ConvNet, Linear, compiled_step, make_batches, noisy, start
+from test_training import ConvNet, Linear, start
 
 from experiments.shell.errors import UserError
 from experiments.training import checkpoints
-from experiments.training import steps as training
-from experiments.training.checkpoints import Progress
-from experiments.training.steps import EpochSums
+from experiments.training.checkpoints import Progress, Sums
 
 pytestmark = ORBAX_LEAVES_SOMETHING
 LONG = os.environ.get("NTKSAP_LONG_TESTS") == "all"
@@ -43,7 +40,7 @@ def state_at(state, step):
 
 
 def progress_at(step):
-    return Progress(({"epoch": 1, "loss": 0.1 * step},), EpochSums(1 / 3, 5, 8, step), 0.7)
+    return Progress(({"epoch": 1, "loss": 0.1 * step},), Sums(1 / 3, 5, 8, step), 0.7)
 
 
 def restore_last(folder, model=None, run="run"):
@@ -60,24 +57,6 @@ def assert_is_step(step, found):
     state, progress = found
     assert_equal(state, state_at(start(Linear())[0], step))
     assert progress == progress_at(step)
-
-
-def test_a_resumed_training_ends_exactly_as_an_undisturbed_one(tmp_path):
-    state, *_ = start(ConvNet())
-    batches = list(zip(*make_batches(4), strict=True))
-    run = functools.partial(
-        training.train_epoch, jax.random.key(3), train_step=compiled_step(ConvNet(), noisy)
-    )
-    undisturbed, _ = run(state, batches)
-
-    halfway, _ = run(state, batches[:2])
-    with checkpoints.open_manager(tmp_path / "checkpoints") as manager:
-        checkpoints.save(manager, 2, halfway, Progress(), run="run")
-    (restored, progress), _, said = restore_last(tmp_path / "checkpoints", ConvNet())
-    assert_equal(restored, halfway)
-    assert (progress, said) == (Progress(), [])
-    resumed, _ = run(restored, batches[2:])
-    assert_equal(resumed, undisturbed)
 
 
 def test_the_last_checkpoints_are_kept(tmp_path):

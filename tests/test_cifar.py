@@ -174,7 +174,7 @@ def test_a_complete_run_is_shown_again(undisturbed, capsys):
     ("line", "message"),
     [
         ("demoo", "unknown preset 'demoo'. Did you mean demo?"),
-        ("demo --densty 0.1", "unknown flag --densty. Did you mean --density?"),
+        ("demo --densty 0.1", "Unrecognized options: --densty, 0.1. Did you mean --density?"),
         ("demo --dataset digit", "unknown data set 'digit'. Did you mean digits?"),
         ("demo --model resnet21", "unknown model 'resnet21'. Did you mean resnet20?"),
         ("demo --criterion ntksap", "unknown criterion 'ntksap'. Did you mean ntk_sap?"),

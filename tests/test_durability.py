@@ -33,8 +33,7 @@ from experiments.cifar.job import make_job
 from experiments.shell import errors
 from experiments.storage import locking, run_folder
 from experiments.sweep import cells
-from experiments.training import checkpoints
-from experiments.training import loop as training_stage
+from experiments.training import checkpoints, loop
 from experiments.training.checkpoints import Progress
 from ntksap_jax import masks
 
@@ -159,24 +158,21 @@ def test_preempted_within_an_epoch_it_is_saved_there(undisturbed, tmp_path, monk
     folder = tmp_path / NAME
 
     def preempt(*arguments, step):
-        with monkeypatch.context() as patch:
-            patch.setattr(training_stage, "_after_step", preempting(step))
-            return fail(capfd, *arguments)[0]
+        make_job = cifar.make_job
 
-    make = training_stage._after_step
+        def make(config):
+            job = make_job(config)
 
-    def preempting(step):
-        def patched(*args, **kwargs):
-            after_step = make(*args, **kwargs)
-
-            def terminated(state, sums):
-                if int(state.step) == step:
+            def terminated(key, state, *batch):
+                if int(state.step) + 1 == step:
                     terminate()
-                after_step(state, sums)
+                return job.train_step(key, state, *batch)
 
-            return terminated
+            return job._replace(train_step=terminated)
 
-        return patched
+        with monkeypatch.context() as patch:
+            patch.setattr(cifar, "make_job", make)
+            return fail(capfd, *arguments)[0]
 
     def last_step():
         with checkpoints.open_manager(folder / "checkpoints") as manager:
@@ -204,7 +200,7 @@ def test_within_an_epoch_checkpoints_are_saved_now_and_then(undisturbed, tmp_pat
 
     monkeypatch.setattr(checkpoints, "save", recording)
     clock = SimpleNamespace(monotonic=itertools.count().__next__, perf_counter=time.perf_counter)
-    monkeypatch.setattr(training_stage, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
     cifar.main([*OPTIONS, str(tmp_path), "--save-minutes", "0.15"])
     # The clock goes on by a second at each look, one look a step; and 9 seconds are 0.15 minutes.
     assert steps == [9, 18, 22, 31, 40, 44, 53, 62, 66]
@@ -388,7 +384,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_led_there(undisturbed, t
     folder = tmp_path / NAME
     about = json.loads((folder / "failure" / "about.json").read_text())
     step = about["step"]
-    assert error.startswith(f"error: the loss is not finite at step {step} (epoch 1): ")
+    assert error.startswith(f"error: training: the loss is not finite at step {step} (epoch 1): ")
     assert "/kernel was not finite before it" in error or "the largest " in error
     assert "Try a lower --learning-rate" in error and str(folder / "failure") in error
 

@@ -467,7 +467,7 @@ def training_setup():
     config = TrainingConfig(epochs=4, batch_size=16, learning_rate=0.05, drop_epochs=(2,))
     optimizer = training.make_optimizer(config, steps_per_epoch=NUM_STEPS // 4)
     mask = oracles.random_mask(KEY, variables["params"])
-    state = training.init_state(variables["params"], variables["batch_stats"], mask, optimizer)
+    state = training.init_state(variables, optimizer, mask)
     return state, training.make_train_step(model, optimizer, noisy)
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import oracles
 import pytest
 import safetensors.numpy
-from test_checkpoints import Progress
-from test_training import ConvNet, compiled_step, make_batches, noisy, start
+from test_training import ConvNet, compiled_step, make_stage, noisy, run_stage, start, undisturbed
 
 import ntksap_jax as nts
+from experiments.shell.errors import Preempted
 from experiments.training import checkpoints
-from experiments.training import steps as training
+from experiments.training.checkpoints import Progress
 from ntksap_jax import criteria, masks, sharding
 
 KEY = jax.random.key(1)
@@ -59,31 +59,35 @@ def test_a_search_goes_on_on_other_devices_with_a_mask_that_was_saved(tmp_path):
         np.testing.assert_array_equal(oracles.flat(mask), oracles.flat(undisturbed))
 
 
-def test_a_training_goes_on_on_other_devices(tmp_path):
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 2), (2, 1)])
+def test_a_training_goes_on_on_other_devices(tmp_path, before, after):
+    state = start(ConvNet())[0]
+    stage = make_stage(tmp_path, compiled_step(ConvNet(), noisy))
+    with pytest.raises(Preempted):
+        run_stage(stage, state, devices=before, stop_at=4)
+    variables, rows = run_stage(stage, state, devices=after)
+    expected_variables, expected_rows = undisturbed()
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+        variables,
+        expected_variables,
+    )
+    for row, expected in zip(rows, expected_rows, strict=True):
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_checkpoint_is_read_onto_other_devices(tmp_path, number):
     state, *_ = start(ConvNet())
-    batches = list(zip(*make_batches(6), strict=True))
-
-    def run(state, batches):
-        step = compiled_step(ConvNet(), noisy)
-        return training.train_epoch(KEY, state, batches, train_step=step)[0]
-
-    undisturbed = run(state, batches)
     placed = placements(state)
-    for i, (before, after) in enumerate(zip(placed, placed[1:] + placed[:1], strict=True)):
-        halfway = run(before, batches[:3])
-        with checkpoints.open_manager(tmp_path / str(i)) as manager:
-            checkpoints.save(manager, 3, halfway, Progress(), run="run")
-        with checkpoints.open_manager(tmp_path / str(i)) as manager:
-            found = checkpoints.restore_last(manager, after, run="run", say=pytest.fail)
-        restored, _ = found
-        jax.tree.map(np.testing.assert_array_equal, restored, halfway)
-        lying = jax.tree.map(lambda x, y: x.sharding == y.sharding, restored, after)
-        assert all(jax.tree.leaves(lying))
-        jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
-            run(restored, batches[3:]),
-            undisturbed,
-        )
+    with checkpoints.open_manager(tmp_path) as manager:
+        checkpoints.save(manager, 3, placed[number], Progress(), run="run")
+    after = placed[(number + 1) % 3]
+    with checkpoints.open_manager(tmp_path) as manager:
+        restored, _ = checkpoints.restore_last(manager, after, run="run", say=pytest.fail)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    lying = jax.tree.map(lambda x, y: x.sharding == y.sharding, restored, after)
+    assert all(jax.tree.leaves(lying))
 
 
 # -- The program -----------------------------------------------------------------------------------

@@ -242,8 +242,7 @@ def test_accuracy_is_the_authors_top_1():
         def __call__(self, x, train=False):
             return x
 
-    unused = {"kernel": jnp.ones((1, 1))}
-    state = training.init_state(unused, {}, masks.create(unused), optax.sgd(0.1))
+    state = training.init_state({"params": {"kernel": jnp.ones((1, 1))}}, optax.sgd(0.1))
     eval_step = training.make_eval_step(Identity(), lambda images: images)
     totals = eval_step(state, logits, labels, jnp.ones(len(labels), bool))
     assert 100 * int(totals.num_correct) / len(labels) == pytest.approx(case["top1"])

@@ -5,19 +5,22 @@ import json
 import math
 import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_training import read_events
 
 from experiments.report import program as report
 from experiments.storage import run_folder
 from experiments.tpp import config as config_lib
-from experiments.tpp import job, measure, networks, selection, stage, steps
+from experiments.tpp import job, measure, networks, selection
 from experiments.tpp import program as tpp
 from experiments.tpp.methods import METHODS
 from experiments.tpp.presets import PRESETS
+from experiments.training import steps
 from ntksap_jax.structured import channels, shrinking, tracing
 
 TINY = [
@@ -41,9 +44,7 @@ def read(folder):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(stage, "SCANNED_STEPS", 22)
-        tpp.main([*TINY, "--compare", "l1", "--runs-dir", str(runs)])
+    tpp.main([*TINY, "--compare", "l1", "--runs-dir", str(runs)])
     return runs
 
 
@@ -88,7 +89,8 @@ def test_the_saved_network_is_the_one_that_was_measured(undisturbed):
         ("network.safetensors", "last_accuracy"),
     ):
         model, variables = load(undisturbed / TPP, name)
-        assert measure.evaluate(made, model, variables).accuracy == read(undisturbed / TPP)[key]
+        network = measure.Network(model, variables)
+        assert measure.evaluate(made, network).accuracy == read(undisturbed / TPP)[key]
     # The Jacobian of a linear network is the product of its matrices.
     params = variables["params"]
     matrices = [params[f"hidden_{i}"]["kernel"] for i in range(6)] + [params["fc"]["kernel"]]
@@ -120,39 +122,43 @@ def test_the_runs_share_one_dense_network(undisturbed):
     assert accuracy == read(undisturbed / L1)["dense_accuracy"]
 
 
-@pytest.mark.long
-@pytest.mark.by_hand
-def test_a_run_that_was_interrupted_in_two_stages_ends_as_the_undisturbed_one(
+def test_a_run_that_was_ended_in_every_stage_ends_as_the_undisturbed_one(
     undisturbed, tmp_path, monkeypatch, capsys
 ):
-    shutil.copytree(undisturbed / "dense", tmp_path / "dense")
-    flags = ["--compare", "--runs-dir", str(tmp_path), "--save-minutes", "1e-9", "--resume"]
-    taken = []
+    make_train_step, seen = steps.make_train_step, []
 
-    def make_take_steps(*args, **kwargs):
-        take_steps = make(*args, **kwargs)
+    def make(*args):
+        """Makes a step before whose 30th call in a stage SIGTERM comes, once in each stage."""
+        number, train_step = len(seen), make_train_step(*args)
+        seen.append(0)
 
-        def counted(key, state, *rest):
-            if len(taken) in (1, 4):  # Of 2 in regularisation, and of 3 in fine-tuning.
-                taken.append("interrupted")
-                raise KeyboardInterrupt
-            taken.append(int(state.step))
-            return take_steps(key, state, *rest)
+        def counted(*args):
+            seen[number] += 1
+            if seen[number] == 30:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return train_step(*args)
 
         return counted
 
-    make = steps.make_take_steps
-    monkeypatch.setattr(stage.steps, "make_take_steps", make_take_steps)
-    monkeypatch.setattr(stage, "SCANNED_STEPS", 22)
-    for _ in range(2):
-        with pytest.raises(SystemExit) as stop:
-            tpp.main([*TINY, *flags])
-        assert stop.value.code == 130
-        assert "--resume" in capsys.readouterr().err
+    flags = ["--compare", "--runs-dir", str(tmp_path), "--tensorboard", "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "make_train_step", make)
+        for _ in range(3):  # Pretraining, regularisation, fine-tuning.
+            with pytest.raises(SystemExit) as stop:
+                tpp.main([*TINY, *flags])
+            assert stop.value.code == 75
+            assert "--resume" in capsys.readouterr().err
     tpp.main([*TINY, *flags])
-    assert taken == [0, "interrupted", 22, 0, "interrupted", 22, 44]
     old, new = (load(folder / TPP)[1] for folder in (undisturbed, tmp_path))
     jax.tree.map(np.testing.assert_array_equal, old, new)
+    for name in ("metrics", "regularise"):
+        rows = [run_folder.read_table(f / TPP / f"{name}.csv") for f in (undisturbed, tmp_path)]
+        for row, other in zip(*rows, strict=True):
+            assert {**row, "seconds": 0} == {**other, "seconds": 0}
+    events = read_events(tmp_path / TPP / "tensorboard" / "metrics")
+    table = run_folder.read_table(tmp_path / TPP / "metrics.csv")
+    expected = [(row["step"], pytest.approx(row["test_loss"])) for row in table]
+    assert events["test_loss"] == expected
 
 
 @pytest.mark.long
@@ -163,7 +169,7 @@ def test_a_convolutional_network_is_pruned_before_training_and_runs(tmp_path, mo
             *("demo", "--model", "resnet8", "--width", "4", "--method", "snip", "--compare"),
             *("--flops-budget", "0.6", "--patterns", "block_*/conv1", "--pretrain-epochs", "1"),
             *("--no-augment", "--jsv-images", "2"),
-            *("--batch-size", "700", "--latency-repeats", "3", "--runs-dir", str(tmp_path)),
+            *("--batch-size", "704", "--latency-repeats", "3", "--runs-dir", str(tmp_path)),
         ]
     )
     (folder,) = tmp_path.iterdir()

@@ -1,6 +1,11 @@
 """Training against NumPy: optimiser, statistics, evaluation; resuming from a checkpoint."""
 
 import functools
+import importlib.util
+import itertools
+import json
+import tempfile
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -8,11 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import rich.console
+from tensorboardX.proto.event_pb2 import Event
 
 from experiments import data
+from experiments.shell.errors import Preempted, RunFailed, UserError
+from experiments.storage import run_folder
+from experiments.training import checkpoints, inputs, loop, tensorboard
 from experiments.training import steps as training
 from experiments.training.config import TrainingConfig
-from ntksap_jax import masks
+from ntksap_jax import masks, sharding
 
 NUM_CLASSES = 3
 SGD = TrainingConfig(
@@ -64,9 +74,7 @@ def start(model, config=SGD):
         lambda m: jnp.asarray(rng.random(m.shape) < 0.5), masks.create(variables["params"])
     )
     optimizer = training.make_optimizer(config, steps_per_epoch=2)
-    state = training.init_state(
-        variables["params"], variables.get("batch_stats", {}), mask, optimizer
-    )
+    state = training.init_state(variables, optimizer, mask)
     return state, mask, variables, optimizer
 
 
@@ -188,80 +196,12 @@ def test_one_compilation_serves_every_mask():
     train_step = training.make_train_step(ConvNet(), optimizer, no_augmentation)
     images, labels = (array[0] for array in make_batches(1))
     train_step(jax.random.key(0), state, images, labels)
-    dense = training.init_state(
-        variables["params"], variables["batch_stats"], masks.create(variables["params"]), optimizer
-    )
+    dense = training.init_state(variables, optimizer, masks.create(variables["params"]))
     train_step(jax.random.key(0), dense, images, labels)
     assert train_step._cache_size() == 1
 
 
-# -- Loops ---------------------------------------------------------------------------------------
-
-
-def test_train_epoch_averages_over_batches_and_counts_steps():
-    state, *_ = start(ConvNet())
-    train_step = compiled_step(ConvNet(), noisy)
-    batches = list(zip(*make_batches(3), strict=True))
-    expected, metrics = state, []
-    for images, labels in batches:
-        expected, one = train_step(jax.random.key(7), expected, images, labels)
-        metrics.append(one)
-    calls = []
-    got, score = training.train_epoch(
-        jax.random.key(7),
-        state,
-        batches,
-        train_step=train_step,
-        on_step=lambda state, sums: calls.append((int(state.step), sums().num_steps)),
-    )
-    assert calls == [(1, 1), (2, 2), (3, 3)]
-    assert_equal(got.params, expected.params)
-    assert score.loss == pytest.approx(np.mean([m.loss for m in metrics]))
-    assert score.accuracy == sum(int(m.num_correct) for m in metrics) / (3 * SGD.batch_size)
-
-
-@pytest.mark.parametrize("check_every", [1, 2, 50])
-def test_a_loss_that_is_not_finite_stops_training_and_names_the_first_step(
-    monkeypatch, check_every
-):
-    monkeypatch.setattr(training, "CHECK_EVERY", check_every)
-    state, *_ = start(Linear())
-
-    train_step = compiled_step(Linear(), no_augmentation)
-    batches = list(zip(*make_batches(5), strict=True))
-    state = state._replace(step=jnp.int32(10))
-
-    def failing_step(key, state, images, labels):
-        new, metrics = train_step(key, state, images, labels)
-        bad = int(state.step) >= 12
-        return new, metrics._replace(loss=jnp.nan if bad else metrics.loss)
-
-    with pytest.raises(training.Diverged) as error:
-        training.train_epoch(jax.random.key(0), state, batches, train_step=failing_step)
-    assert error.value.step == 13
-    assert 10 <= int(error.value.state.step) <= 12
-
-
-def test_the_rest_of_an_epoch_gives_the_score_of_the_whole(monkeypatch):
-    monkeypatch.setattr(training, "CHECK_EVERY", 2)
-    state, *_ = start(ConvNet())
-    batches = list(zip(*make_batches(5), strict=True))
-    run = functools.partial(
-        training.train_epoch, jax.random.key(3), train_step=compiled_step(ConvNet(), noisy)
-    )
-    undisturbed = run(state, batches)
-    for done in range(1, 5):
-        halfway = []
-
-        def stop(state, sums, done=done, halfway=halfway):
-            if sums().num_steps == done:
-                halfway.append((state, sums()))
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            run(state, batches, on_step=stop)
-        [(there, sums)] = halfway
-        assert_equal(run(there, batches[done:], sums=sums), undisturbed)
+# -- Evaluation ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [4, 7, 32])
@@ -282,3 +222,170 @@ def test_evaluation_counts_every_example_once(batch_size):
     )
     assert score.loss == pytest.approx(float(loss), rel=1e-5)
     assert score.accuracy == np.mean(np.argmax(logits, 1) == labels)
+
+
+# -- The loop ------------------------------------------------------------------------------------
+
+
+def make_images(devices=1):
+    """A data set of two batches of 8 and a rest of 3, and devices to train on."""
+    rng = np.random.default_rng(0)
+    num_train = 2 * SGD.batch_size + 3
+    dataset = data.Dataset(
+        name="random",
+        train_images=rng.integers(0, 256, (num_train, 6, 6, 1), np.uint8),
+        train_labels=rng.integers(0, NUM_CLASSES, num_train, np.int32),
+        test_images=rng.integers(0, 256, (5, 6, 6, 1), np.uint8),
+        test_labels=rng.integers(0, NUM_CLASSES, 5, np.int32),
+        class_names=tuple("abc"),
+        mean=(0.0,),
+        std=(1.0,),
+        crop_padding=0,
+        flip=False,
+        source="random",
+        note="",
+    )
+    mesh = sharding.data_mesh(jax.devices()[:devices])
+    return inputs.make(dataset, SGD.batch_size)._replace(mesh=mesh)
+
+
+def make_stage(folder, train_step, *, num_steps=7, row_steps=3):
+    return loop.Stage(
+        name="Testing",
+        folder=folder,
+        table="metrics.csv",
+        run="run",
+        order_key=jax.random.key(1),
+        augmentation_key=jax.random.key(2),
+        train_step=train_step,
+        learning_rate=lambda step: 0.1,
+        num_steps=num_steps,
+        row_steps=row_steps,
+        measure=lambda state: {"bias": float(jnp.sum(state.params["fc"]["bias"]))},
+        describe=lambda row: f"row {row['epoch']}",
+        advice="another rate",
+    )
+
+
+def run_stage(stage, state, *, devices=1, stop_at=None, save_minutes=1e9):
+    """Trains, up to a call for the end after some steps."""
+    steps = iter(range(int(1e9)))
+    session = loop.Session(
+        rich.console.Console(quiet=True), lambda: next(steps) + 1 == stop_at, save_minutes
+    )
+    return loop.train(stage, state, make_images(devices), session)
+
+
+def without_seconds(rows):
+    return [{**row, "seconds": None} for row in rows]
+
+
+@functools.cache
+def undisturbed():
+    """Variables and rows of a stage that nobody disturbed."""
+    with tempfile.TemporaryDirectory() as folder:
+        stage = make_stage(Path(folder), compiled_step(ConvNet(), noisy))
+        variables, rows = run_stage(stage, start(ConvNet())[0])
+        assert run_folder.read_table(Path(folder) / "metrics.csv") == rows
+    return variables, without_seconds(rows)
+
+
+def test_a_stage_takes_a_step_a_batch_and_its_rows_are_means():
+    state, train_step = start(ConvNet())[0], compiled_step(ConvNet(), noisy)
+    images, metrics = make_images(), []
+    for epoch in (1, 2, 3, 4):
+        for batch in images.dataset.train_batches(jax.random.key(1), epoch, SGD.batch_size):
+            if len(metrics) < 7:
+                state, one = train_step(jax.random.key(2), state, *batch)
+                metrics.append(jax.device_get(one))
+    variables, rows = undisturbed()
+    assert_equal(variables, state.variables)
+    assert [row["step"] for row in rows] == [3, 6, 7]
+    for row, part in zip(rows, (metrics[:3], metrics[3:6], metrics[6:]), strict=True):
+        assert row["train_loss"] == pytest.approx(np.mean([one.loss for one in part]))
+        correct = sum(int(one.num_correct) for one in part)
+        assert row["train_accuracy"] == correct / (len(part) * SGD.batch_size)
+    assert rows[-1]["bias"] == float(jnp.sum(state.params["fc"]["bias"]))
+
+
+@pytest.mark.parametrize("check_every", [1, 2, 50])
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_stage_that_was_ended_anywhere_goes_on_bit_for_bit(
+    tmp_path, monkeypatch, step, check_every
+):
+    monkeypatch.setattr(loop, "CHECK_EVERY", check_every)
+    stage = make_stage(tmp_path, compiled_step(ConvNet(), noisy))
+    state = start(ConvNet())[0]
+    with pytest.raises(Preempted):
+        run_stage(stage, state, stop_at=step)
+    with checkpoints.open_manager(tmp_path / "checkpoints") as manager:
+        assert manager.latest_step() == step
+    variables, rows = run_stage(stage, state)
+    assert_equal(variables, undisturbed()[0])
+    assert without_seconds(rows) == undisturbed()[1]
+
+
+@pytest.mark.parametrize("check_every", [1, 2, 50])
+def test_a_loss_that_is_not_finite_stops_training_and_what_led_there_is_kept(
+    tmp_path, monkeypatch, check_every
+):
+    monkeypatch.setattr(loop, "CHECK_EVERY", check_every)
+    state, train_step = start(Linear())[0], compiled_step(Linear(), no_augmentation)
+
+    def failing_step(key, state, images, labels):
+        new, metrics = train_step(key, state, images, labels)
+        bad = int(state.step) >= 4
+        return new, metrics._replace(loss=jnp.nan if bad else metrics.loss)
+
+    stage = make_stage(tmp_path, failing_step)
+    with pytest.raises(RunFailed, match=r"^testing: the loss is not finite at step 5 \(epoch 3\)"):
+        run_stage(stage, state)
+    about = json.loads((tmp_path / "failure" / "about.json").read_text())
+    assert (about["step"], about["stage"]) == (5, "Testing")
+    # The step that failed can be repeated from what was kept.
+    batches = inputs.train_batches(make_images(), jax.random.key(1), start=0)
+    for batch in itertools.islice(batches, 4):
+        state, _ = train_step(jax.random.key(2), state, *batch)
+    with np.load(tmp_path / "failure" / "state.npz") as kept:
+        assert int(kept["step"]) == 4
+        np.testing.assert_array_equal(kept["params/fc/kernel"], state.params["fc"]["kernel"])
+    with np.load(tmp_path / "failure" / "batch.npz") as kept:
+        for name, array in zip(kept.files, next(batches), strict=True):
+            np.testing.assert_array_equal(kept[name], array)
+
+
+def test_rows_are_events_for_tensorboard_and_none_is_doubled(tmp_path):
+    rows = [{"epoch": n, "step": 10 * n, "loss": 1 / n, "sha256": "a"} for n in (1, 2, 3)]
+    table = tmp_path / "metrics.csv"
+    with tensorboard.events(table, [], by="step", wanted=True) as add:
+        add(rows[0])
+        add(rows[1])  # After the last checkpoint: a session that resumes begins with one row.
+    with tensorboard.events(table, rows[:1], by="step", wanted=True) as add:
+        add(rows[1])
+        add(rows[2])
+    assert read_events(tmp_path / "tensorboard" / "metrics") == {
+        "epoch": [(10, 1), (20, 2), (30, 3)],
+        "loss": [(10, 1), (20, 0.5), (30, pytest.approx(1 / 3))],
+    }
+
+
+def read_events(folder):
+    """Returns (step, value) pairs by tag, of all files in the folder."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:  # A record is its length, a check sum, an event, a check sum.
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            data = data[16 + size :]
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
+
+
+def test_without_its_library_events_are_refused(monkeypatch):
+    tensorboard.check(True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    tensorboard.check(False)
+    with pytest.raises(UserError, match="--tensorboard needs tensorboardX: run `pip install"):
+        tensorboard.check(True)

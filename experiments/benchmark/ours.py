@@ -186,7 +186,7 @@ def _masked_training(case: Case) -> Callable[[], None]:
     model, variables, optimizer = _model_and_optimizer(case)
     params = variables["params"]
     mask, _ = nts.prune(jax.random.key(1), params, criteria.random(), schedule=[DENSITY])
-    state = training.init_state(params, variables["batch_stats"], mask, optimizer)
+    state = training.init_state(variables, optimizer, mask)
     train_step = training.make_train_step(model, optimizer, lambda key, images: images)
     key, (images, labels) = jax.random.key(2), _images_and_labels(case)
 

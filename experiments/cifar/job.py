@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +16,8 @@ from experiments.cifar.choices import MODELS
 from experiments.cifar.config import Config
 from experiments.processes import distributed
 from experiments.shell.errors import UserError
-from experiments.training import steps as training
+from experiments.training import inputs, steps
+from experiments.training.inputs import Inputs
 from ntksap_jax import flops, masks
 from ntksap_jax.types import Network
 
@@ -41,17 +41,15 @@ class Size(NamedTuple):
 class Job(NamedTuple):
     """What the runs of one command share: they differ in the criterion only."""
 
-    dataset: data.Dataset | data.StreamedDataset
+    images: Inputs
     model: nn.Module
     network: Network
     trained: dict[str, Any] | None
     kernel_flops: dict[str, int]
     size: Size
-    mesh: jax.sharding.Mesh
-    steps_per_epoch: int
     optimizer: optax.GradientTransformation
-    train_step: training.TrainStep
-    eval_step: training.EvalStep
+    train_step: steps.TrainStep
+    eval_step: steps.EvalStep
 
 
 class Keys(NamedTuple):
@@ -77,7 +75,6 @@ def make_job(config: Config) -> Job:
     Raises:
         UserError: data that are not there, or options that do not go together.
     """
-    options = config.training
     dataset = data.load(
         config.dataset,
         data_dir=config.data_dir,
@@ -106,42 +103,25 @@ def make_job(config: Config) -> Job:
         layers=len(jax.tree.leaves(mask)),
         flops=sum(kernel_flops.values()),
     )
-    mesh = distributed.data_mesh()
-    _check_sizes(config, num_train=dataset.num_train, size=size, num_devices=mesh.size)
-
-    steps_per_epoch = dataset.num_train // options.batch_size
-    optimizer = training.make_optimizer(options, steps_per_epoch)
-    normalise = functools.partial(data.normalise, mean=dataset.mean, std=dataset.std)
-    augment = functools.partial(
-        data.augment,
-        mean=dataset.mean,
-        std=dataset.std,
-        crop_padding=dataset.crop_padding,
-        flip=dataset.flip,
-    )
+    images = inputs.make(dataset, config.training.batch_size)
+    _check_sizes(config, size, images.steps_per_epoch)
+    optimizer = steps.make_optimizer(config.training, images.steps_per_epoch)
     return Job(
-        dataset=dataset,
+        images=images,
         model=model,
         network=network,
         trained=trained,
         kernel_flops=kernel_flops,
         size=size,
-        mesh=mesh,
-        steps_per_epoch=steps_per_epoch,
         optimizer=optimizer,
-        train_step=training.make_train_step(model, optimizer, augment),
-        eval_step=training.make_eval_step(model, normalise),
+        train_step=steps.make_train_step(model, optimizer, images.augment),
+        eval_step=steps.make_eval_step(model, images.normalise),
     )
 
 
-def _check_sizes(config: Config, *, num_train: int, size: Size, num_devices: int) -> None:
-    options, batch_size = config.search, config.training.batch_size
-    if batch_size > num_train:
-        raise UserError(f"--batch-size: {batch_size} is more than the {num_train} training images")
-    if batch_size % num_devices:
-        raise UserError(f"--batch-size: {batch_size} cannot be split over {num_devices} devices")
-    num_steps = config.training.epochs * (num_train // batch_size)
-    if round(config.training.warmup_epochs * (num_train // batch_size)) >= num_steps:
+def _check_sizes(config: Config, size: Size, steps_per_epoch: int) -> None:
+    options, num_steps = config.search, config.training.epochs * steps_per_epoch
+    if round(config.training.warmup_epochs * steps_per_epoch) >= num_steps:
         raise UserError(
             f"--warmup-epochs: {config.training.warmup_epochs:g} leaves none of the {num_steps} "
             "steps for the rest of the schedule"
@@ -166,11 +146,7 @@ def init_variables(config: Config, job: Job, *, redrawn: bool = False) -> dict[s
         return job.trained
     keys = make_keys(config.seed)
     key = keys.redrawn if redrawn else keys.init
-    example = jnp.zeros((1, *job.dataset.image_shape))
-    return distributed.arrays_from_leader(
-        lambda: _compiled_init(job.model)(key, example),
-        like=jax.eval_shape(job.model.init, key, example),
-    )
+    return steps.init_variables(job.model, key, job.images.dataset.image_shape)
 
 
 def _load_trained(config: Config, model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
@@ -180,9 +156,3 @@ def _load_trained(config: Config, model: nn.Module, image_shape: tuple[int, ...]
         lambda: pretrained.load(folder, config, model, image_shape),
         like=jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape))),
     )
-
-
-@functools.lru_cache(maxsize=1)
-def _compiled_init(model: nn.Module) -> Any:
-    """Kept from one seed to the next, for it takes seconds to compile."""
-    return jax.jit(model.init)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config, SearchConfig, TrainingConfig
 from experiments.cifar.factories import needs_data, num_rounds
 from experiments.cifar.job import Job
-from experiments.storage import run_folder
+from experiments.training import summary as common
 from ntksap_jax import schedules
 
 _CHECKS = {
@@ -29,13 +27,9 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
         job: what was made of it.
         folders: the run folders.
     """
-    training, dataset, size = config.training, job.dataset, job.size
-    shape = "x".join(map(str, dataset.image_shape))
-    note = f" ({dataset.note})" if dataset.note else ""
+    training, size = config.training, job.size
+    steps_per_epoch = job.images.steps_per_epoch
     rows = {
-        "data set": f"{dataset.name}: {dataset.num_train:,} training and "
-        f"{dataset.num_test:,} test images of {shape}, {dataset.num_classes} classes{note}",
-        "augmentation": dataset.augmentation,
         "network": f"{config.model}: {size.parameters:,} parameters, {size.prunable:,} of them "
         f"prunable in {size.layers} layers; {size.flops / 1e6:.1f} MFLOPs an image",
         "weights": f"those that {config.weights} trained" if config.weights else "",
@@ -46,17 +40,16 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
         "sanity checks": ", ".join(_CHECKS[word] for word in config_lib.variants(config.search)),
         "search": _rounds(config, size.prunable),
         "training": f"{_plural(training.epochs, 'epoch')} of "
-        f"{_plural(job.steps_per_epoch, 'step')} of {_plural(training.batch_size, 'image')}",
+        f"{_plural(steps_per_epoch, 'step')} of {_plural(training.batch_size, 'image')}",
         "optimiser": f"SGD, {'Nesterov ' if training.nesterov else ''}momentum "
         f"{training.momentum:g}, weight decay {training.weight_decay:g}",
         "learning rate": _learning_rate(training),
-        "seed": str(config.seed),
-        "devices": f"{job.mesh.size} x {jax.devices()[0].device_kind}"
-        f"{f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''}, "
-        f"jax {jax.__version__}",
-        "writes to": "\n".join(f"{folder}{run_folder.describe(folder)}" for folder in folders),
     }
-    return [(name, value) for name, value in rows.items() if value]
+    return common.plan(
+        common.describe_images(job.images),
+        rows,
+        common.describe_place(job.images, config.seed, folders),
+    )
 
 
 def _criterion(options: SearchConfig) -> str:

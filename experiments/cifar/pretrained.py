@@ -13,8 +13,7 @@ from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
-from experiments.training import checkpoints
-from experiments.training import steps as training
+from experiments.training import checkpoints, steps
 from ntksap_jax import masks
 
 
@@ -51,12 +50,8 @@ def load(folder: Path, config: Config, model: nn.Module, input_shape: tuple[int,
         mask = masks.create(like["params"], exclude=source.search.exclude)
     except ValueError as error:
         raise UserError(f"--weights {folder / 'config.json'}: {error}") from error
-    state = training.init_state(
-        like["params"],
-        like.get("batch_stats", {}),
-        mask,
-        training.make_optimizer(source.training, steps_per_epoch=1),
-    )
+    optimizer = steps.make_optimizer(source.training, steps_per_epoch=1)
+    state = steps.init_state(like, optimizer, mask)
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"--weights {folder}: it has no checkpoints")
     with checkpoints.open_manager(folder / "checkpoints", read_only=True) as manager:

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
-from rich.console import Console
 
 import ntksap_jax as nts
 from experiments import data
@@ -24,7 +23,8 @@ from experiments.shell import console as screen
 from experiments.shell.errors import Preempted, RunFailed, UserError
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
-from experiments.training import failures as faults
+from experiments.training import failures, tensorboard
+from experiments.training.loop import Session
 from ntksap_jax import masks, schedules
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, RoundInfo, ScoreFn, Scores
 
@@ -34,9 +34,7 @@ def find_mask(
     job: Job,
     params: Any,
     folder: Path,
-    console: Console,
-    *,
-    stop_requested: Callable[[], bool],
+    session: Session,
 ) -> tuple[list[Row], Mask]:
     """Prunes round by round, on from the last intact round if there is one.
 
@@ -51,7 +49,7 @@ def find_mask(
     options, criterion = config.search, CRITERIA[config.search.criterion]
 
     def say(text: str) -> None:
-        console.print(f"warning: {text}", soft_wrap=True)
+        session.console.print(f"warning: {text}", soft_wrap=True)
 
     dense = _dense(config, params)
     rows, mask = _from_leader(lambda: _found(folder, params, say), like=dense)
@@ -64,9 +62,17 @@ def find_mask(
     keys = make_keys(config.seed)
     rows, mask = _from_leader(lambda: search_files.load_round(folder, params, say=say), like=dense)
     num_rounds = factories.num_rounds(options)
-    with screen.track(
-        console, "Pruning", done=len(rows), total=num_rounds, unit="round"
-    ) as progress:
+    with (
+        screen.track(
+            session.console, "Pruning", done=len(rows), total=num_rounds, unit="round"
+        ) as progress,
+        tensorboard.events(
+            folder / "search.csv",
+            rows,
+            by="round",
+            wanted=session.tensorboard and distributed.is_leader(),
+        ) as add_event,
+    ):
 
         def on_round(info: RoundInfo, mask: Mask) -> None:
             row = search_files.round_row(info, mask)
@@ -74,9 +80,10 @@ def find_mask(
             rows.append(row)
             if distributed.is_leader():
                 search_files.save_round(folder, rows, mask)
+            add_event(row)
             progress.advance()
             progress.line(_describe_round(info, num_rounds))
-            if stop_requested():
+            if session.stop_requested():
                 raise Preempted
 
         score, last_call = _remembering(_make_score(config, job))
@@ -139,9 +146,9 @@ def _from_leader(
 
 def _make_score(config: Config, job: Job) -> ScoreFn:
     """Makes the criterion: the samples of NTK-SAP over all devices, the others on one a process."""
-    if job.mesh.size == 1:
+    if job.images.mesh.size == 1:
         return factories.make_score(job.network, config.search)
-    samples = NamedSharding(job.mesh, PartitionSpec("data"))
+    samples = NamedSharding(job.images.mesh, PartitionSpec("data"))
     score = factories.make_score(job.network, config.search, samples=samples)
     return lambda *args: distributed.local(score(*args))
 
@@ -170,7 +177,7 @@ def pruning_batch(config: Config, job: Job) -> Any:
     if not factories.needs_data(config.search):
         return None
     return data.pruning_batch(
-        job.dataset, make_keys(config.seed).pruning_batch, config.search.samples_per_class
+        job.images.dataset, make_keys(config.seed).pruning_batch, config.search.samples_per_class
     )
 
 
@@ -205,16 +212,16 @@ def _save_failure(
         "command": shlex.join(sys.argv[1:]),
     }
     trees = {"params": params, "mask": mask} | ({} if batch is None else {"batch": batch})
-    return faults.save(folder, about, **trees)
+    return failures.save(folder, about, **trees)
 
 
 def _describe_failure(error: Exception, number: int, params: Params, place: str) -> str:
     if isinstance(error, FloatingPointError):
-        what = f"--debug-nans found an {faults.operation(error)}, in round {number}"
+        what = f"--debug-nans found an {failures.operation(error)}, in round {number}"
     else:
         what = str(error).rstrip(".")
     return (
-        f"the search cannot go on: {what} ({faults.describe_weights(params)}). Try --resume "
+        f"the search cannot go on: {what} ({failures.describe_weights(params)}). Try --resume "
         "--debug-nans to find the operation, another --estimator, or --exclude for that layer; "
         f"weights, mask and key are in {place}"
     )

@@ -160,7 +160,7 @@ def kernel_distance(theta: np.ndarray, other: np.ndarray) -> float:
 
 def check(config: Config, job: Job) -> None:
     """Raises a `UserError` if the spectrum that is asked for is too large."""
-    num_classes = job.dataset.num_classes
+    num_classes = job.images.dataset.num_classes
     wanted = config.spectrum_samples * num_classes**2
     if wanted > MAX_EIGENVALUES:
         raise UserError(
@@ -171,7 +171,7 @@ def check(config: Config, job: Job) -> None:
 
 
 def follow(
-    config: Config, job: Job, params: Params, mask: Mask, folder: Path, *, done: int
+    config: Config, job: Job, params: Params, mask: Mask, folder: Path, done: int
 ) -> Callable[[int, Params], None]:
     """Measures before training, and returns what is to be called after each epoch.
 
@@ -207,7 +207,7 @@ def follow(
         return lambda epoch, params: None
 
     key = jax.random.fold_in(jax.random.key(config.seed), IMAGES)
-    inputs, _ = data.pruning_batch(job.dataset, key, config.spectrum_samples)
+    inputs, _ = data.pruning_batch(job.images.dataset, key, config.spectrum_samples)
     first = kernel(job.network, params, mask, inputs)
 
     def record(epoch: int, theta: np.ndarray) -> None:

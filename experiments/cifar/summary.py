@@ -14,6 +14,7 @@ from experiments.cifar.job import Job
 from experiments.shell import console as screen
 from experiments.shell import pictures
 from experiments.storage import run_folder
+from experiments.training import summary as common
 from ntksap_jax import connectivity, flops, masks
 from ntksap_jax.types import Mask
 
@@ -52,14 +53,9 @@ def make(
     found = connectivity.analyse(job.network, mask)
     layers = [path for path in job.kernel_flops if path in densities]
     return {
-        "dataset": config.dataset,
-        "dataset_source": job.dataset.source,
-        "dataset_note": job.dataset.note,
-        "model": config.model,
+        **common.common(config, job.images, epochs),
         "criterion": config.search.criterion,
-        "seed": config.seed,
-        "image_size": job.dataset.image_shape[0],
-        "label": config.label,
+        "image_size": job.images.dataset.image_shape[0],
         "rounds": len(rounds),
         "scope": config.search.scope,
         "variants": config_lib.variants(config.search),
@@ -73,9 +69,7 @@ def make(
         "last_test_accuracy": epochs[-1]["test_accuracy"],
         "best_test_accuracy": best["test_accuracy"],
         "best_epoch": best["epoch"],
-        "epochs": len(epochs),
         "search_seconds": round(sum(row["seconds"] for row in rounds), 3),
-        "training_seconds": round(sum(row["seconds"] for row in epochs), 3),
         "mask_sha256": masks.digest(mask),
         # In the order of the forward pass, as `flops.count` lists them.
         "layer_densities": {path: densities[path] for path in layers},
@@ -115,17 +109,15 @@ def show(folders: Sequence[Path], summaries: Sequence[dict[str, Any]], console: 
     if len(folders) > 1:
         _draw_comparison(folders, summaries)
     first = summaries[0]
-    screen.show_table(
+    common.show(
         console,
         f"{first['model']} on {first['dataset']}: {first['dense_parameters']:,} parameters, "
         f"{first['prunable_weights']:,} of them prunable",
         SUMMARY_HEADER,
         [_table_row(results) for results in summaries],
+        folders=folders,
+        summaries=summaries,
     )
-    if first["dataset_note"]:
-        console.print(f"{first['dataset']}: {first['dataset_note']}")
-    for folder in folders:
-        console.print(f"results in {folder}", soft_wrap=True)
 
 
 def _draw_comparison(folders: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> None:

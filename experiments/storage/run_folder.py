@@ -42,7 +42,7 @@ from experiments.storage import files, locking
 PACKAGES = ("ntksap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 NOT_COMPARED = (
     *("data_dir", "data_workers", "compare", "runs_dir", "resume"),
-    *("save_minutes", "debug_nans", "processes"),
+    *("save_minutes", "debug_nans", "tensorboard", "processes"),
 )
 """Fields of a configuration that may differ when a run is resumed: they change no result."""
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from experiments.data import catalogue
 from experiments.shell.configuration import (
     Count,
     CountOrZero,
@@ -142,14 +141,7 @@ class Config(RunConfig):
     runs_dir: Folder = Path("runs/tpp")
     """Where the run folders go; dense networks into its folder `dense`, shared by all runs."""
     save_minutes: Positive = 2.0
-    """Minutes between two checkpoints; one is saved at the end of a stage anyway."""
-
-    @field_validator("dataset")
-    @classmethod
-    def _fits_into_memory(cls, value: str) -> str:
-        if value in catalogue.STREAMED:
-            raise ValueError("expected a data set that fits into memory")
-        return value
+    """Minutes between two checkpoints within an epoch; one is saved at its end anyway."""
 
     @field_validator(*_BUDGETS[1:])
     @classmethod

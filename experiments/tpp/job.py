@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import data
+from experiments.data import catalogue
 from experiments.shell.errors import UserError
 from experiments.tpp import networks
 from experiments.tpp.config import Config
+from experiments.training import inputs, steps
+from experiments.training.inputs import Inputs
 from ntksap_jax import masks
 from ntksap_jax.structured import tracing
 from ntksap_jax.structured.channels import Channels
@@ -26,28 +28,16 @@ class Job(NamedTuple):
     """Data and dense network.
 
     Attributes:
-        dataset: with images of the size that was asked for.
-        images: the training images on the device, uint8.
-        labels: theirs.
-        augment: `augment(key, images) -> inputs`, for training.
-        normalise: `normalise(images) -> inputs`, for evaluation.
+        images: what is trained on, of the size that was asked for.
         model: the dense network.
         channels: its channels.
         is_linear: whether it is a product of matrices.
-        is_scanned: whether several steps run as one compiled loop.
-        steps_per_epoch: full batches of the training set.
     """
 
-    dataset: data.Dataset
-    images: jax.Array
-    labels: jax.Array
-    augment: Callable[[jax.Array, jax.Array], jax.Array]
-    normalise: Callable[[jax.Array], jax.Array]
+    images: Inputs
     model: nn.Module
     channels: Channels
     is_linear: bool
-    is_scanned: bool
-    steps_per_epoch: int
 
 
 class Keys(NamedTuple):
@@ -75,11 +65,11 @@ def make(config: Config) -> Job:
         UserError: data that are not there, or options that do not go together.
     """
     dataset = _load(config)
-    if config.batch_size > dataset.num_train:
+    if isinstance(dataset, data.StreamedDataset) and not config.augment:
         raise UserError(
-            f"--batch-size: {config.batch_size} is more than the {dataset.num_train} training "
-            "images"
+            f"--no-augment: the random crops of {config.dataset} are part of how it is read"
         )
+    images = inputs.make(dataset, config.batch_size, augmented=config.augment)
     model = networks.make(config.model, width=config.width, num_classes=dataset.num_classes)
     try:
         channels = tracing.trace(model, dataset.image_shape, train=False)
@@ -87,41 +77,22 @@ def make(config: Config) -> Job:
         raise UserError(
             f"--model {config.model} cannot take the images of {config.dataset}: {error}"
         ) from error
-    normalise = functools.partial(data.normalise, mean=dataset.mean, std=dataset.std)
-    augment = functools.partial(
-        data.augment,
-        mean=dataset.mean,
-        std=dataset.std,
-        crop_padding=dataset.crop_padding if config.augment else 0,
-        flip=dataset.flip and config.augment,
-    )
-    has_convolutions = any(len(channels.shapes[f"params/{path}"]) > 2 for path in channels.layers)
-    return Job(
-        dataset=dataset,
-        images=jnp.asarray(dataset.train_images),
-        labels=jnp.asarray(dataset.train_labels),
-        augment=augment,
-        normalise=normalise,
-        model=model,
-        channels=channels,
-        is_linear=networks.ARCHITECTURES[config.model].is_linear,
-        # On CPU, gradients of convolutions are slow inside a loop (see `training.steps`).
-        is_scanned=not has_convolutions or jax.default_backend() != "cpu",
-        steps_per_epoch=dataset.num_train // config.batch_size,
-    )
+    is_linear = networks.ARCHITECTURES[config.model].is_linear
+    return Job(images=images, model=model, channels=channels, is_linear=is_linear)
 
 
-def _load(config: Config) -> data.Dataset:
-    """Images larger than asked for are averaged down, smaller ones interpolated."""
+def _load(config: Config) -> data.Dataset | data.StreamedDataset:
+    """Loads the images: larger ones than asked for averaged down, smaller ones interpolated."""
+    load = functools.partial(
+        data.load, config.dataset, data_dir=config.data_dir, num_workers=config.data_workers
+    )
     size = config.image_size
-    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    if config.dataset in catalogue.STREAMED:
+        return load(image_size=size)
+    dataset = load()
     assert isinstance(dataset, data.Dataset)
-    if size is None or size == dataset.image_shape[0]:
-        return dataset
-    if size < dataset.image_shape[0]:
-        averaged = data.load(config.dataset, data_dir=config.data_dir, image_size=size)
-        assert isinstance(averaged, data.Dataset)
-        return averaged
+    if size is None or size <= dataset.image_shape[0]:
+        return dataset if size in (None, dataset.image_shape[0]) else load(image_size=size)
     return dataset._replace(
         train_images=enlarge(dataset.train_images, size),
         test_images=enlarge(dataset.test_images, size),
@@ -130,7 +101,7 @@ def _load(config: Config) -> data.Dataset:
 
 
 def enlarge(images: np.ndarray, size: int) -> np.ndarray:
-    """Interpolates square images bilinearly, as Pillow does: pixels are areas, borders repeat.
+    """Interpolates square images bilinearly.
 
     Args:
         images: uint8, (N, side, side, channels).
@@ -139,24 +110,20 @@ def enlarge(images: np.ndarray, size: int) -> np.ndarray:
     Returns:
         uint8, (N, size, size, channels).
     """
-    rows = _interpolation(images.shape[1], size)
-    pieces = [
-        np.rint(np.einsum("ab,nbcd,ec->naed", rows, piece, rows, optimize=True)).astype(np.uint8)
-        for piece in np.array_split(images, max(1, len(images) // 5000))
-    ]
-    return np.concatenate(pieces)
 
+    @jax.jit
+    def resize(piece: jax.Array) -> jax.Array:
+        shape = (len(piece), size, size, piece.shape[-1])
+        return jnp.rint(jax.image.resize(piece.astype(jnp.float32), shape, "bilinear"))
 
-def _interpolation(side: int, size: int) -> np.ndarray:
-    """The matrix (size, side) of weights that interpolates a line of pixels."""
-    places = np.clip((np.arange(size) + 0.5) * side / size - 0.5, 0, side - 1)
-    distances = np.abs(places[:, None] - np.arange(side))
-    return np.maximum(0, 1 - distances).astype(np.float32)
+    # Piece by piece: as float32, all of them take four times their memory.
+    pieces = np.array_split(images, max(1, len(images) // 5000))
+    return np.concatenate([np.asarray(resize(piece)).astype(np.uint8) for piece in pieces])
 
 
 def init_variables(config: Config, job: Job, model: nn.Module, key: jax.Array) -> Any:
     """Draws the weights of the dense network, or of a smaller one with layers of the same paths."""
-    variables = jax.jit(model.init)(key, jnp.zeros((1, *job.dataset.image_shape)))
+    variables = steps.init_variables(model, key, job.images.dataset.image_shape)
     if not networks.ARCHITECTURES[config.model].is_linear:
         return variables
     return {**variables, "params": uniform(key, variables["params"], job.channels.layers)}

@@ -12,32 +12,31 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.tpp import steps
+from experiments.processes import distributed
 from experiments.tpp.config import Config
 from experiments.tpp.job import Job, make_keys
-from experiments.training import steps as training
+from experiments.training import inputs, steps
 from experiments.training.steps import Score, TrainState
 from ntksap_jax.structured import tracing, trainability
 
-EVAL_BATCH_SIZE = 500
 LATENCY_BATCH_SIZES = (1, 128)
 
 
-def make_evaluate(job: Job, model: nn.Module) -> Callable[[TrainState], Score]:
-    """Makes the function that measures loss and accuracy on the test set."""
-    eval_step = training.make_eval_step(model, job.normalise)
+class Network(NamedTuple):
+    """A module and its variables."""
 
-    def evaluate(state: TrainState) -> Score:
-        return training.evaluate(
-            state, job.dataset.test_batches(EVAL_BATCH_SIZE), eval_step=eval_step
-        )
-
-    return evaluate
+    model: nn.Module
+    variables: Any
 
 
-def evaluate(job: Job, model: nn.Module, variables: Any) -> Score:
-    """Measures loss and accuracy of some variables on the test set."""
-    return make_evaluate(job, model)(steps.init_state(variables, optax.identity()))
+def evaluate(job: Job, network: Network) -> Score:
+    """Measures loss and accuracy of a network on the test set; all processes take part."""
+    state = steps.init_state(network.variables, optax.identity())
+    return inputs.evaluate(
+        job.images,
+        distributed.replicate(state, job.images.mesh),
+        eval_step=steps.make_eval_step(network.model, job.images.normalise),
+    )
 
 
 def make_jsv(config: Config, job: Job, model: nn.Module) -> Callable[[Any], dict[str, float]]:
@@ -47,16 +46,16 @@ def make_jsv(config: Config, job: Job, model: nn.Module) -> Callable[[Any], dict
     over some training images, not augmented.
     """
     if job.is_linear:
-        layers = tracing.trace(model, job.dataset.image_shape, train=False).layers
+        layers = tracing.trace(model, job.images.dataset.image_shape, train=False).layers
         values = jax.jit(
             lambda variables: trainability.linear_singular_values(variables["params"], layers)
         )
         return lambda variables: _summarise(values(variables))
 
-    key = make_keys(config.seed).measure
-    number = min(config.jsv_images, job.dataset.num_train)
-    indices = jax.random.permutation(key, job.dataset.num_train)[:number]
-    inputs = job.normalise(job.images[indices])
+    key, dataset = make_keys(config.seed).measure, job.images.dataset
+    number = min(config.jsv_images, dataset.num_train)
+    indices = np.asarray(jax.random.permutation(key, dataset.num_train)[:number])
+    examples = job.images.normalise(jnp.asarray(dataset.train_images_at(indices)))
     size = min(number, 10)
 
     @jax.jit
@@ -68,7 +67,7 @@ def make_jsv(config: Config, job: Job, model: nn.Module) -> Callable[[Any], dict
     def jsv(variables: Any) -> dict[str, float]:
         # Pieces of one shape, the last one overlapping, so that one program does for all.
         starts = [*range(0, number - size, size), number - size]
-        pieces = {start: of_images(variables, inputs[start : start + size]) for start in starts}
+        pieces = {start: of_images(variables, examples[start : start + size]) for start in starts}
         rows = np.zeros((number, next(iter(pieces.values())).shape[1]), np.float32)
         for start, piece in pieces.items():
             rows[start : start + size] = piece
@@ -80,13 +79,6 @@ def make_jsv(config: Config, job: Job, model: nn.Module) -> Callable[[Any], dict
 def _summarise(values: jax.Array) -> dict[str, float]:
     found = trainability.summarise(values)
     return {name: float(getattr(found, name)) for name in ("mean", "std", "condition_number")}
-
-
-class Network(NamedTuple):
-    """A module and its variables."""
-
-    model: nn.Module
-    variables: Any
 
 
 def latency(
@@ -136,14 +128,14 @@ def make_columns(
     config: Config, job: Job, model: nn.Module
 ) -> Callable[[TrainState], dict[str, float]]:
     """Makes the columns that follow training: test loss and accuracy, and JSV where it is exact."""
-    evaluate_state = make_evaluate(job, model)
+    eval_step = steps.make_eval_step(model, job.images.normalise)
     jsv = make_jsv(config, job, model) if job.is_linear else None
 
     def columns(state: TrainState) -> dict[str, float]:
-        score = evaluate_state(state)
+        score = inputs.evaluate(job.images, state, eval_step=eval_step)
         found = {"test_loss": score.loss, "test_accuracy": score.accuracy}
         if jsv is not None:
-            found["jsv_mean"] = jsv(steps.variables_of(state))["mean"]
+            found["jsv_mean"] = jsv(jax.device_get(state.variables))["mean"]
         return found
 
     return columns

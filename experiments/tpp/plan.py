@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
-from experiments.storage import run_folder
 from experiments.tpp import config as config_lib
 from experiments.tpp import dense, networks, selection
 from experiments.tpp.config import Config
 from experiments.tpp.job import Job
 from experiments.tpp.methods import METHODS
+from experiments.training import summary as common
 from ntksap_jax.structured import channels as channels_lib
 from ntksap_jax.structured import tpp
 
@@ -25,17 +23,12 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
         job: what was made of it.
         folders: the run folders.
     """
-    dataset, cost = job.dataset, channels_lib.cost(job.channels)
-    shape = "x".join(map(str, dataset.image_shape))
-    note = f" ({dataset.note})" if dataset.note else ""
+    cost = channels_lib.cost(job.channels)
     published = networks.ARCHITECTURES[config.model].width
     width = f", width {config.width} (published: {published})" if config.width else ""
     methods = list(dict.fromkeys((config.method, *config.compare)))
     there = "trained already, in" if dense.is_there(config, job) else "goes to"
     rows = {
-        "data set": f"{dataset.name}: {dataset.num_train:,} training and "
-        f"{dataset.num_test:,} test images of {shape}{note}",
-        "augmentation": dataset.augmentation if config.augment else "none",
         "network": f"{config.model}{width}: {cost.params:,} parameters, {cost.flops:,} FLOPs",
         "methods": "\n".join(f"{name}: {METHODS[name].about}" for name in methods),
         "what goes": _size(config, job),
@@ -50,14 +43,15 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
             config.finetune.finetune_lr,
             config_lib.finetune_drop_epochs(config),
         ),
-        "all training": f"{job.steps_per_epoch} steps an epoch of {config.batch_size} images; "
-        f"momentum {config.momentum:g}, weight decay {config.weight_decay:g}",
-        "seed": str(config.seed),
-        "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+        "all training": f"{job.images.steps_per_epoch} steps an epoch of {config.batch_size} "
+        f"images; momentum {config.momentum:g}, weight decay {config.weight_decay:g}",
         "dense network": f"{there} {dense.folder_of(config, job)}",
-        "writes to": "\n".join(f"{folder}{run_folder.describe(folder)}" for folder in folders),
     }
-    return [(name, value) for name, value in rows.items() if value]
+    return common.plan(
+        common.describe_images(job.images, augmented=config.augment),
+        rows,
+        common.describe_place(job.images, config.seed, folders),
+    )
 
 
 def _size(config: Config, job: Job) -> str:

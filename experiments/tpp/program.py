@@ -25,40 +25,40 @@ are those of `experiments.shell.exits`.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from experiments.shell import command_line, exits, interruption
-from experiments.shell import console as screen
+from experiments.processes import distributed
+from experiments.shell import command_line
 from experiments.shell.configuration import to_dict
-from experiments.storage import files, locking, run_folder
+from experiments.storage import files, run_folder
 from experiments.tpp import config as config_lib
 from experiments.tpp import (
     dense,
-    finetune,
     measure,
     plan,
     regularise,
     removal,
     selection,
-    stage,
     summary,
+    training_stages,
 )
 from experiments.tpp import job as job_lib
 from experiments.tpp.config import Config
 from experiments.tpp.job import Job
 from experiments.tpp.presets import PRESETS
+from experiments.training import loop
+from experiments.training import program as common
+from experiments.training.loop import Session
 from ntksap_jax.structured import shrinking
 
 PROG = "python -m experiments.tpp"
-
-StopRequested = Callable[[], bool]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,14 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the words after the program's name; by default those of the command line.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    again = [*(word for word in arguments if word != "--resume"), "--resume"]
-    with exits.in_one_line(PROG, again):
-        if arguments[:1] == ["report"]:
-            # Another program, which knows this one; this one knows no more than its name.
-            os.execv(sys.executable, [sys.executable, "-m", "experiments.report", *arguments[1:]])
-        else:
-            config = command_line.parse(arguments, PRESETS, prog=PROG)
-            run(config, screen.open_console())
+    if arguments[:1] == ["report"]:
+        # Another program, which knows this one; this one knows no more than its name.
+        os.execv(sys.executable, [sys.executable, "-m", "experiments.report", *arguments[1:]])
+    else:
+        common.main(arguments, prog=PROG, parse=parse, run=run)
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """Returns the configuration that the arguments ask for.
+
+    Raises:
+        UserError: they make no sense.
+    """
+    return command_line.parse(arguments, PRESETS, prog=PROG)
 
 
 def run(config: Config, console: Console) -> list[dict[str, Any]]:
@@ -96,43 +102,33 @@ def run(config: Config, console: Console) -> list[dict[str, Any]]:
     methods = dict.fromkeys((config.method, *config.compare))
     configs = [config_lib.with_method(config, method) for method in methods]
     runs = {config.runs_dir / config_lib.run_name(each): each for each in configs}
-    for folder, each in runs.items():
-        run_folder.check(folder, to_dict(each))
+    common.check(config, runs)
     job = job_lib.make(config)
     selection.layer_ratios(config, job)  # Before anything is trained.
-    with contextlib.ExitStack() as stack:
-        stop_requested = stack.enter_context(interruption.deferred())
-        for folder, each in runs.items():
-            run_folder.make(folder)
-            stack.enter_context(locking.hold(folder))
-            # Again: another program may have been there until now.
-            run_folder.check(folder, to_dict(each))
-        screen.show_plan(console, "Plan", plan.describe(config, job, list(runs)))
-        for folder, each in runs.items():
-            run_folder.prepare(folder, to_dict(each), data_source=job.dataset.source)
-        summaries = [
-            run_folder.read_summary(folder)
-            if run_folder.is_complete(folder)
-            else run_one(each, job, folder, console, stop_requested)
-            for folder, each in runs.items()
-        ]
-    summary.show(list(runs), summaries, job, console)
+    with common.session(
+        config,
+        runs,
+        job.images,
+        options=run_folder.computed(to_dict(config)) | {"compare": config.compare},
+        plan=lambda: plan.describe(config, job, list(runs)),
+        console=console,
+    ) as session:
+        summaries = common.carry_out(runs, functools.partial(run_one, job, session), session)
+    if distributed.is_leader():
+        summary.show(list(runs), summaries, console)
     return summaries
 
 
-def run_one(
-    config: Config, job: Job, folder: Path, console: Console, stop_requested: StopRequested
-) -> dict[str, Any]:
+def run_one(job: Job, session: Session, folder: Path, config: Config) -> dict[str, Any]:
     """Carries out one run; writes everything to its folder, and returns the summary."""
-    console.rule(config_lib.run_name(config), align="left", style="dim")
     method = config_lib.method_of(config)
-    start = initial_variables(config, job, console, stop_requested)
+    start = initial_variables(config, job, session)
 
     def choose(variables: Any) -> selection.Keep:
         return selection.load_or(
             folder / "keep.json",
             job,
-            lambda: selection.choose(config, job, variables, console),
+            lambda: selection.choose(config, job, variables, session.console),
         )
 
     # TPP and GReg-1 regularise with the choice in mind, the others choose afterwards.
@@ -141,45 +137,49 @@ def run_one(
     variables = start
     regularised: list[run_folder.Row] = []
     if method.regulariser is not None:
-        variables, regularised = regularise.carry_out(
-            *(config, job, start, keep, folder, console), stop_requested=stop_requested
-        )
+        variables, regularised = regularise.carry_out(config, job, start, keep, folder, session)
     keep = keep if knows_choice else choose(variables)
     pruned = removal.remove(config, job, variables, keep)
-    shrinking.save(folder / "pruned.safetensors", pruned.model, pruned.variables)
+    pruned_score = measure.evaluate(job, pruned)
+    _save(folder / "pruned.safetensors", pruned)
 
     final = pruned
     epochs: list[run_folder.Row] = []
     if method.prunes:
-        trained, epochs = stage.carry_out(
-            finetune.make_stage(
-                config,
-                job,
-                pruned.model,
-                folder=folder,
-                run=_identity(folder, keep),
-            ),
-            *(pruned.variables, config, job, console),
-            stop_requested=stop_requested,
+        run = distributed.from_leader(lambda: _identity(folder, keep))
+        stage, state = training_stages.finetuning(
+            config, job, pruned.model, pruned.variables, folder=folder, run=run
         )
+        trained, epochs = loop.train(stage, state, job.images, session)
         final = measure.Network(pruned.model, trained)
-    shrinking.save(folder / "network.safetensors", final.model, final.variables)
+    _save(folder / "network.safetensors", final)
 
-    results = summary.make(
-        config, job, keep, start=start, pruned=pruned, final=final, epochs=epochs
-    )
-    summary.draw(folder, results, regularised, epochs)
-    run_folder.write_json(folder / "summary.json", results)
-    return results
+    def finish() -> dict[str, Any]:
+        results = summary.make(
+            *(config, job, keep),
+            start=start,
+            pruned=pruned,
+            pruned_score=pruned_score,
+            final=final,
+            epochs=epochs,
+        )
+        summary.draw(folder, results, regularised, epochs)
+        run_folder.write_json(folder / "summary.json", results)
+        return results
+
+    return distributed.from_leader(finish)
 
 
-def initial_variables(
-    config: Config, job: Job, console: Console, stop_requested: StopRequested
-) -> Any:
+def initial_variables(config: Config, job: Job, session: Session) -> Any:
     """Returns the dense network: random where it is pruned before training, else trained."""
     if config_lib.method_of(config).criterion is not None:
         return job_lib.init_variables(config, job, job.model, job_lib.make_keys(config.seed).init)
-    return dense.pretrained(config, job, console, stop_requested=stop_requested).variables
+    return dense.pretrained(config, job, session)
+
+
+def _save(path: Path, network: measure.Network) -> None:
+    if distributed.is_leader():
+        shrinking.save(path, network.model, network.variables)
 
 
 def _identity(folder: Path, keep: selection.Keep) -> str:

@@ -9,22 +9,25 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from rich.console import Console
 
+from experiments.processes import distributed
 from experiments.shell import console as screen
 from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
-from experiments.tpp import dense, schedules, shared, stage
+from experiments.tpp import dense, shared
 from experiments.tpp.config import Config, method_of, tpp_settings
 from experiments.tpp.job import Job, make_keys
 from experiments.tpp.selection import Keep
+from experiments.tpp.training_stages import sgd
+from experiments.training import loop, steps
+from experiments.training.loop import Session, Stage
 from experiments.training.steps import TrainState
 from ntksap_jax.structured import baselines, filters, tpp
 
-MAX_ROWS = 200
-"""Of regularise.csv, about; fewer in a stage of fewer steps."""
+MAX_ROWS = 100
+"""Of regularise.csv; after each a checkpoint is saved."""
 
 Penalty = Callable[[Any, Any], jax.Array]
 """`penalty(params, step) -> what is added to the loss at that step`."""
@@ -50,7 +53,7 @@ def make(config: Config, job: Job, keep: Keep) -> Regulariser:
     Raises:
         UserError: settings that cannot be followed.
     """
-    inner = schedules.sgd(config, config.regularise.reg_lr)
+    inner = sgd(config, config.regularise.reg_lr)
     layers = job.channels.layers
     kind = method_of(config).regulariser
     if kind in ("tpp", "greg1"):
@@ -90,14 +93,7 @@ def make(config: Config, job: Job, keep: Keep) -> Regulariser:
 
 
 def carry_out(
-    config: Config,
-    job: Job,
-    variables: Any,
-    keep: Keep,
-    folder: Path,
-    console: Console,
-    *,
-    stop_requested: Callable[[], bool],
+    config: Config, job: Job, variables: Any, keep: Keep, folder: Path, session: Session
 ) -> tuple[Any, list[Row]]:
     """Regularises the dense network, unless a run with another fine-tuning has done so.
 
@@ -107,14 +103,13 @@ def carry_out(
         variables: of the dense network.
         keep: the filters that stay; empty for penalties that know of none.
         folder: of the run, which gets a copy of the table.
-        console: where progress goes.
-        stop_requested: says whether SIGTERM came.
+        session: how the program runs.
 
     Returns:
         The variables, and the rows of regularise.csv.
 
     Raises:
-        UserError, RunFailed, Preempted: as `stage.carry_out` and `make` do.
+        UserError, RunFailed, Preempted: as `loop.train` and `make` do.
     """
     indices = {path: np.flatnonzero(kept).tolist() for path, kept in keep.items()}
     identity = {
@@ -123,20 +118,21 @@ def carry_out(
         "regularise": to_dict(config.regularise),
         "keep": indices,
     }
-    with shared.folder(config, "regularised", identity) as place:
-        part = make_stage(config, job, keep, folder=place, run=run_folder.identity(place))
-        variables, rows = stage.carry_out(
-            part, variables, config, job, console, stop_requested=stop_requested
-        )
-    run_folder.write_table(folder / "regularise.csv", rows)
+    regulariser = make(config, job, keep)
+    with shared.folder(config, "regularised", identity) as (place, run):
+        stage = make_stage(config, job, keep, regulariser, folder=place, run=run)
+        state = steps.init_state(variables, regulariser.optimizer)
+        variables, rows = loop.train(stage, state, job.images, session)
+    if distributed.is_leader():
+        run_folder.write_table(folder / "regularise.csv", rows)
     return variables, rows
 
 
-def make_stage(config: Config, job: Job, keep: Keep, *, folder: Path, run: str) -> stage.Stage:
+def make_stage(
+    config: Config, job: Job, keep: Keep, regulariser: Regulariser, *, folder: Path, run: str
+) -> Stage:
     """Makes the stage; regularise.csv gets penalty and filter sizes, in all and by layer."""
-    regulariser = make(config, job, keep)
     layers = job.channels.layers
-    rate = config.regularise.reg_lr
 
     @jax.jit
     def measure(params: Any, step: Any) -> Any:
@@ -144,7 +140,7 @@ def make_stage(config: Config, job: Job, keep: Keep, *, folder: Path, run: str) 
 
     def columns(state: TrainState) -> dict[str, float]:
         last = int(state.step) - 1
-        penalty, sizes = jax.device_get(measure(state.params, last))
+        penalty, sizes = jax.device_get(measure(jax.device_get(state.params), last))
         found = {"strength": regulariser.strength(last), "penalty": float(penalty)}
         for what in ("kept", "pruned"):
             by_layer = {path: float(getattr(size, what)) for path, size in sizes.items()}
@@ -165,23 +161,19 @@ def make_stage(config: Config, job: Job, keep: Keep, *, folder: Path, run: str) 
             f"{sizes}  {screen.duration(row['seconds'])}"
         )
 
-    return stage.Stage(
-        name="regularising",
-        checkpoints=folder / "checkpoints",
-        table=folder / "regularise.csv",
+    order_key, augmentation_key = jax.random.split(make_keys(config.seed).regularise)
+    return Stage(
+        name="Regularising",
+        folder=folder,
+        table="regularise.csv",
         run=run,
-        key=make_keys(config.seed).regularise,
-        model=job.model,
-        optimizer=regulariser.optimizer,
-        learning_rate=lambda step: rate,
+        order_key=order_key,
+        augmentation_key=augmentation_key,
+        train_step=steps.make_train_step(job.model, regulariser.optimizer, job.images.augment),
+        learning_rate=lambda step: config.regularise.reg_lr,
         num_steps=regulariser.num_steps,
-        row_steps=_row_steps(regulariser.num_steps, job),
+        row_steps=-(-regulariser.num_steps // MAX_ROWS),
         measure=columns,
         describe=describe,
+        advice="a lower --reg-lr",
     )
-
-
-def _row_steps(num_steps: int, job: Job) -> int:
-    """Whole compiled loops to a row, where there are any."""
-    size = stage.SCANNED_STEPS if job.is_scanned else stage.LOOPED_STEPS
-    return -(-max(1, num_steps // MAX_ROWS) // size) * size

@@ -30,7 +30,7 @@ def remove(config: Config, job: Job, variables: Any, keep: Keep) -> Network:
     if method.redraw:
         small = job_lib.init_variables(config, job, model, job_lib.make_keys(config.seed).redrawn)
     if method.orthp:
-        layers = tracing.trace(model, job.dataset.image_shape, train=False).layers
+        layers = tracing.trace(model, job.images.dataset.image_shape, train=False).layers
         gain = 1.0 if job.is_linear else math.sqrt(2)
         small = {**small, "params": trainability.orthp(small["params"], layers, gain=gain)}
     return Network(model, small)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 import ntksap_jax as nts
 from experiments import data
+from experiments.processes import distributed
 from experiments.shell import console as screen
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
@@ -102,7 +103,9 @@ def _make_latency(job: Job, variables: Any) -> Callable[[Mapping[str, Any]], flo
         model, small = shrinking.shrink(job.model, variables, job.channels, keep)
         network = measure.Network(model, small)
         times = measure.latency_at(
-            {"": network}, (LATENCY_BATCH_SIZE, *job.dataset.image_shape), repeats=LATENCY_REPEATS
+            {"": network},
+            (LATENCY_BATCH_SIZE, *job.images.dataset.image_shape),
+            repeats=LATENCY_REPEATS,
         )
         return times[""][1]
 
@@ -133,8 +136,10 @@ def _search(config: Config, job: Job, method: Method, variables: Any, console: C
     keys = make_keys(config.seed)
     batch = None
     if method.criterion == "snip":
-        batch = data.pruning_batch(job.dataset, keys.pruning_batch, config.search.samples_per_class)
-    network = nts.linen(job.model, job.dataset.image_shape, train=False)
+        batch = data.pruning_batch(
+            job.images.dataset, keys.pruning_batch, config.search.samples_per_class
+        )
+    network = nts.linen(job.model, job.images.dataset.image_shape, train=False)
     with screen.track(console, "pruning", total=rounds, unit="round") as tracker:
         return filter_search.prune(
             keys.search,
@@ -169,7 +174,7 @@ _CRITERIA: dict[str, Callable[[Network, Config], ScoreFn]] = {
 
 
 def load_or(path: Path, job: Job, make: Callable[[], Keep]) -> Keep:
-    """Reads a choice of filters, or makes and writes it.
+    """Reads a choice of filters, or makes and writes it; all processes have that of the leader.
 
     Args:
         path: `{layer: indices of the filters that stay}` as JSON, with its SHA-256.
@@ -179,16 +184,21 @@ def load_or(path: Path, job: Job, make: Callable[[], Keep]) -> Keep:
     Raises:
         UserError: the file is damaged.
     """
+    indices = distributed.from_leader(lambda: _read_or(path, make))
+    layers = job.channels.layers
+    return {
+        layer: np.isin(np.arange(layers[layer].num_filters), kept)
+        for layer, kept in indices.items()
+    }
+
+
+def _read_or(path: Path, make: Callable[[], Keep]) -> dict[str, list[int]]:
     if not path.exists():
         keep = make()
         indices = {layer: np.flatnonzero(kept).tolist() for layer, kept in keep.items()}
         run_folder.write_json(path, files.seal(indices))
+        return indices
     try:
-        indices = files.unseal(files.read_json(path))
-        sizes = {layer: job.channels.layers[layer].num_filters for layer in dict(indices)}
-        for layer, size in sizes.items():
-            if not all(type(index) is int and 0 <= index < size for index in indices[layer]):
-                raise ValueError(f"its filters of {layer!r} are not among {size}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return files.unseal(files.read_json(path))
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}. Delete it to choose again") from error
-    return {layer: np.isin(np.arange(sizes[layer]), indices[layer]) for layer in indices}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.processes import distributed
 from experiments.storage import files, locking, run_folder
 from experiments.tpp.config import Config, network_name
 
@@ -24,15 +25,20 @@ def path(config: Config, kind: str, identity: Mapping[str, Any]) -> Path:
 
 
 @contextlib.contextmanager
-def folder(config: Config, kind: str, identity: Mapping[str, Any]) -> Iterator[Path]:
-    """Makes the folder if need be, and keeps other programs out of it.
+def folder(config: Config, kind: str, identity: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Makes the folder if need be, and keeps other programs out of it; in the leader.
+
+    Yields:
+        The folder, and what identifies its checkpoints.
 
     Raises:
         UserError: another program is in it, or it cannot be made.
     """
     place = path(config, kind, identity)
-    run_folder.make(place)
-    with locking.hold(place):
-        files.remove_leftovers(place)
-        run_folder.write_json(place / "config.json", identity)
-        yield place
+    with contextlib.ExitStack() as stack:
+        if distributed.is_leader():
+            run_folder.make(place)
+            stack.enter_context(locking.hold(place))
+            files.remove_leftovers(place)
+            run_folder.write_json(place / "config.json", identity)
+        yield place, distributed.from_leader(lambda: run_folder.identity(place))

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from experiments.shell import console as screen
 from experiments.shell import pictures as common_pictures
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
@@ -19,6 +18,8 @@ from experiments.tpp.config import Config
 from experiments.tpp.job import Job
 from experiments.tpp.measure import Network
 from experiments.tpp.selection import Keep
+from experiments.training import summary as common
+from experiments.training.steps import Score
 from ntksap_jax.structured import channels as channels_lib
 
 # "speed-up" is that in FLOPs; the columns after it are measured.
@@ -44,6 +45,7 @@ def make(
     *,
     start: Any,
     pruned: Network,
+    pruned_score: Score,
     final: Network,
     epochs: Sequence[Row],
 ) -> dict[str, Any]:
@@ -55,37 +57,31 @@ def make(
         keep: the filters that stay.
         start: variables of the dense network.
         pruned: the small network right after pruning.
+        pruned_score: its loss and accuracy.
         final: the same at the end.
         epochs: rows of metrics.csv; none if it was not trained.
     """
     whole, left = channels_lib.cost(job.channels), channels_lib.cost(job.channels, keep)
     jsv = measure.make_jsv(config, job, pruned.model)
-    after_pruning = measure.evaluate(job, pruned.model, pruned.variables)
-    last = epochs[-1]["test_accuracy"] if epochs else after_pruning.accuracy
-    best = max((row["test_accuracy"] for row in epochs), default=after_pruning.accuracy)
+    last = epochs[-1]["test_accuracy"] if epochs else pruned_score.accuracy
+    best = max((row["test_accuracy"] for row in epochs), default=pruned_score.accuracy)
     latency = measure.latency(
         {"dense": Network(job.model, start), "small": final},
-        job.dataset.image_shape,
+        job.images.dataset.image_shape,
         repeats=config.latency_repeats,
     )
     full = channels_lib.expand(job.channels, keep)
     return {
-        "dataset": config.dataset,
-        "dataset_source": job.dataset.source,
-        "dataset_note": job.dataset.note,
+        **common.common(config, job.images, epochs),
         "network": config_lib.network_name(config),
-        "model": config.model,
         "method": config.method,
         "size": config_lib.size_name(config),
         "ratio": config.ratio,
         "finetune_lr": config.finetune.finetune_lr,
-        "label": config.label,
-        "seed": config.seed,
         "dense_accuracy": dense.accuracy_if_there(config, job),
-        "pruned_accuracy": after_pruning.accuracy,
+        "pruned_accuracy": pruned_score.accuracy,
         "last_accuracy": last,
         "best_accuracy": best,
-        "epochs": len(epochs),
         "pruned_jsv": jsv(pruned.variables),
         "final_jsv": jsv(final.variables),
         "jsv_is_exact": job.is_linear,
@@ -100,7 +96,6 @@ def make(
             size: times["dense"][1] / times["small"][1] for size, times in latency.items()
         },
         "device": jax.devices()[0].device_kind,
-        "training_seconds": round(sum(row["seconds"] for row in epochs), 3),
     }
 
 
@@ -125,24 +120,20 @@ def draw(
         write(folder / "training.png", curves)
 
 
-def show(
-    folders: Sequence[Path], summaries: Sequence[dict[str, Any]], job: Job, console: Console
-) -> None:
+def show(folders: Sequence[Path], summaries: Sequence[dict[str, Any]], console: Console) -> None:
     """Prints the summary table."""
     first = summaries[0]
     known = [found["dense_accuracy"] for found in summaries if found["dense_accuracy"] is not None]
     accuracy = f", test accuracy {known[0]:.2%}" if known else ""
-    screen.show_table(
+    common.show(
         console,
         f"{first['network']}: {first['dense_parameters']:,} parameters, "
         f"{first['dense_flops']:,} FLOPs{accuracy}",
         HEADER,
         [_table_row(found) for found in summaries],
+        folders=folders,
+        summaries=summaries,
     )
-    if job.dataset.note:
-        console.print(f"{job.dataset.name}: {job.dataset.note}")
-    for folder in folders:
-        console.print(f"results in {folder}", soft_wrap=True)
 
 
 def _table_row(found: dict[str, Any]) -> tuple[str, ...]:

@@ -27,23 +27,32 @@ from experiments.processes import distributed
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.storage.run_folder import Row
-from experiments.training.steps import EpochSums, TrainState
+from experiments.training.steps import TrainState
 from ntksap_jax import masks
 
 KEEP = 2
+
+
+class Sums(NamedTuple):
+    """Sums over the steps of a row that is not complete yet, in their order."""
+
+    loss: float = 0.0
+    num_correct: int = 0
+    num_examples: int = 0
+    num_steps: int = 0
 
 
 class Progress(NamedTuple):
     """What a training came to, besides its state.
 
     Attributes:
-        rows: of metrics.csv, one for each complete epoch.
-        sums: over the steps of the epoch that is going on.
-        seconds: that it took so far.
+        rows: of its table, those that are complete.
+        sums: of the row that is going on.
+        seconds: that this row took so far.
     """
 
     rows: tuple[Row, ...] = ()
-    sums: EpochSums = EpochSums()
+    sums: Sums = Sums()
     seconds: float = 0.0
 
 
@@ -113,7 +122,7 @@ def save(
         step: larger than any that was saved.
         state: of the training.
         progress: what it came to.
-        run: identifies the run, see `run_folder.identity`.
+        run: identifies what is computed, see `run_folder.identity`.
     """
     if distributed.is_joined():
         # Orbax writes arrays of devices only if all processes take part.
@@ -142,7 +151,7 @@ def restore_last(
         manager: from `open_manager`.
         like: a state of the same shapes; the result gets its placement on devices, so that a
             checkpoint can be read with another number of devices than it was written with.
-        run: identifies the run, see `run_folder.identity`.
+        run: identifies what is computed, see `run_folder.identity`.
         say: is told which checkpoints are lost, if any.
 
     Raises:
@@ -209,7 +218,7 @@ def _read_progress(value: Any) -> Progress:
     rows, sums, seconds = value
     if not all(isinstance(number, int | float) for number in (*sums, seconds)):
         raise ValueError("its sums are no numbers")
-    return Progress(tuple(run_folder.check_rows(rows)), EpochSums(*sums), seconds)
+    return Progress(tuple(run_folder.check_rows(rows)), Sums(*sums), seconds)
 
 
 def digest(state: Any) -> str:

@@ -54,6 +54,8 @@ class RunConfig:
     """Minutes between two checkpoints within an epoch; one is saved at its end anyway."""
     debug_nans: bool = False
     """Stop at the first operation that gives NaN, and name it (slow)."""
+    tensorboard: bool = False
+    """Write the tables as TensorBoard events too, into the folder tensorboard of each run."""
     processes: ProcessConfig = ProcessConfig()
 
 

@@ -1,8 +1,8 @@
-"""The second stage of a run: train what is left, on from where a former session ended.
+"""One stage of training, on from where a former session ended.
 
-Order and augmentation of the images depend on key, epoch and step alone, and a checkpoint holds the
-sums of an epoch so far: a training that resumes, in the middle of an epoch too, repeats the
-undisturbed one bit for bit.
+Order and augmentation of the images depend on key and step alone, and a checkpoint holds the sums
+of the row so far: a stage that resumes, in the middle of an epoch too, repeats the undisturbed one
+bit for bit.
 """
 
 from __future__ import annotations
@@ -11,284 +11,279 @@ import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from rich.console import Console
 
-from experiments.cifar import spectrum
-from experiments.cifar.config import Config
-from experiments.cifar.job import Job, make_keys
 from experiments.processes import distributed
 from experiments.shell import console as screen
 from experiments.shell.errors import Preempted, RunFailed
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
-from experiments.training import checkpoints
-from experiments.training import failures as faults
-from experiments.training import steps as training
-from experiments.training.checkpoints import Progress
-from experiments.training.steps import EpochSums, TrainState
-from ntksap_jax import masks
-from ntksap_jax.types import Mask
+from experiments.training import checkpoints, failures, inputs, tensorboard
+from experiments.training.checkpoints import Progress, Sums
+from experiments.training.inputs import Inputs
+from experiments.training.steps import StepMetrics, TrainState, TrainStep
 
-EVAL_BATCH_SIZE = 500
+CHECK_EVERY = 50
+"""Steps between two looks at the losses: each look waits for the device."""
+
+
+class Session(NamedTuple):
+    """How a program runs, whatever it computes.
+
+    Attributes:
+        console: where progress goes.
+        stop_requested: says whether SIGTERM came; all processes ask equally often.
+        save_minutes: between two checkpoints within a row.
+        tensorboard: whether tables are written as TensorBoard events too.
+    """
+
+    console: Console
+    stop_requested: Callable[[], bool]
+    save_minutes: float
+    tensorboard: bool = False
+
+
+class Stage(NamedTuple):
+    """What is trained, and how.
+
+    Attributes:
+        name: in a word, for the screen.
+        folder: where `checkpoints/`, the table and, if it comes to that, `failure/` go.
+        table: file name of the table, with a row for every `row_steps` steps.
+        run: identifies what is computed, for the checkpoints.
+        order_key: decides which images form a batch.
+        augmentation_key: decides how they are augmented.
+        train_step: from `steps.make_train_step`.
+        learning_rate: by step, for the table.
+        num_steps: length.
+        row_steps: steps from one row of the table to the next.
+        measure: `measure(state) -> columns`, after the last step of each row; the state is on all
+            devices, and all processes call it.
+        describe: `describe(row) -> text` for the screen.
+        advice: what to try if the loss is not finite.
+        follow: `follow(number of rows) -> after_row(number, params)`: called by the leader before
+            the first step, and what it returns after each row.
+    """
+
+    name: str
+    folder: Path
+    table: str
+    run: str
+    order_key: jax.Array
+    augmentation_key: jax.Array
+    train_step: TrainStep
+    learning_rate: optax.Schedule
+    num_steps: int
+    row_steps: int
+    measure: Callable[[TrainState], dict[str, float]]
+    describe: Callable[[Row], str]
+    advice: str
+    follow: Callable[[int], Callable[[int, Any], None]] = lambda done: lambda number, params: None
+
+
+class Diverged(Exception):
+    """The loss became infinite or NaN.
+
+    Attributes:
+        step: the number of the first such step, from 1 over the whole stage.
+        state: before that step or one a little earlier; `state.step` says which.
+    """
+
+    def __init__(self, step: int, state: TrainState, cause: str = "the loss is not finite") -> None:
+        super().__init__(f"{cause} at step {step}")
+        self.step, self.state = step, state
 
 
 def train(
-    config: Config,
-    job: Job,
-    variables: Any,
-    mask: Mask,
-    folder: Path,
-    console: Console,
-    *,
-    stop_requested: Callable[[], bool],
-) -> list[Row]:
-    """Trains what is left, on from the last intact checkpoint; returns a row an epoch.
+    stage: Stage, state: TrainState, images: Inputs, session: Session
+) -> tuple[dict[str, Any], list[Row]]:
+    """Trains to the end of the stage, on from its last intact checkpoint.
+
+    Args:
+        stage: what to do.
+        state: at the beginning of the stage.
+        images: what is trained on.
+        session: how the program runs.
+
+    Returns:
+        The variables at the end, on one device, and the rows of the table.
 
     Raises:
         UserError: no checkpoint is intact.
         RunFailed: a loss that is not finite.
         Preempted: SIGTERM came; the last step is saved.
     """
-    num_epochs, steps = config.training.epochs, job.steps_per_epoch
-    state = training.init_state(
-        variables["params"], variables.get("batch_stats", {}), mask, job.optimizer
-    )
+    key = stage.augmentation_key
+    with contextlib.ExitStack() as stack:
+        manager = stack.enter_context(_open_checkpoints(stage))
+        state, progress = _restore(stage, state, manager, session.console)
+        state = distributed.replicate(state, images.mesh)
+        rows, sums, start = list(progress.rows), progress.sums, int(state.step)
+        record = stack.enter_context(_recorder(stage, rows, session))
+        tracker = stack.enter_context(
+            screen.track(
+                session.console, stage.name, done=start, total=stage.num_steps, unit="step"
+            )
+        )
+        batches = inputs.train_batches(images, stage.order_key, start=start)
+        begun, saved = time.perf_counter() - progress.seconds, time.monotonic()
+        # For the failure report: up to this state all losses were finite. It costs memory.
+        checked = state
+        pending: list[StepMetrics] = []
+
+        def look() -> None:
+            """Adds up the losses since the last look, for which it waits for the device."""
+            nonlocal sums, checked
+            for step, metrics in enumerate(jax.device_get(pending), start=int(checked.step) + 1):
+                if not np.isfinite(metrics.loss):
+                    raise Diverged(step, checked)
+                sums = Sums(
+                    sums.loss + float(metrics.loss),
+                    sums.num_correct + int(metrics.num_correct),
+                    sums.num_examples + images.batch_size,
+                    sums.num_steps + 1,
+                )
+            pending.clear()
+            checked = state
+
+        try:
+            for step in range(start + 1, stage.num_steps + 1):
+                try:
+                    state, metrics = stage.train_step(key, state, *next(batches))
+                except FloatingPointError as error:
+                    what = f"--debug-nans found an {failures.operation(error)},"
+                    raise Diverged(step, state, what) from error
+                pending.append(metrics)
+                tracker.advance()
+                ends_row = step % stage.row_steps == 0 or step == stage.num_steps
+                must_look = ends_row or len(pending) == CHECK_EVERY
+                if must_look:
+                    look()
+                if ends_row:
+                    rows.append(_row(stage, state, sums, begun))
+                    record(rows, state)
+                    tracker.line(stage.describe(rows[-1]))
+                    sums, begun = Sums(), time.perf_counter()
+                now, stop = time.monotonic(), session.stop_requested()
+                # Clocks differ: several processes save only where all of them look anyway.
+                may_save = must_look or not distributed.is_joined()
+                if ends_row or stop or (may_save and now - saved >= 60 * session.save_minutes):
+                    look()
+                    if manager is not None:
+                        so_far = Progress(tuple(rows), sums, time.perf_counter() - begun)
+                        checkpoints.save(manager, step, state, so_far, run=stage.run)
+                    saved = now
+                if stop:
+                    raise Preempted
+        except Diverged as error:
+            raise _failure(stage, images, error) from error
+    return jax.device_put(jax.device_get(state.variables)), rows
+
+
+def _row(stage: Stage, state: TrainState, sums: Sums, begun: float) -> Row:
+    step = int(state.step)
+    return {
+        "epoch": -(-step // stage.row_steps),
+        "step": step,
+        "learning_rate": float(stage.learning_rate(step - 1)),
+        "train_loss": sums.loss / sums.num_steps,
+        "train_accuracy": sums.num_correct / sums.num_examples,
+        **stage.measure(state),
+        "seconds": round(time.perf_counter() - begun, 3),
+    }
+
+
+# -- What is read and written, by the leader -----------------------------------------------------
+
+
+def _open_checkpoints(
+    stage: Stage,
+) -> contextlib.AbstractContextManager[ocp.CheckpointManager | None]:
+    if not distributed.is_leader():
+        return contextlib.nullcontext()
+    return checkpoints.open_manager(stage.folder / "checkpoints")
+
+
+def _restore(
+    stage: Stage, state: TrainState, manager: ocp.CheckpointManager | None, console: Console
+) -> tuple[TrainState, Progress]:
+    """Returns state and progress of the last intact checkpoint; if there is none, of the start."""
 
     def say(text: str) -> None:
         console.print(f"warning: {text}", soft_wrap=True)
 
-    with _open_checkpoints(folder, mask) as saver:
-        state, progress = _restore(saver, state, folder, say=say)
-        state = distributed.replicate(state, job.mesh)
-        rows = list(progress.rows)
-        record = _record(config, job, variables, mask, folder, rows)
-        with screen.track(
-            console, "Training", done=int(state.step), total=num_epochs * steps, unit="step"
-        ) as tracker:
-            for epoch in range(len(rows) + 1, num_epochs + 1):
-                on_step = _after_step(
-                    saver,
-                    progress,
-                    steps_before=(epoch - 1) * steps,
-                    steps_per_epoch=steps,
-                    save_minutes=config.save_minutes,
-                    stop_requested=stop_requested,
-                    advance=tracker.advance,
-                )
-                try:
-                    state, row = train_epoch(config, job, state, epoch, progress, on_step)
-                except training.Diverged as error:
-                    raise _failure(config, job, error, epoch, folder) from error
-                rows.append(row)
-                record(rows, state)
-                progress = Progress(tuple(rows))
-                saver.save(epoch * steps, state, progress)
-                tracker.line(_describe_epoch(row, num_epochs))
-                if stop_requested():
-                    raise Preempted
-    return rows
-
-
-# -- What is saved, by the leader ----------------------------------------------------------------
-
-
-class _Saver(NamedTuple):
-    """The checkpoints of a run; in processes other than the leader there is no manager."""
-
-    manager: ocp.CheckpointManager | None
-    run: str
-
-    def save(self, step: int, state: TrainState, progress: Progress) -> None:
-        if self.manager is not None:
-            checkpoints.save(self.manager, step, state, progress, run=self.run)
+    there = None
+    if manager is not None:
+        there = checkpoints.restore_last(manager, state, run=stage.run, say=say)
+        if there is None and (stage.folder / stage.table).exists():
+            say("no checkpoint was complete yet: the training begins again with its first epoch")
+    last_state, last_progress = (state, Progress()) if there is None else there
+    state = distributed.arrays_from_leader(lambda: last_state, like=state)
+    rows, sums, seconds = distributed.from_leader(lambda: last_progress)
+    return state, Progress(tuple(rows), Sums(*sums), seconds)
 
 
 @contextlib.contextmanager
-def _open_checkpoints(folder: Path, mask: Mask) -> Iterator[_Saver]:
+def _recorder(
+    stage: Stage, rows: list[Row], session: Session
+) -> Iterator[Callable[[list[Row], TrainState], None]]:
+    """Brings what people read up to date; yields what does so after each further row."""
     if not distributed.is_leader():
-        yield _Saver(None, "")
+        yield lambda rows, state: None
         return
-    with checkpoints.open_manager(folder / "checkpoints") as manager:
-        yield _Saver(manager, run_folder.identity(folder, masks.digest(mask)))
-
-
-def _restore(
-    saver: _Saver, state: TrainState, folder: Path, *, say: Callable[[str], None]
-) -> tuple[TrainState, Progress]:
-    """Returns state and progress of the last intact checkpoint; if there is none, of the start."""
-    found: tuple[TrainState, Progress] = state, Progress()
-    if saver.manager is not None:
-        restored = checkpoints.restore_last(saver.manager, state, run=saver.run, say=say)
-        if restored is None and (folder / "metrics.csv").exists():
-            say("no checkpoint was complete yet: the training begins again with its first epoch")
-        found = found if restored is None else restored
-    state = distributed.arrays_from_leader(lambda: found[0], like=state)
-    rows, sums, seconds = distributed.from_leader(lambda: found[1])
-    return state, Progress(tuple(rows), EpochSums(*sums), seconds)
-
-
-def _record(
-    config: Config, job: Job, variables: Any, mask: Mask, folder: Path, rows: list[Row]
-) -> Callable[[list[Row], TrainState], None]:
-    """Brings what people read up to date, and returns what does so after each further epoch."""
-    if not distributed.is_leader():
-        return lambda rows, state: None
-    table = folder / "metrics.csv"
+    table = stage.folder / stage.table
     if rows:
         # What people read follows what is verified.
         run_folder.write_table(table, rows)
-    measure_spectrum = spectrum.follow(
-        config, job, variables["params"], mask, folder, done=len(rows)
-    )
+    after_row = stage.follow(len(rows))
+    with tensorboard.events(table, rows, by="step", wanted=session.tensorboard) as add:
 
-    def record(rows: list[Row], state: TrainState) -> None:
-        run_folder.write_table(table, rows)
-        measure_spectrum(len(rows), distributed.local(state.params))
+        def record(rows: list[Row], state: TrainState) -> None:
+            run_folder.write_table(table, rows)
+            add(rows[-1])
+            after_row(len(rows), state.params)
 
-    return record
-
-
-def _after_step(
-    saver: _Saver,
-    progress: Progress,
-    *,
-    steps_before: int,
-    steps_per_epoch: int,
-    save_minutes: float,
-    stop_requested: Callable[[], bool],
-    advance: Callable[[], None],
-) -> Callable[[TrainState, Callable[[], EpochSums]], None]:
-    """Returns what is called after each step of an epoch: it saves now and then, and on SIGTERM.
-
-    Not after the last step: the evaluation comes first, and is saved with the epoch.
-    """
-    started = last = time.monotonic()
-    first = in_epoch = progress.sums.num_steps
-
-    def after_step(state: TrainState, sums: Callable[[], EpochSums]) -> None:
-        nonlocal last, in_epoch
-        advance()
-        in_epoch += 1
-        now = time.monotonic()
-        if in_epoch == steps_per_epoch:
-            return
-        stop = stop_requested()
-        # Clocks differ: processes save together only where all of them look at the losses anyway.
-        may_save = not distributed.is_joined() or (in_epoch - first) % training.CHECK_EVERY == 0
-        if stop or (may_save and now - last >= 60 * save_minutes):
-            so_far = Progress(progress.rows, sums(), progress.seconds + now - started)
-            saver.save(steps_before + in_epoch, state, so_far)
-            last = now
-        if stop:
-            raise Preempted
-
-    return after_step
-
-
-def train_epoch(
-    config: Config,
-    job: Job,
-    state: TrainState,
-    epoch: int,
-    progress: Progress,
-    on_step: Callable[[TrainState, Callable[[], EpochSums]], None],
-) -> tuple[TrainState, Row]:
-    """Trains for the rest of an epoch and evaluates; returns the state and a row of metrics.csv."""
-    started = time.perf_counter()
-    keys = make_keys(config.seed)
-    state, on_train = training.train_epoch(
-        keys.augmentation,
-        state,
-        _batches(config, job, epoch, start=progress.sums.num_steps),
-        train_step=job.train_step,
-        sums=progress.sums,
-        on_step=on_step,
-    )
-    size = -(-EVAL_BATCH_SIZE // job.mesh.size) * job.mesh.size
-    on_test = training.evaluate(
-        state,
-        _placed(job, job.dataset.test_batches(size, part=distributed.part())),
-        eval_step=job.eval_step,
-    )
-    step = int(state.step)
-    schedule = training.learning_rate(config.training, job.steps_per_epoch)
-    return state, {
-        "epoch": epoch,
-        "step": step,
-        "learning_rate": float(schedule(step - 1)),
-        "train_loss": on_train.loss,
-        "train_accuracy": on_train.accuracy,
-        "test_loss": on_test.loss,
-        "test_accuracy": on_test.accuracy,
-        "seconds": round(progress.seconds + time.perf_counter() - started, 3),
-    }
-
-
-def _batches(config: Config, job: Job, epoch: int, *, start: int) -> Iterator[tuple[Any, Any]]:
-    batches = job.dataset.train_batches(
-        make_keys(config.seed).order,
-        epoch,
-        config.training.batch_size,
-        start=start,
-        part=distributed.part(),
-    )
-    return _placed(job, batches)
-
-
-def _placed(job: Job, batches: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    return (distributed.shard_batch(batch, job.mesh) for batch in batches)
+        yield record
 
 
 # -- A loss that is not finite -------------------------------------------------------------------
 
 
-def _failure(
-    config: Config, job: Job, error: training.Diverged, epoch: int, folder: Path
-) -> RunFailed:
+def _failure(stage: Stage, images: Inputs, error: Diverged) -> RunFailed:
     """Saves the state before the step that failed, and its batch; says what to do."""
-    state, batch = _before(config, job, error, epoch)
-    key = make_keys(config.seed).augmentation
+    state, batch = _before(stage, images, error)
+    epoch = -(-error.step // images.steps_per_epoch)
     about = {
         "error": str(error),
+        "stage": stage.name,
         "epoch": epoch,
         "step": error.step,
-        "key": jax.random.key_data(key).tolist(),
+        "key": jax.random.key_data(stage.augmentation_key).tolist(),
         "command": shlex.join(sys.argv[1:]),
     }
     # The others wait for it: who fails first ends all.
     place = distributed.from_leader(
-        lambda: str(faults.save(folder, about, state=state, batch=batch))
+        lambda: str(failures.save(stage.folder, about, state=state, batch=batch))
     )
     return RunFailed(
-        f"{error} (epoch {epoch}): {faults.describe_weights(state.params)}. Try a lower "
-        "--learning-rate, a longer --warmup-epochs, or --resume --debug-nans to find the "
-        f"operation; state and batch before that step are in {place}"
+        f"{stage.name.lower()}: {error} (epoch {epoch}): "
+        f"{failures.describe_weights(state.params)}. Try {stage.advice}, or --resume --debug-nans "
+        f"to find the operation; state and batch before that step are in {place}"
     )
 
 
-def _before(
-    config: Config, job: Job, error: training.Diverged, epoch: int
-) -> tuple[TrainState, tuple[Any, Any]]:
+def _before(stage: Stage, images: Inputs, error: Diverged) -> tuple[TrainState, Any]:
     """Repeats the steps from the last state that was checked up to the one that failed."""
-    key, state = make_keys(config.seed).augmentation, error.state
-    start = int(state.step) - (epoch - 1) * job.steps_per_epoch
-    batches = _batches(config, job, epoch, start=start)
-    for step, batch in enumerate(batches, start=int(state.step) + 1):
-        if step == error.step:
-            return distributed.local(state), distributed.gathered(batch)
-        state, _ = job.train_step(key, state, *batch)
-    raise AssertionError(f"step {error.step} is not in epoch {epoch}")
-
-
-def _describe_epoch(row: Row, num_epochs: int) -> str:
-    return (
-        f"epoch {row['epoch']:>3}/{num_epochs}  learning rate {row['learning_rate']:.4f}  "
-        f"loss {row['train_loss']:.3f}  test loss {row['test_loss']:.3f}  "
-        f"test accuracy {row['test_accuracy']:.2%}  {screen.duration(row['seconds'])}"
-    )
+    state, start = error.state, int(error.state.step)
+    batches = inputs.train_batches(images, stage.order_key, start=start)
+    for _ in range(start, error.step - 1):
+        state, _ = stage.train_step(stage.augmentation_key, state, *next(batches))
+    return distributed.local(state), distributed.gathered(next(batches))

@@ -1,12 +1,12 @@
-"""Training of a masked network: one jitted step with augmentation inside, and evaluation.
+"""Training: one jitted step with augmentation inside, for masked and dense networks; evaluation.
 
-Every function is pure, or a loop in Python over a jitted step. There is no scan over steps:
-between two of them programs report, save and stop.
+There is no compiled loop over steps: between two of them programs report, save and stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,25 +16,36 @@ import numpy as np
 import optax
 
 import ntksap_jax as nts
-from experiments.training import failures as faults
+from experiments.processes import distributed
 from experiments.training.config import TrainingConfig
 from ntksap_jax import masks
 from ntksap_jax.types import ConstrainToMaskState
-
-CHECK_EVERY = 50
-"""Steps between two looks at the losses: each look waits for the device."""
 
 TrainStep = Callable[..., tuple["TrainState", "StepMetrics"]]
 EvalStep = Callable[..., "Totals"]
 
 
 class TrainState(NamedTuple):
-    """All that a checkpoint holds; `opt_state` carries the mask (see `nts.constrain_to_mask`)."""
+    """All that a checkpoint holds.
+
+    Attributes:
+        step: how many were taken.
+        params: the weights.
+        batch_stats: running statistics; empty if the network has none.
+        opt_state: of the optimiser; of a masked network it carries the mask, see
+            `nts.constrain_to_mask`.
+    """
 
     step: jax.Array
     params: Any
     batch_stats: Any
-    opt_state: ConstrainToMaskState
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables of the linen module."""
+        statistics = {"batch_stats": self.batch_stats} if self.batch_stats else {}
+        return {"params": self.params, **statistics}
 
 
 class StepMetrics(NamedTuple):
@@ -59,29 +70,6 @@ class Score(NamedTuple):
     accuracy: float
 
 
-class EpochSums(NamedTuple):
-    """Sums over the steps of an epoch, in their order."""
-
-    loss: float = 0.0
-    num_correct: int = 0
-    num_examples: int = 0
-    num_steps: int = 0
-
-
-class Diverged(Exception):
-    """The loss became infinite or NaN.
-
-    Attributes:
-        step: the number of the first such step, from 1 over the whole training.
-        state: before that step or one a little earlier; `state.step` says which.
-        cause: what was found, in words.
-    """
-
-    def __init__(self, step: int, state: TrainState, cause: str = "the loss is not finite") -> None:
-        super().__init__(f"{cause} at step {step}")
-        self.step, self.state, self.cause = step, state, cause
-
-
 # -- Optimiser -----------------------------------------------------------------------------------
 
 
@@ -89,8 +77,9 @@ def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedul
     """Returns the learning rate as a function of the number of steps taken."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if config.lr_schedule == "step":
-        drops = {epoch * steps_per_epoch - warmup: 0.1 for epoch in config.drop_epochs}
-        main = optax.piecewise_constant_schedule(config.learning_rate, drops)
+        main = drops(
+            config.learning_rate, config.drop_epochs, steps_per_epoch=steps_per_epoch, done=warmup
+        )
     else:
         main = optax.cosine_decay_schedule(
             config.learning_rate, config.epochs * steps_per_epoch - warmup
@@ -100,6 +89,21 @@ def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedul
     # From 1/warmup, not from 0: a first step of length 0 would be wasted.
     rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup - 1)
     return optax.join_schedules([rise, main], [warmup])
+
+
+def drops(
+    rate: float, epochs: Sequence[int], *, steps_per_epoch: int, done: int = 0
+) -> optax.Schedule:
+    """Returns the learning rate by step: times 0.1 after each of the epochs.
+
+    Args:
+        rate: at first.
+        epochs: counted from the beginning of the training.
+        steps_per_epoch: length of an epoch.
+        done: steps of the training before the schedule begins.
+    """
+    boundaries = {epoch * steps_per_epoch - done: 0.1 for epoch in epochs}
+    return optax.piecewise_constant_schedule(rate, boundaries)
 
 
 def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> optax.GradientTransformation:
@@ -114,20 +118,47 @@ def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> optax.Gradie
     )
 
 
-def init_state(
-    params: Any, batch_stats: Any, mask: Any, optimizer: optax.GradientTransformation
-) -> TrainState:
-    """Makes the state before the first step: the original weights, with the mask applied.
+def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> Any:
+    """Draws the variables of a linen module, in all processes those of the leader.
 
     Args:
-        params: the weights as the model drew them.
-        batch_stats: the `batch_stats` collection as the model drew it; empty if there is none.
-        mask: what to keep.
-        optimizer: from `make_optimizer`; the mask is imposed on it from outside.
+        model: linen module.
+        key: PRNG key.
+        image_shape: of one image.
     """
-    params = masks.apply(mask, params)
-    opt_state = nts.constrain_to_mask(optimizer, mask).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state)
+    example = jnp.zeros((1, *image_shape))
+    return distributed.arrays_from_leader(
+        lambda: _compiled_init(model)(key, example), like=jax.eval_shape(model.init, key, example)
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_init(model: nn.Module) -> Any:
+    """Kept from one seed to the next, for it takes seconds to compile."""
+    return jax.jit(model.init)
+
+
+def init_state(
+    variables: Any, optimizer: optax.GradientTransformation, mask: Any = None
+) -> TrainState:
+    """Makes the state before the first step.
+
+    Args:
+        variables: of the linen module, as it drew them or as they were trained before.
+        optimizer: for a masked network the one without the mask, which is imposed from outside.
+        mask: what to keep; without one the network is dense.
+    """
+    params = variables["params"]
+    # As one program: one by one, the zeros of every shape of leaf are compiled for.
+    optimizer = optimizer._replace(init=jax.jit(optimizer.init))
+    if mask is not None:
+        params, optimizer = masks.apply(mask, params), nts.constrain_to_mask(optimizer, mask)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+    )
 
 
 # -- Steps ---------------------------------------------------------------------------------------
@@ -140,12 +171,12 @@ def make_train_step(
 ) -> TrainStep:
     """Makes the jitted training step.
 
-    The mask is part of the state and not a constant, so that runs which differ only in their mask
+    A mask is part of the state and not a constant, so that runs which differ only in their mask
     share one compilation.
 
     Args:
         model: linen module, called as `model(inputs, train=True)`.
-        optimizer: from `make_optimizer`.
+        optimizer: the one that `init_state` was given.
         augment: `augment(key, images) -> inputs`, from uint8 images to what the model takes.
 
     Returns:
@@ -159,20 +190,22 @@ def make_train_step(
         key: jax.Array, state: TrainState, images: jax.Array, labels: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         inputs = augment(jax.random.fold_in(key, state.step), images)
-        constrained = nts.constrain_to_mask(optimizer, state.opt_state.mask)
-        return take_step(model, constrained, state, inputs, labels)
+        rule = optimizer
+        if isinstance(state.opt_state, ConstrainToMaskState):
+            rule = nts.constrain_to_mask(optimizer, state.opt_state.mask)
+        return _take_step(model, rule, state, inputs, labels)
 
     return train_step
 
 
-def take_step(
+def _take_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     state: TrainState,
     inputs: jax.Array,
     labels: jax.Array,
 ) -> tuple[TrainState, StepMetrics]:
-    """Takes one step down the gradient of the mean cross-entropy of a batch. Traceable."""
+    """Takes one step down the gradient of the mean cross-entropy of a batch."""
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         logits, updated = model.apply(
@@ -225,70 +258,7 @@ def make_eval_step(model: nn.Module, normalise: Callable[[jax.Array], jax.Array]
     return eval_step
 
 
-# -- Loops ---------------------------------------------------------------------------------------
-
-
-def train_epoch(
-    key: jax.Array,
-    state: TrainState,
-    batches: Iterable[tuple[Any, Any]],
-    *,
-    train_step: TrainStep,
-    sums: EpochSums = EpochSums(),  # noqa: B008 (it cannot be changed)
-    on_step: Callable[[TrainState, Callable[[], EpochSums]], None] = lambda state, sums: None,
-) -> tuple[TrainState, Score]:
-    """Takes one step a batch.
-
-    Args:
-        key: the key of the whole training.
-        state: from `init_state`, a checkpoint, or the epoch before.
-        batches: (images, labels) pairs, all of one size; of the rest of an epoch that a checkpoint
-            is in the middle of.
-        train_step: from `make_train_step`.
-        sums: over the steps of the epoch that were taken before.
-        on_step: called after every step, with the state and a function that returns the sums up to
-            there; to call it is to wait for the device.
-
-    Returns:
-        The new state, and loss and accuracy on the training batches as they went by.
-
-    Raises:
-        Diverged: a loss that is not finite, or what `jax.debug_nans` found.
-    """
-    step = int(state.step)
-    # For the failure report: up to this state all losses were finite. It costs a copy in memory.
-    checked = state
-    pending: list[StepMetrics] = []
-
-    def look() -> EpochSums:
-        nonlocal sums, checked, step
-        for metrics in jax.device_get(pending):
-            step += 1
-            if not np.isfinite(metrics.loss):
-                raise Diverged(step, checked)
-            sums = EpochSums(
-                sums.loss + float(metrics.loss),
-                sums.num_correct + int(metrics.num_correct),
-                sums.num_examples + batch_size,
-                sums.num_steps + 1,
-            )
-        pending.clear()
-        checked = state
-        return sums
-
-    for images, labels in batches:
-        batch_size = len(labels)
-        try:
-            state, metrics = train_step(key, state, images, labels)
-        except FloatingPointError as error:
-            found = f"--debug-nans found an {faults.operation(error)},"
-            raise Diverged(step + len(pending) + 1, state, found) from error
-        pending.append(metrics)
-        if len(pending) == CHECK_EVERY:
-            look()
-        on_step(state, look)
-    look()
-    return state, Score(sums.loss / sums.num_steps, sums.num_correct / sums.num_examples)
+# -- Evaluation ----------------------------------------------------------------------------------
 
 
 def evaluate(

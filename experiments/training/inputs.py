@@ -1,0 +1,106 @@
+"""The images of a run, and how they come to the devices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments import data
+from experiments.processes import distributed
+from experiments.shell.errors import UserError
+from experiments.training import steps
+from experiments.training.steps import EvalStep, Score, TrainState
+
+EVAL_BATCH_SIZE = 500
+
+
+class Inputs(NamedTuple):
+    """A data set, in memory or streamed, and the devices that its batches are split over.
+
+    Attributes:
+        dataset: from `data.load`.
+        batch_size: images a step, over all devices.
+        mesh: all devices.
+        augment: `augment(key, images) -> inputs`, for training.
+        normalise: `normalise(images) -> inputs`, for evaluation.
+        steps_per_epoch: full batches of the training set.
+    """
+
+    dataset: data.Dataset | data.StreamedDataset
+    batch_size: int
+    mesh: jax.sharding.Mesh
+    augment: Callable[[jax.Array, jax.Array], jax.Array]
+    normalise: Callable[[jax.Array], jax.Array]
+    steps_per_epoch: int
+
+
+def make(
+    dataset: data.Dataset | data.StreamedDataset, batch_size: int, *, augmented: bool = True
+) -> Inputs:
+    """Makes what a run trains on.
+
+    Args:
+        dataset: from `data.load`.
+        batch_size: images a step.
+        augmented: with random crops and flips, where the data set has them.
+
+    Raises:
+        UserError: the batch size does not go with the images or the devices.
+    """
+    mesh = distributed.data_mesh()
+    if batch_size > dataset.num_train:
+        raise UserError(
+            f"--batch-size: {batch_size} is more than the {dataset.num_train} training images"
+        )
+    if batch_size % mesh.size:
+        raise UserError(f"--batch-size: {batch_size} cannot be split over {mesh.size} devices")
+    scaling: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std}
+    return Inputs(
+        dataset=dataset,
+        batch_size=batch_size,
+        mesh=mesh,
+        augment=functools.partial(
+            data.augment,
+            crop_padding=dataset.crop_padding if augmented else 0,
+            flip=dataset.flip and augmented,
+            **scaling,
+        ),
+        normalise=functools.partial(data.normalise, **scaling),
+        steps_per_epoch=dataset.num_train // batch_size,
+    )
+
+
+def train_batches(inputs: Inputs, key: jax.Array, *, start: int) -> Iterator[tuple[Any, Any]]:
+    """Yields images and labels on the devices, epoch after epoch without end.
+
+    Args:
+        inputs: what to read.
+        key: decides the order (and what is augmented on the way, in a streamed data set).
+        start: steps that were taken before.
+    """
+    before, first = divmod(start, inputs.steps_per_epoch)
+    while True:
+        before += 1  # Epochs count from 1.
+        batches = inputs.dataset.train_batches(
+            key, before, inputs.batch_size, start=first, part=distributed.part()
+        )
+        for batch in batches:
+            yield distributed.shard_batch(batch, inputs.mesh)
+        first = 0
+
+
+def evaluate(inputs: Inputs, state: TrainState, *, eval_step: EvalStep) -> Score:
+    """Measures loss and accuracy on the test set; all processes take part.
+
+    Args:
+        inputs: what to read.
+        state: the trained state, on all devices.
+        eval_step: from `steps.make_eval_step`.
+    """
+    size = -(-EVAL_BATCH_SIZE // inputs.mesh.size) * inputs.mesh.size
+    batches = inputs.dataset.test_batches(size, part=distributed.part())
+    placed = (distributed.shard_batch(batch, inputs.mesh) for batch in batches)
+    return steps.evaluate(state, placed, eval_step=eval_step)

@@ -1,0 +1,83 @@
+"""Rows of plans and summaries that are the same in all programs that train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from experiments import data
+from experiments.shell import console as screen
+from experiments.storage import run_folder
+from experiments.training.inputs import Inputs
+
+Dataset = data.Dataset | data.StreamedDataset
+
+
+def describe_images(images: Inputs, *, augmented: bool = True) -> dict[str, str]:
+    """Returns the rows of a plan about the images."""
+    dataset = images.dataset
+    shape = "x".join(map(str, dataset.image_shape))
+    note = f" ({dataset.note})" if dataset.note else ""
+    return {
+        "data set": f"{dataset.name}: {dataset.num_train:,} training and "
+        f"{dataset.num_test:,} test images of {shape}, {dataset.num_classes} classes{note}",
+        "augmentation": dataset.augmentation if augmented else "none",
+    }
+
+
+def describe_place(images: Inputs, seed: int, folders: Sequence[Path]) -> dict[str, str]:
+    """Returns the rows of a plan about seed, devices and folders."""
+    count = jax.process_count()
+    processes = f" in {count} processes" if count > 1 else ""
+    return {
+        "seed": str(seed),
+        "devices": f"{images.mesh.size} x {jax.devices()[0].device_kind}{processes}, "
+        f"jax {jax.__version__}",
+        "writes to": "\n".join(f"{folder}{run_folder.describe(folder)}" for folder in folders),
+    }
+
+
+def plan(*parts: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Returns the rows of a plan, without those that are empty."""
+    return [(name, value) for part in parts for name, value in part.items() if value]
+
+
+def common(config: Any, images: Inputs, epochs: Sequence[run_folder.Row]) -> dict[str, Any]:
+    """Returns the part of summary.json that every run has.
+
+    Args:
+        config: of the run, with `dataset`, `model`, `seed` and `label`.
+        images: what was trained on.
+        epochs: rows of metrics.csv.
+    """
+    return {
+        "dataset": config.dataset,
+        "dataset_source": images.dataset.source,
+        "dataset_note": images.dataset.note,
+        "model": config.model,
+        "seed": config.seed,
+        "label": config.label,
+        "epochs": len(epochs),
+        "training_seconds": round(sum(row["seconds"] for row in epochs), 3),
+    }
+
+
+def show(
+    console: Console,
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    folders: Sequence[Path],
+    summaries: Sequence[Mapping[str, Any]],
+) -> None:
+    """Prints the table that a program ends with."""
+    screen.show_table(console, title, header, rows)
+    if summaries[0]["dataset_note"]:
+        console.print(f"{summaries[0]['dataset']}: {summaries[0]['dataset_note']}")
+    for folder in folders:
+        console.print(f"results in {folder}", soft_wrap=True)
