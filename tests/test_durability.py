@@ -398,7 +398,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_led_there(undisturbed, t
 
     code, error = fail_loudly(capfd, *options, "--resume", "--debug-nans")
     assert code == 1
-    assert "error: --debug-nans found an invalid value (nan) encountered in " in error
+    assert "error: training: --debug-nans found an invalid value (nan) encountered in " in error
     assert ".py:" in error and " at step " in error
 
 
