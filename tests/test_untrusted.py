@@ -9,8 +9,6 @@ import os
 from pathlib import Path
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import pytest
 from damage import VALUES, damage_bytes, fuzzed, mutated, places, refused
 from fake_runs import configure, write
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from experiments.cifar import config as config_lib
-from experiments.cifar import pretrained, search_files
+from experiments.cifar import pretrained
 from experiments.cifar.config import Config
 from experiments.data import crops
 from experiments.data.image_folders import tiny_imagenet
@@ -29,7 +27,6 @@ from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.sweep import cells, grid
 from experiments.sweep.options import parse, plan
-from ntksap_jax import masks
 
 # -- Configurations ------------------------------------------------------------------------------
 
@@ -69,13 +66,12 @@ def test_any_bytes_for_json_are_refused_or_read(tmp_path, data):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('{"seed": 1, "seed": 2}', "a key occurs twice"),
         ("[" * 100_000, "nested too deeply"),
         ("9" * 5000, "Exceeds the limit"),
         ("[]", "expected a dict, got list"),
     ],
 )
-def test_json_that_could_mean_two_things_or_too_much_is_refused(tmp_path, text, why):
+def test_json_that_means_too_much_is_refused(tmp_path, text, why):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=f"cannot read .*config.json: .*{why}"):
         run_folder.read_config(tmp_path)
@@ -86,10 +82,6 @@ def test_a_text_without_end_is_not_read(tmp_path):
     with path.open("wb") as file:
         file.truncate(files.LARGEST + 1)  # Takes no space on the disk.
     with pytest.raises(UserError, match="expected at most"):
-        run_folder.read_config(tmp_path)
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(UserError, match="no regular file"):
         run_folder.read_config(tmp_path)
 
 
@@ -213,40 +205,6 @@ def test_a_grid_file_writes_below_the_current_folder_unless_asked(tmp_path, monk
 # -- Run folders ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lock", "search", "checkpoints", "metrics.csv"])
-def test_a_run_folder_with_links_is_not_written_to(tmp_path, name):
-    config = to_dict(Config(resume=True))
-    run_folder.prepare(tmp_path, config, data_source="digits 1.0")
-    run_folder.check(tmp_path, config)
-    (tmp_path / name).symlink_to("/etc/elsewhere")
-    for refuse in (lambda: run_folder.check(tmp_path, config), lambda: run_folder.make(tmp_path)):
-        with pytest.raises(UserError, match=f"{name} is a link"):
-            refuse()
-
-
-LIKE = {"w": {"kernel": jax.ShapeDtypeStruct((4, 4), jnp.float32)}}
-MASK = {"w": {"kernel": jnp.arange(16).reshape(4, 4) < 7}}
-ROW = {"round": 1, "density": 0.5, "sha256": masks.digest(MASK), "seconds": 0.1}
-
-
-@fuzzed
-@given(st.data())
-def test_a_sealed_round_of_a_stranger_is_used_or_refused(tmp_path, data):
-    (tmp_path / "search").mkdir(exist_ok=True)
-    run_folder.write_json(tmp_path / "config.json", to_dict(Config()))
-    masks.save(tmp_path / "search" / "round-1.safetensors", MASK)
-    original = {"run": run_folder.identity(tmp_path), "rows": [ROW]}
-    sealed = files.seal(data.draw(mutated(original) | VALUES))
-    run_folder.write_json(tmp_path / "search" / "round-1.json", sealed)
-    try:
-        rows, mask = search_files.load_round(tmp_path, LIKE, say=lambda text: None)
-    except UserError as error:
-        refused(error, str(tmp_path))
-        return
-    assert rows[0]["round"] == len(rows) == 1
-    assert masks.digest(mask) == masks.digest(MASK)
-
-
 @fuzzed
 @given(st.data())
 def test_a_stranger_s_run_is_in_the_report_or_named_as_damaged(tmp_path_factory, data):
@@ -261,9 +219,7 @@ def test_a_stranger_s_run_is_in_the_report_or_named_as_damaged(tmp_path_factory,
     else:
         original = json.loads(path.read_text())
         path.write_text(json.dumps(data.draw(mutated(original))))
-    try:
-        runs.read(folder)
-    except runs.Damaged as error:
+    for _, error in runs.find([folder]).damaged:
         refused(error, name)
 
 

@@ -74,8 +74,6 @@ class SearchConfig:
     """NTK-SAP: Gaussian inputs in a draw."""
     calibrate: Literal["one_pass", "two_pass"] = "one_pass"
     """NTK-SAP: how batch statistics are taken (authors' code: two_pass)."""
-    vmap_samples: Count = 1
-    """NTK-SAP: draws that one vmap evaluates together (more than 1 pays nowhere that we know)."""
 
     @field_validator("scope")
     @classmethod
@@ -92,13 +90,6 @@ class SearchConfig:
     def _goes_with_the_scope(cls, value: int, info: ValidationInfo) -> int:
         if "scope" in info.data:
             parse_scope(info.data["scope"], **{str(info.field_name): value})
-        return value
-
-    @field_validator("vmap_samples")
-    @classmethod
-    def _divides(cls, value: int, info: ValidationInfo) -> int:
-        if info.data.get("num_samples", value) % value:
-            raise ValueError(f"expected a divisor of --num-samples ({info.data['num_samples']})")
         return value
 
 
@@ -171,4 +162,8 @@ def from_dict(values: Any, where: str = "the configuration") -> Config:
     Raises:
         UserError: an unknown field, or a value of the wrong type; the message names the field.
     """
+    search = values.get("search") if isinstance(values, dict) else None
+    if isinstance(search, dict) and search.get("vmap_samples") == 1:  # An option of version 0.1.
+        search = {name: search[name] for name in search if name != "vmap_samples"}
+        values = {**values, "search": search}
     return configuration_lib.read(Config, values, where)

@@ -74,7 +74,6 @@ def _ntk_sap(network: Network, search: SearchConfig, samples: NamedSharding | No
         network,
         estimator=estimators[search.estimator],
         num_samples=search.num_samples,
-        vmap_samples=search.vmap_samples,
         batch_size=search.noise_batch_size,
         calibrate=search.calibrate,
         reinit=search.reinit,

@@ -100,7 +100,7 @@ def _read_round(folder: Path, number: int, like: Params) -> tuple[list[Row], Mas
         raise ValueError("it is not a record of a round")
     if record["run"] != run_folder.identity(folder):
         raise ValueError("it is of another run")
-    rows = _check_rounds(record["rows"])
+    rows = record["rows"]
     if len(rows) != number:
         raise ValueError(f"it is round {len(rows)}")
     path = _mask_path(folder / "search", f"round-{number}")
@@ -135,7 +135,7 @@ def load_mask(folder: Path, like: Params) -> tuple[list[Row], Mask] | None:
         raise ValueError(f"cannot read the mask {path}: {error}") from error
     path = folder / "search.json"
     try:
-        return _check_rounds(_read_sealed(path)), mask
+        return _read_sealed(path), mask
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
 
@@ -163,12 +163,3 @@ def _read_mask(path: Path, like: Params, digest: str) -> Mask:
 
 def _read_sealed(path: Path) -> Any:
     return files.unseal(files.read_json(path))
-
-
-def _check_rounds(rows: Any) -> list[Row]:
-    """Returns rows from a file, if they are one a round; raises a `ValueError` if not."""
-    rows = run_folder.check_rows(rows)
-    for number, row in enumerate(rows, start=1):
-        if row.get("round") != number or "sha256" not in row:
-            raise ValueError(f"its row {number} is not that of round {number}")
-    return rows

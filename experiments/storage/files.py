@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,13 @@ def read_text(path: Path, *, largest: int = LARGEST) -> str:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no regular file, larger than `largest` bytes, or not UTF-8.
+        ValueError: it is larger than `largest` bytes, or not UTF-8.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is no regular file")
-    if found.st_size > largest:
-        raise ValueError(f"it has {found.st_size} bytes, expected at most {largest}")
-    return path.read_text(encoding="utf-8")
+    with path.open("rb") as file:
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise ValueError(f"it is too long, expected at most {largest} bytes")
+    return data.decode()
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
@@ -48,18 +46,11 @@ def read_json(path: Path, kind: type = dict) -> Any:
         ValueError: it is no such text, or holds something else.
     """
     try:
-        value = json.loads(read_text(path), object_pairs_hook=_unique)
+        value = json.loads(read_text(path))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(value, kind):
         raise ValueError(f"expected a {kind.__name__}, got {type(value).__name__}")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("a key occurs twice")
     return value
 
 

@@ -1,17 +1,14 @@
-"""One program at a time in a run folder: a lock that the system drops when its holder ends.
-
-The lock is `flock` on a file, whatever happens to the file's contents, which only say who holds it.
-Linux and macOS; on Windows there is no `fcntl`, and the programs do not run there.
-"""
+"""One program at a time in a run folder: a lock that the system drops when its holder ends."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
 
 from experiments.shell.errors import Held, UserError
 
@@ -21,23 +18,27 @@ NAME = "lock"
 
 @contextlib.contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Yields whether this process could lock the file; the lock ends with the process at latest.
+    """Yields whether this process could lock the file, whose contents do not matter.
 
     Raises:
         UserError: the file system has no locks.
     """
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            raise UserError(
-                f"cannot lock {path} ({error.strerror}): its file system has no locks, without "
-                "which two programs could write there. Choose another --runs-dir"
-            ) from error
+    # No lock files that would outlive a killed program, where the system has no locks.
+    lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise UserError(
+            f"cannot lock {path} ({error.strerror}): its file system has no locks, without which "
+            "two programs could write there. Choose another --runs-dir"
+        ) from error
+    try:
         yield True
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -51,8 +52,7 @@ def hold(folder: Path) -> Iterator[None]:
     path = folder / NAME
     with try_lock(path) as is_ours:
         if not is_ours:
-            with path.open(errors="replace") as file:
-                holder = file.read(200).strip() or "another process"
+            holder = path.read_text(errors="replace")[:200].strip() or "another process"
             raise Held(
                 f"{folder} is in use by {holder}, and two programs cannot write there. Wait for it "
                 "or end it, or use another --runs-dir or --label"

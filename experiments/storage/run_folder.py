@@ -43,6 +43,7 @@ PACKAGES = ("ntksap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 NOT_COMPARED = (
     *("data_dir", "data_workers", "compare", "runs_dir", "resume"),
     *("save_minutes", "debug_nans", "tensorboard", "processes"),
+    "vmap_samples",  # Of version 0.1.
 )
 """Fields of a configuration that may differ when a run is resumed: they change no result."""
 
@@ -68,7 +69,6 @@ def check(folder: Path, config: Mapping[str, Any]) -> None:
         return
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} exists and is not a run folder. Choose another --runs-dir")
-    _refuse_links(folder)
     if not config["resume"]:
         state = "a complete run" if is_complete(folder) else "an interrupted run"
         raise UserError(
@@ -84,22 +84,11 @@ def check(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def make(folder: Path) -> None:
-    """Makes the folder, if need be; raises a `UserError` if that cannot be or it holds links."""
+    """Makes the folder, if need be; raises a `UserError` if that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--runs-dir: cannot make the folder {folder}: {error.strerror}") from error
-    _refuse_links(folder)
-
-
-def _refuse_links(folder: Path) -> None:
-    # Whoever made the folder would decide which files, anywhere, are written to.
-    for path in folder.iterdir():
-        if path.is_symlink():
-            raise UserError(
-                f"{path} is a link, and the run would write to where it points. Replace it by what "
-                "it points to, or use another --runs-dir"
-            )
 
 
 def prepare(folder: Path, config: Mapping[str, Any], *, data_source: str) -> None:
