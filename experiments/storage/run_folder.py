@@ -240,19 +240,6 @@ def read_json(path: Path, kind: type = dict) -> Any:
         raise UserError(f"cannot read {path}: {error}. Restore it, or delete the folder") from error
 
 
-def check_rows(rows: Any) -> list[Row]:
-    """Returns rows from JSON, if they are rows of one table; raises a `ValueError` if not."""
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("it holds no rows of a table")
-    for row in rows:
-        if row.keys() != rows[0].keys():
-            raise ValueError("its rows differ in their columns")
-        for name, value in row.items():
-            if not isinstance(value, int | float | str):
-                raise ValueError(f"its column {name[:99]!r} holds a {type(value).__name__}")
-    return rows
-
-
 def _number(cell: str) -> int | float | str:
     for kind in (int, float):
         try:

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from experiments.processes import distributed
 from experiments.shell.errors import UserError
-from experiments.storage import files, run_folder
+from experiments.storage import files
 from experiments.storage.run_folder import Row
 from experiments.training.steps import TrainState
 from ntksap_jax import masks
@@ -197,28 +197,17 @@ def restore(
         record = files.unseal(found.record)
         if (record["run"], record["step"]) != (run, step):
             raise ValueError("it is of another run")
-        digest_recorded, progress = record["state"], _read_progress(record["progress"])
+        rows, sums, seconds = record["progress"]
+        progress = Progress(tuple(rows), Sums(*sums), seconds)
         found = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )
     except Exception as error:  # Orbax documents no common base class for what it raises here.
         reason = str(error).strip().split("\n")[0][:200]
         raise Damaged(f"{type(error).__name__}: {reason}") from error
-    if digest(found.state) != digest_recorded:
+    if digest(found.state) != record["state"]:
         raise Damaged("its arrays are not those whose SHA-256 was recorded")
     return found.state, progress
-
-
-def _read_progress(value: Any) -> Progress:
-    """Returns what a record holds, whoever wrote it.
-
-    Raises:
-        ValueError, TypeError: something else.
-    """
-    rows, sums, seconds = value
-    if not all(isinstance(number, int | float) for number in (*sums, seconds)):
-        raise ValueError("its sums are no numbers")
-    return Progress(tuple(run_folder.check_rows(rows)), Sums(*sums), seconds)
 
 
 def digest(state: Any) -> str:
