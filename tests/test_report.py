@@ -408,10 +408,7 @@ def test_what_is_the_same_for_all_criteria_has_no_panel(tmp_path):
         write(tmp_path, configure(criterion, 0.1), 0.5, layer_densities=layers_kept)
     (section,) = sections(tmp_path)
     assert [panel.label for panel in layers.panels(section, 0.1)] == ["density of the layer"]
-    assert len(layers.draw_cost(section).axes) == 1  # Their FLOPs are the same.
-    write(tmp_path, configure("random", 0.1), 0.5, kept_flops=7, layer_densities=layers_kept)
-    (section,) = sections(tmp_path)
-    assert len(layers.draw_cost(section).axes) == 2
+    assert len(layers.draw(section, 0.1, layers.panels(section, 0.1)).axes) == 2  # And its scale.
 
 
 def test_pictures_are_the_same_files_every_time():
@@ -439,7 +436,7 @@ def test_the_page_needs_nothing_else(tmp_path):
     out = make_report(tmp_path)
     html = (out / "report.html").read_text()
     assert not re.search(r"https?://|<script|<link|@import|url\(", html)
-    names = ("accuracy", "seeds", "cost", "layers-0.1", "spectrum-0.1", "spectrum-drift-0.1")
+    names = ("accuracy", "seeds", "layers-0.1", "spectrum-0.1", "spectrum-drift-0.1")
     expected = {f"1-{name}.{ending}" for name in names for ending in ("svg", "png")}
     assert {path.name for path in out.iterdir() if path.suffix in (".svg", ".png")} == expected
     sources = re.findall(r'src="([^"]*)"', html)

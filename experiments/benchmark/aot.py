@@ -2,28 +2,20 @@
 
 The compiler (libtpu) works ahead of time for a topology that is only described. Nothing is run, so
 there are no times: work, bytes, memory and what devices exchange are those of the true program.
-Imports neither JAX nor libtpu: the compiler has a process of its own.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
 
 from experiments.benchmark import child
 from experiments.benchmark.results import Table, number
-from experiments.benchmark.types import Estimator
-from experiments.shell.errors import UserError
+from experiments.benchmark.tpu_programs import Cost, Program
 
 GIGA, MEGA = 1e9, 1e6
-FLOAT_BYTES = 4
-ESTIMATORS: tuple[Estimator, ...] = ("finite_difference", "jvp", "vjp")
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",  # The devices of this machine.
     "TPU_SKIP_MDS_QUERY": "1",  # There is no server to ask what kind of TPU this is.
@@ -31,108 +23,6 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # No TPU that two processes could fight for.
     "TPU_MIN_LOG_LEVEL": "3",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """A program to compile.
-
-    Attributes:
-        name: what the command line calls it.
-        depth: of a ResNet for CIFAR.
-        width: channels of its first stage.
-        estimator: of the trace; None for a forward pass alone.
-        batch_size: images in a sample.
-        num_samples: draws of weights, inputs and probe.
-        vmap_samples: how many of them are vectorised.
-        devices: how many TPU cores it is for.
-        sharded: what is spread over them.
-    """
-
-    name: str
-    depth: int = 8
-    width: int = 16
-    estimator: Estimator | None = "jvp"
-    batch_size: int = 100
-    num_samples: int = 1
-    vmap_samples: int = 1
-    devices: int = 1
-    sharded: Literal["samples", "inputs"] = "samples"
-
-
-class Cost(NamedTuple):
-    """What a compiled program does, on each device.
-
-    Attributes:
-        flops: floating-point operations, by the compiler's count. What a loop does is counted once.
-        forward_flops: those of one forward pass over one sample's images, by XLA's count.
-        bytes_accessed: bytes read and written, by the compiler's count.
-        temporary_bytes: memory for everything but arguments and results.
-        largest_array_bytes: of the largest array in the program.
-        num_params: parameters of the network.
-        num_outputs: outputs of the network over all images of a sample.
-        num_collectives: operations in which devices exchange data.
-        collective_bytes: bytes of their results.
-        num_loops: loops in the program.
-        compile_seconds: how long the compiler took.
-    """
-
-    flops: float
-    forward_flops: float
-    bytes_accessed: float
-    temporary_bytes: int
-    largest_array_bytes: int
-    num_params: int
-    num_outputs: int
-    num_collectives: int
-    collective_bytes: int
-    num_loops: int
-    compile_seconds: float
-
-    @property
-    def jacobian_bytes(self) -> int:
-        """Of the dense Jacobian of all outputs, which must appear nowhere."""
-        return FLOAT_BYTES * self.num_params * self.num_outputs
-
-
-def _all() -> Iterator[Program]:
-    for estimator in (None, *ESTIMATORS):
-        yield Program(name=f"resnet20-{estimator or 'forward'}", depth=20, estimator=estimator)
-    # How it grows, on a network that compiles sooner.
-    base = Program(name="resnet8-jvp")
-    yield base
-    growth: dict[str, dict[str, Any]] = {
-        "samples-5": {"num_samples": 5},
-        "batch-200": {"batch_size": 200},
-        "width-32": {"width": 32},
-        "vmap-2": {"num_samples": 2, "vmap_samples": 2},
-        "vmap-5": {"num_samples": 5, "vmap_samples": 5},
-        "devices-8": {"num_samples": 8, "devices": 8},
-        "devices-8-samples-40": {"num_samples": 40, "devices": 8},
-        "devices-8-inputs": {"devices": 8, "batch_size": 800, "sharded": "inputs"},
-    }
-    for name, changes in growth.items():
-        yield dataclasses.replace(base, name=f"{base.name}-{name}", **changes)
-
-
-PROGRAMS = {program.name: program for program in _all()}
-"""Name to program, in the order in which they are compiled."""
-
-
-def check_topology(topology: str) -> None:
-    """Raises a `UserError` unless it looks like the name of a TPU topology.
-
-    Example:
-        >>> check_topology("v5e:2x4")
-    """
-    if not re.fullmatch(r"v\d+\w*:\d+(x\d+){1,2}", topology):
-        raise UserError(
-            f"--aot: got {topology!r}, expected a kind of TPU and the shape of the slice, such as "
-            "v5e:2x4"
-        )
-
-
-# -- The compiler --------------------------------------------------------------------------------
 
 
 def compiler_is_installed() -> bool:

@@ -41,6 +41,7 @@ from experiments.benchmark import (
     results,
     shrunk_latency,
     timing,
+    tpu_programs,
 )
 from experiments.benchmark.child import ChildLost
 from experiments.benchmark.results import Table
@@ -96,13 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exits.in_one_line(PROG, arguments):
         options = command_line.read(Options, arguments, prog=PROG, about=__doc__)
         if options.aot is not None:
-            aot.check_topology(options.aot)
-        known: dict[str, Any] = aot.PROGRAMS if options.aot else {**cases.CASES, **TABLES}
+            tpu_programs.check_topology(options.aot)
+        known: dict[str, Any] = tpu_programs.PROGRAMS if options.aot else {**cases.CASES, **TABLES}
         chosen = cases.choose(known, options.case)
         if options.list:
             print("\n".join(chosen))
             if not options.aot and not options.case:
-                print("\n".join(f"--aot TOPOLOGY --case {name}" for name in aot.PROGRAMS))
+                print("\n".join(f"--aot TOPOLOGY --case {name}" for name in tpu_programs.PROGRAMS))
             return 0
         check(options, chosen)
         run = compile_for_tpu if options.aot else time_cases
@@ -136,10 +137,12 @@ def check(options: Options, chosen: dict[str, Any]) -> None:
         raise UserError("--picture: these cases have no ratio and no rate that could be drawn")
 
 
-def compile_for_tpu(options: Options, chosen: dict[str, aot.Program], console: Console) -> int:
+def compile_for_tpu(
+    options: Options, chosen: dict[str, tpu_programs.Program], console: Console
+) -> int:
     """Compiles for a TPU, shows and writes; returns 0, or 1 if a program failed."""
     topology = options.aot or ""
-    costs: dict[str, aot.Cost] = {}
+    costs: dict[str, tpu_programs.Cost] = {}
     with track(console, "Compiling", total=len(chosen), unit="program") as tracker:
         for name, program in chosen.items():
             try:

@@ -32,17 +32,17 @@ class Side(NamedTuple):
         seconds: of a step.
         gflops: nominal 10^9 operations a second; None where none are counted.
         of_peak: that, as a fraction of the matrix product's.
-        memory: MiB that the process held before the first step.
+        memory: MiB that the process held before the first step, where that is known.
         memory_more: MiB that it held more at its peak, compilation included.
-        memory_warm: MiB that it held more at its peak once all was compiled, where that is known.
+        memory_warm: MiB that it held more at its peak once all was compiled.
     """
 
     name: str
     seconds: Quartiles
     gflops: float | None
     of_peak: float | None
-    memory: float
-    memory_more: float
+    memory: float | None
+    memory_more: float | None
     memory_warm: float | None
 
 
@@ -152,18 +152,26 @@ def summarise(measurement: Measurement) -> Summary:
 
 
 def _side(name: str, side: types.Side, flops: float | None, peak: float | None) -> Side:
-    seconds, before, last = quartiles(side.seconds(STEP)), side.ready.memory, side.rounds[-1]
+    seconds = quartiles(side.seconds(STEP))
     gflops = None if flops is None else flops / seconds.median / 1e9
-    warm = last.memory_peak_warm
+    warm = _more(side, side.rounds)
+    cold = _more(side, [side.warm_up]) if side.warm_up else warm
     return Side(
         name=name,
         seconds=seconds,
         gflops=gflops,
         of_peak=None if gflops is None or peak is None else gflops / peak,
-        memory=before,
-        memory_more=last.memory_peak - before,
-        memory_warm=None if warm is None else max(0.0, warm - before),
+        memory=side.ready.memory,
+        memory_more=None if cold is None or warm is None else max(cold, warm),
+        memory_warm=warm if side.warm_up else None,
     )
+
+
+def _more(side: types.Side, rounds: Sequence[types.Round]) -> float | None:
+    """Returns the MiB that a side held more than before its first step."""
+    before, peaks = side.ready.memory, [measured.memory_peak for measured in rounds]
+    known = [peak for peak in peaks if peak is not None]
+    return max(0.0, max(known) - before) if known and before is not None else None
 
 
 # -- Tables --------------------------------------------------------------------------------------
@@ -248,10 +256,14 @@ def _resources(summary: Summary) -> tuple[str, ...]:
     return (
         summary.name,
         NONE if summary.compile_seconds is None else f"{summary.compile_seconds:.1f}",
-        f"{ours.memory:.0f} + {ours.memory_more:.0f}",
+        _memory(ours),
         NONE if ours.memory_warm is None else f"+ {ours.memory_warm:.0f}",
-        NONE if torch is None else f"{torch.memory:.0f} + {torch.memory_more:.0f}",
+        NONE if torch is None else _memory(torch),
     )
+
+
+def _memory(side: Side) -> str:
+    return NONE if side.memory is None else f"{side.memory:.0f} + {side.memory_more:.0f}"
 
 
 def notes(summaries: Sequence[Summary]) -> list[str]:

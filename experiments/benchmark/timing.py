@@ -6,8 +6,6 @@ import contextlib
 import ctypes
 import os
 import re
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +21,9 @@ from experiments.benchmark.types import (
     Round,
     Side,
 )
+
+WARM_UP, TIME = "warm up", "time"
+"""What a child can be told; after the former, the peak of its memory starts again."""
 
 
 def measure(case: Case, sides: Sequence[str], *, repeats: int, cores: int) -> Measurement:
@@ -47,15 +48,13 @@ def measure(case: Case, sides: Sequence[str], *, repeats: int, cores: int) -> Me
         }
         ready = {side: child.ask(process) for side, process in children.items()}
         warm = {
-            side: child.ask(process, "warm up")
-            for side, process in children.items()
-            if case.warm_up
+            side: child.ask(process, WARM_UP) for side, process in children.items() if case.warm_up
         }
         rounds: dict[str, list[Round]] = {side: [] for side in sides}
         for number in range(min(repeats, case.max_repeats or repeats)):
             first = number % len(sides)
             for side in (*sides[first:], *sides[:first]):
-                rounds[side].append(child.ask(children[side], "time"))
+                rounds[side].append(child.ask(children[side], TIME))
     measured = {side: Side(ready[side], warm.get(side), rounds[side]) for side in sides}
     return Measurement(case, measured)
 
@@ -71,22 +70,18 @@ def serve(side: str, case: Case, cores: int) -> tuple[Ready, child.Answer]:
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     os.environ["JAX_PLATFORMS"] = "cpu"
     prepared = prepare(side, case, cores)
-    _give_back()
-    ready = Ready(prepared.versions, prepared.flops, prepared.compile_seconds, _resident())
-    most, is_reset = 0.0, False
+    give_back()
+    ready = Ready(prepared.versions, prepared.flops, prepared.compile_seconds, memory(HELD))
 
     def take(order: str) -> Round:
-        nonlocal most, is_reset
         seconds = {}
         for name, step in prepared.steps.items():
             started = time.perf_counter()
             step()
             seconds[name] = time.perf_counter() - started
-        peak = _peak()
-        most = max(most, peak)
-        measured = Round(seconds, most, peak if is_reset else None)
-        if order == "warm up":
-            is_reset = _reset_peak()
+        measured = Round(seconds, memory(PEAK))
+        if order == WARM_UP:
+            reset_peak()
         return measured
 
     return ready, take
@@ -109,45 +104,34 @@ def prepare(side: str, case: Case, cores: int) -> Prepared:
     return prepared._replace(steps={**prepared.steps, MATMUL: product})
 
 
-# -- Memory, in MiB ------------------------------------------------------------------------------
+# -- Memory ----------------------------------------------------------------------------------------
+
+HELD, PEAK = "VmRSS", "VmHWM"
+"""What the process holds, and what it held at most."""
 
 
-def _resident() -> float:
-    """Returns what the process holds now; where the system does not tell, its peak."""
-    held = _status("VmRSS")
-    return _peak() if held is None else held
+def memory(what: str) -> float | None:
+    """Returns MiB of this process; None where the system is not Linux.
 
-
-def _peak() -> float:
-    """Returns what the process held at most.
-
-    On Linux not `ru_maxrss`, which starts at what the *parent* held when it started the process.
+    Not `ru_maxrss`, which starts at what the *parent* held when it started the process.
     """
-    most = _status("VmHWM")
-    if most is not None:
-        return most
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    path = Path("/proc/self/status")
+    match = (
+        re.search(rf"^{what}:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
+        if path.exists()
+        else None
+    )
+    return int(match[1]) / 1024 if match else None
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Gives what was freed, such as a compiler's memory, back to the system, where glibc is."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _reset_peak() -> bool:
-    """Lets the peak start again from what is in use now; returns False where that cannot be."""
-    _give_back()
+def reset_peak() -> None:
+    """Lets the peak start again from what is in use now, where the system can."""
+    give_back()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-        return True
-    return False
-
-
-def _status(name: str) -> float | None:
-    path = Path("/proc/self/status")
-    if not path.exists():
-        return None
-    match = re.search(rf"^{name}:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
-    return int(match[1]) / 1024 if match else None

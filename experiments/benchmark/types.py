@@ -90,12 +90,12 @@ class Prepared(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """What a child says of itself before its first step; MiB of memory as the others."""
+    """What a child says of itself before its first step; `memory` in MiB, where that is known."""
 
     versions: dict[str, str]
     flops: float | None
     compile_seconds: float
-    memory: float
+    memory: float | None
 
 
 class Round(NamedTuple):
@@ -103,13 +103,11 @@ class Round(NamedTuple):
 
     Attributes:
         seconds: by name of the step.
-        memory_peak: MiB at most, compilation included.
-        memory_peak_warm: MiB at most since the peak was reset; None where the system cannot.
+        memory_peak: MiB at most since it started, or was warm; None where that is not known.
     """
 
     seconds: dict[str, float]
-    memory_peak: float
-    memory_peak_warm: float | None
+    memory_peak: float | None
 
 
 class Side(NamedTuple):

@@ -46,9 +46,6 @@ def draw(section: Section, comparisons: Sequence[Comparison]) -> Iterator[Pictur
     yield make("accuracy", partial(accuracy.draw, section, comparisons))
     if 0 < len(section.densities) <= 4:
         yield make("seeds", partial(accuracy.draw_seeds, section))
-    if section.pruned:
-        has_flops = layers.flops_differ(section)
-        yield make("cost", partial(layers.draw_cost, section), has_flops=has_flops)
     for density in section.densities:
         yield from _at(section, density)
 

@@ -1,4 +1,4 @@
-"""Pictures of what the masks keep: density and live channels of each layer, FLOPs, search time.
+"""Pictures of what the masks keep: density and live channels of each layer.
 
 A panel that would be the same for all criteria is left out.
 """
@@ -121,45 +121,3 @@ def _heat_map(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
     axes.grid(visible=False)
     bar = axes.figure.colorbar(shown, ax=axes, location="top", shrink=0.9, label=panel.label)
     bar.ax.xaxis.set_major_formatter("{x:g}")
-
-
-# -- Cost ----------------------------------------------------------------------------------------
-
-
-def flops_differ(section: Section) -> bool:
-    """Says whether criteria keep different shares of the FLOPs at any density."""
-    shares = [
-        [tables.cell_means(cell)["flops_kept"] or 0 for _, cell in section.at(density)]
-        for density in section.densities
-    ]
-    return any(_differ(np.array([row])) for row in shares)
-
-
-def draw_cost(section: Section) -> Figure:
-    """Draws seconds of search, and share of FLOPs kept: a row for each criterion."""
-    lines, densities = section.pruned[::-1], section.densities
-    size = (drawing.WIDTH, 1.5 + 0.32 * len(lines))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, 1 + flops_differ(section), sharey=True, squeeze=False)[0]
-    shades = np.linspace(0.3, 1, len(densities)) if len(densities) > 1 else [1.0]
-    for density, shade in zip(densities, shades, strict=True):
-        for line, cell in section.at(density):
-            row, means = lines.index(line), tables.cell_means(cell)
-            look = {"color": drawing.colour(line.criterion), "alpha": shade, "s": 34}
-            axes[0].scatter([max(means["search_seconds"] or 0, 0.001)], [row], **look)
-            if len(axes) > 1:
-                axes[1].scatter([100 * (means["flops_kept"] or 0)], [row], **look)
-    axes[0].set_yticks(range(len(lines)), [line.name for line in lines])
-    axes[0].set_xscale("log")
-    drawing.log_axis(axes[0].xaxis)
-    axes[0].set_xlabel("search (seconds, compilation included)")
-    if len(axes) > 1:
-        axes[1].set_xlabel("FLOPs kept (%)")
-        axes[1].set_xlim(left=0)
-    ends = [
-        tables.density_text(density) for density in dict.fromkeys((densities[0], densities[-1]))
-    ]
-    full = ", the lowest in full colour" if len(ends) > 1 else ""
-    title = f"density {' to '.join(ends)}{full}"
-    axes[0].set_title(title, fontsize=10.5, loc="left")
-    return figure

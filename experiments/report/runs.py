@@ -149,22 +149,18 @@ def find(roots: Sequence[Path]) -> Found:
     """
     found = Found([], [], [], [])
     for folder in _folders(roots):
-        is_complete = run_folder.is_complete(folder)
         try:
             config = _read_json(folder / "config.json", dict)
             if "data" in config:  # What several runs of experiments.tpp share; no run.
                 continue
-            if not is_complete:
+            if not run_folder.is_complete(folder):
                 found.incomplete.append(folder)
             elif "method" in config:
                 found.filter_runs.append(_read_filter_run(folder))
             else:
                 found.runs.append(_read_run(folder, config))
         except Damaged as error:
-            if is_complete:
-                found.damaged.append((folder, str(error)))
-            else:
-                found.incomplete.append(folder)
+            found.damaged.append((folder, str(error)))
     if not any(found):
         raise UserError(
             f"no run folder in {', '.join(map(str, roots))}. A run folder holds a config.json; "
@@ -184,13 +180,7 @@ def _folders(roots: Sequence[Path]) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    seen = set()
-    for path, children, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(path)
-        if real in seen:  # Links may form circles.
-            children.clear()
-            continue
-        seen.add(real)
+    for path, children, names in os.walk(root):
         children.sort()
         if {"config.json", "summary.json"} & set(names):
             children.clear()  # The checkpoints of a run hold no other runs.

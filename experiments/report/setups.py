@@ -180,42 +180,37 @@ def training_facts(training: TrainingConfig) -> Facts:
 
 def _lines(runs: Sequence[Run]) -> list[Line]:
     order = [DENSE, *(name for name in choices.CRITERIA if name != DENSE)]
-    grouped = partition(runs, lambda run: tuple(options(run).items()))
-    by_criterion = partition(grouped, lambda key: dict(key)["criterion"])
+    by_options = partition(runs, lambda run: tuple(options(run).items()))
+    by_criterion = partition(by_options, lambda key: dict(key)["criterion"])
     lines = []
-    for criterion in sorted(by_criterion, key=lambda name: (_place(order, name), name)):
+    for criterion in sorted(by_criterion, key=order.index):
         keys = sorted(by_criterion[criterion], key=lambda key: (len(_checks(dict(key))), str(key)))
-        for place, key in enumerate(keys):
-            members = grouped[key]
-            lines.append(
-                Line(
-                    name=_name(dict(key), [dict(other) for other in keys]),
-                    criterion=criterion,
-                    is_variant=bool(_checks(dict(key))),
-                    place=place,
-                    search=members[0].config.search,
-                    cells=tuple(_cells(members)),
-                )
+        alternatives = list(map(dict, keys))
+        for place, (key, named) in enumerate(zip(keys, alternatives, strict=True)):
+            line = Line(
+                name=_name(named, alternatives),
+                criterion=criterion,
+                is_variant=bool(_checks(named)),
+                place=place,
+                search=by_options[key][0].config.search,
+                cells=tuple(_cells(by_options[key])),
             )
+            lines.append(line)
     return lines
 
 
 def _cells(runs: Sequence[Run]) -> list[Cell]:
     by_density = partition(runs, lambda run: run.config.search.density)
-    return [
-        Cell(density, tuple(sorted(_without_twins(members), key=lambda run: run.config.seed)))
-        for density, members in sorted(by_density.items(), reverse=True)
-    ]
-
-
-def _without_twins(runs: Sequence[Run]) -> Sequence[Run]:
-    for twins in partition(runs, lambda run: run.config.seed).values():
+    for twins in partition(runs, lambda run: (run.config.search.density, run.config.seed)).values():
         if len(twins) > 1:
             raise UserError(
                 f"{twins[0].folder} and {twins[1].folder} hold the same configuration and seed. "
                 "Report on one of them, or give one another --label"
             )
-    return runs
+    return [
+        Cell(density, tuple(sorted(members, key=lambda run: run.config.seed)))
+        for density, members in sorted(by_density.items(), reverse=True)
+    ]
 
 
 def partition(values: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
@@ -224,10 +219,6 @@ def partition(values: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, lis
     for value in values:
         groups.setdefault(key(value), []).append(value)
     return groups
-
-
-def _place(order: Sequence[str], name: str) -> int:
-    return order.index(name) if name in order else len(order)
 
 
 # -- Options of a line -----------------------------------------------------------------------------
@@ -241,9 +232,8 @@ def options(run: Run) -> dict[str, Any]:
         return found
     for name in (*VARIANTS, "scope", "min_weights", "min_channels"):
         found[name] = getattr(search, name)
-    known = search.criterion in choices.CRITERIA
-    found["rounds"] = factories.num_rounds(search) if known else search.rounds
-    if known and factories.needs_data(search):
+    found["rounds"] = factories.num_rounds(search)
+    if factories.needs_data(search):
         found["samples_per_class"] = search.samples_per_class
     if search.criterion == "ntk_sap":
         for name in ("reinit", "inputs", "estimator", "num_samples", "calibrate"):
@@ -259,13 +249,13 @@ def _checks(key: Mapping[str, Any]) -> list[str]:
     return [words for name, words in VARIANTS.items() if key.get(name)]
 
 
-def _name(key: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+def _name(key: Mapping[str, Any], alternatives: Sequence[Mapping[str, Any]]) -> str:
     """Names a line: criterion, checks and scope always, other options where lines differ."""
     parts = [key["criterion"], *_checks(key)]
     if key.get("scope", "global") != "global":
         parts.append(f"scope {key['scope']}")
     for name, value in key.items():
         told = name in ("criterion", "scope", *VARIANTS)
-        if not told and any(other.get(name) != value for other in others):
+        if not told and any(other.get(name) != value for other in alternatives):
             parts.append(f"{name.replace('_', ' ')} {value}".strip() if value != "" else "")
     return ", ".join(part for part in parts if part)
