@@ -22,10 +22,11 @@ test: $(INSTALLED)  ## run the tests, but for those that start programs or take 
 test-all: test  ## run all tests
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "long or programs or by_hand"
 
-lint: $(INSTALLED)  ## check style, format and types
+lint: $(INSTALLED)  ## check style, format, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy ntksap_jax experiments
+	$(BIN)/lint-imports --no-cache
 
 docs: $(INSTALLED)  ## build the documentation site: open .docs-build/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from experiments.shell.command_line import check_name
+from experiments.shell.configuration import check_name
 from experiments.shell.errors import DataError
 
 

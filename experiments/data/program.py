@@ -16,7 +16,7 @@ from experiments.data import catalogue, prepared
 from experiments.data.loading import find_streamed
 from experiments.data.prepare import prepare
 from experiments.shell import command_line, exits
-from experiments.shell.command_line import check_name
+from experiments.shell.configuration import check_name
 
 PROG = "python -m experiments.data"
 

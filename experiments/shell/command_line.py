@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
-from experiments.shell import configuration
+from experiments.shell.configuration import check_name as check_name
 from experiments.shell.errors import UserError, causes
 
 T = TypeVar("T")
@@ -87,13 +87,6 @@ def one_line_errors(help_command: str = "") -> Iterator[None]:
         # What a configuration says of its values is said better than in tyro's frame.
         ours = [str(error) for error in causes(stop) if isinstance(error, UserError)]
         raise UserError(ours[0] if ours else _one_line(message.getvalue(), help_command)) from None
-
-
-def check_name(what: str, name: str, known: Iterable[str]) -> None:
-    """Raises a `UserError` that suggests the nearest known name, unless `name` is one of them."""
-    known = list(known)
-    if name not in known:
-        raise UserError(configuration.unknown(what, name, known))
 
 
 def _one_line(box: str, help_command: str) -> str:

@@ -78,6 +78,12 @@ def name_of(what: str, known: Collection[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def check_name(what: str, name: str, known: Collection[str]) -> None:
+    """Raises a `UserError` that suggests the nearest known name, unless `name` is one of them."""
+    if name not in known:
+        raise UserError(unknown(what, name, known))
+
+
 def unknown(what: str, name: str, known: Collection[str]) -> str:
     """Returns the message about an unknown name, with the nearest one that is known."""
     name = name[:100]  # It may come from anybody's file.

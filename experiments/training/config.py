@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from pydantic import Field, ValidationInfo, field_validator
 
-from experiments import data
+from experiments.data.catalogue import NAMES
 from experiments.processes.config import ProcessConfig
 from experiments.shell.configuration import (
     Count,
@@ -33,9 +33,7 @@ def listed(what: str, names: Iterable[str], *, metavar: str = "NAME") -> Any:
 class RunConfig:
     """Data, seed, and where and how a run is carried out."""
 
-    dataset: Annotated[str, name_of("data set", data.NAMES), listed("Data set", data.NAMES)] = (
-        "cifar10"
-    )
+    dataset: Annotated[str, name_of("data set", NAMES), listed("Data set", NAMES)] = "cifar10"
     data_dir: Folder | None = None
     """Folder of prepared data sets (None: TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
     image_size: Count | None = None
