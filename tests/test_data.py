@@ -20,35 +20,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import data
-from experiments.data import archives, catalogue, digits, loading, prepare, prepared, resizing
+from experiments.data import augmentation, catalogue, memory, prepare, prepared
 from experiments.shell.errors import UserError
 
 SPEC = catalogue.find("cifar10")._replace(num_train=30, num_test=12)
 RAW = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # the inverse of the scaling: raw pixels come out
 
 
-def random_split(seed: int, count: int, shape: tuple[int, ...]) -> archives.Split:
+def random_split(seed: int, count: int, shape: tuple[int, ...]) -> prepare.Split:
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
-    return archives.Split(images, {"label": rng.integers(0, 10, count).astype(np.uint8)})
+    return images, {"label": rng.integers(0, 10, count).astype(np.uint8)}
 
 
-def contents_of(spec: catalogue.Spec, names: dict[str, list[str]]) -> archives.Contents:
-    return archives.Contents(
-        random_split(1, spec.num_train, spec.image_shape),
-        random_split(2, spec.num_test, spec.image_shape),
-        names,
-    )
+def splits_of(spec: catalogue.Spec, names: dict[str, list[str]]) -> prepare.Splits:
+    train = random_split(1, spec.num_train, spec.image_shape)
+    return train, random_split(2, spec.num_test, spec.image_shape), names
 
 
-CONTENTS = contents_of(SPEC, {"label": [f"class {index}" for index in range(10)]})
+TRAIN, TEST, NAMES = splits_of(SPEC, {"label": [f"class {index}" for index in range(10)]})
 
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory):
     """A small CIFAR-10 folder in TFDS's format."""
     root = tmp_path_factory.mktemp("prepared")
-    prepare.write(SPEC, CONTENTS, root, on_image=lambda: None)
+    prepare.write(SPEC, (TRAIN, TEST, NAMES), root)
     return root
 
 
@@ -99,13 +96,10 @@ def test_digits_constants_are_those_of_the_training_split():
 
 
 def test_digits_need_no_folder(tmp_path):
-    data.load("digits", data_dir=tmp_path / "nowhere")
-    (first, _), _ = digits.read()
-    (second, _), _ = digits.read()
-    np.testing.assert_array_equal(first, second)
+    assert same(data.load("digits", data_dir=tmp_path / "nowhere"), data.load("digits"))
 
 
-# -- Fewer pixels --------------------------------------------------------------------------------
+# -- Other sizes ---------------------------------------------------------------------------------
 
 
 @given(
@@ -117,7 +111,7 @@ def test_digits_need_no_folder(tmp_path):
 def test_averaging_down_is_the_rounded_mean_of_blocks(seed, block, size, channels):
     side = block * size
     images = np.random.default_rng(seed).integers(0, 256, (2, side, side, channels), np.uint8)
-    outputs = resizing.average_down(images, size)
+    outputs = augmentation.resize(images, size)
     assert outputs.dtype == np.uint8 and outputs.shape == (2, size, size, channels)
     for row, column in itertools.product(range(size), repeat=2):
         rows, columns = (slice(i * block, (i + 1) * block) for i in (row, column))
@@ -125,21 +119,46 @@ def test_averaging_down_is_the_rounded_mean_of_blocks(seed, block, size, channel
         np.testing.assert_array_equal(outputs[:, row, column], np.floor(mean + 0.5))
 
 
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    side=st.integers(1, 6),
+    more=st.integers(1, 9),
+    channels=st.sampled_from([1, 3]),
+)
+@settings(max_examples=20)
+def test_enlarging_is_linear_interpolation_between_the_centres_of_pixels(
+    seed, side, more, channels
+):
+    size = side + more
+    images = np.random.default_rng(seed).integers(0, 256, (2, side, side, channels), np.uint8)
+    outputs = augmentation.resize(images, size)
+    assert outputs.dtype == np.uint8 and outputs.shape == (2, size, size, channels)
+    centres, wanted = np.arange(side) + 0.5, (np.arange(size) + 0.5) * side / size
+
+    def along(axis, values):
+        return np.apply_along_axis(lambda line: np.interp(wanted, centres, line), axis, values)
+
+    expected = along(2, along(1, images.astype(np.float64)))
+    assert np.abs(outputs - expected).max() <= 0.5 + 1e-4
+
+
 def test_a_smaller_data_set_differs_in_its_pixels_alone():
     whole, half = data.load("digits"), data.load("digits", image_size=4)
     assert half.image_shape == (4, 4, 1) and half.test_images.shape == (364, 4, 4, 1)
     np.testing.assert_array_equal(half.train_labels, whole.train_labels)
     assert same(data.load("digits", image_size=8), whole)
+    larger = data.load("digits", image_size=12)
+    assert larger.image_shape == (12, 12, 1) and larger.note == "interpolated to 12x12"
 
 
-@pytest.mark.parametrize(("size", "padding"), [(32, 4), (16, 2), (8, 1), (2, 0)])
+@pytest.mark.parametrize(("size", "padding"), [(64, 4), (32, 4), (16, 2), (8, 1), (2, 0)])
 def test_crop_padding_shrinks_with_the_images(size, padding):
     images = np.zeros((1, 32, 32, 3), np.uint8)
     dataset = data.load("digits")._replace(train_images=images, test_images=images, crop_padding=4)
-    assert loading._shrink(dataset, size).crop_padding == padding
+    assert memory.resized(dataset, size).crop_padding == padding
 
 
-@pytest.mark.parametrize("size", [3, 16, 0])
+@pytest.mark.parametrize("size", [3, 0])
 def test_a_size_that_divides_nothing_is_refused(size):
     message = f"--image-size: {size} does not divide the 8 pixels of the images. Possible: 1, 2, 4"
     with pytest.raises(UserError, match=message):
@@ -175,21 +194,21 @@ def test_test_batches_cover_the_test_set_once():
 
 
 def test_loading_gives_back_every_image_and_label(root):
-    dataset = loading.load_prepared(SPEC, data_dir=root)
+    dataset = memory.load(SPEC, root)
     for split, images, labels in (
-        (CONTENTS.train, dataset.train_images, dataset.train_labels),
-        (CONTENTS.test, dataset.test_images, dataset.test_labels),
+        (TRAIN, dataset.train_images, dataset.train_labels),
+        (TEST, dataset.test_images, dataset.test_labels),
     ):
         assert images.dtype == np.uint8 and labels.dtype == np.int32
-        assert in_any_order(images, labels) == in_any_order(split.images, split.labels["label"])
-    assert dataset.class_names == tuple(CONTENTS.names["label"])
+        assert in_any_order(images, labels) == in_any_order(split[0], split[1]["label"])
+    assert dataset.class_names == tuple(NAMES["label"])
     assert dataset.note == ""
     assert dataset.source.startswith("TFDS cifar10 3.0.2, SHA-256 ")
     assert (dataset.mean, dataset.std) == (SPEC.mean, SPEC.std)
 
 
 def test_loading_agrees_with_tfdss_own_decoding_in_its_order(root):
-    dataset = loading.load_prepared(SPEC, data_dir=root)
+    dataset = memory.load(SPEC, root)
     records = list(tfds.data_source("cifar10:3.0.2", split="test", data_dir=root, download=False))
     np.testing.assert_array_equal(dataset.test_images, [record["image"] for record in records])
     np.testing.assert_array_equal(dataset.test_labels, [record["label"] for record in records])
@@ -197,13 +216,13 @@ def test_loading_agrees_with_tfdss_own_decoding_in_its_order(root):
 
 def test_grey_images_keep_their_channel_axis(tmp_path):
     spec = catalogue.find("fashion_mnist")._replace(num_train=3, num_test=2)
-    contents = contents_of(spec, {})
-    prepare.write(spec, contents, tmp_path, on_image=lambda: None)
-    dataset = loading.load_prepared(spec, data_dir=tmp_path)
+    splits = splits_of(spec, {})
+    prepare.write(spec, splits, tmp_path)
+    dataset = memory.load(spec, tmp_path)
     assert dataset.image_shape == (28, 28, 1)
     assert dataset.class_names[0] == "T-shirt/top"
     assert in_any_order(dataset.train_images, dataset.train_labels) == in_any_order(
-        contents.train.images, contents.train.labels["label"]
+        splits[0][0], splits[0][1]["label"]
     )
 
 
@@ -215,10 +234,11 @@ def test_jpeg_images_are_noted(tmp_path, monkeypatch):
         Image.fromarray(image).save(path)
         return path.read_bytes()
 
-    monkeypatch.setattr(prepare, "_encode_png", encode_jpeg)
-    prepare.write(SPEC, CONTENTS, tmp_path, on_image=lambda: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+    monkeypatch.setattr(prepare, "_encode", encode_jpeg)
+    prepare.write(SPEC, (TRAIN, TEST, NAMES), tmp_path)
     for _ in ("decoded", "from the cache"):
-        dataset = loading.load_prepared(SPEC, data_dir=tmp_path)
+        dataset = memory.load(SPEC, tmp_path)
         assert dataset.note == "images stored as JPEG: not the original lossless pixels"
 
 
@@ -229,7 +249,7 @@ def test_loading_uses_neither_network_nor_tensorflow(root, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    assert len(loading.load_prepared(SPEC, data_dir=root).train_images) == 30
+    assert len(memory.load(SPEC, root).train_images) == 30
 
 
 def test_where_prepared_data_is_looked_for(monkeypatch, tmp_path):
@@ -242,39 +262,53 @@ def test_where_prepared_data_is_looked_for(monkeypatch, tmp_path):
     assert prepared.data_root("~/x") == tmp_path / "x"
 
 
+TEST_SHARD = "cifar10-test.array_record-00000-of-00001"
+
+
 def edit_info(folder: Path, **changes) -> None:
     path = folder / "dataset_info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-TEST_SHARD = "cifar10-test.array_record-00000-of-00001"
-DAMAGES = {
-    "no root": (lambda f: shutil.rmtree(f.parents[1]), r"not prepared in .* does not exist"),
-    "no data set": (lambda f: shutil.rmtree(f.parent), r"cifar10 is not prepared in .*looked for"),
-    "version": (lambda f: f.rename(f.with_name("3.0.1")), r"holds version 3\.0\.1, not 3\.0\.2"),
-    "half-made": (lambda f: (f / "dataset_info.json").unlink(), r"no dataset_info\.json"),
-    "garbage": (lambda f: (f / "dataset_info.json").write_text("{"), r"info\.json is damaged"),
-    "no splits": (lambda f: edit_info(f, splits=None), r"info\.json is damaged"),
-    "other data": (lambda f: edit_info(f, name="mnist"), r"says that it holds mnist 3\.0\.2"),
-    "tfrecord": (lambda f: edit_info(f, fileFormat="tfrecord"), r"in tfrecord format, unreadable"),
-    "no train": (lambda f: edit_info(f, splits=[]), r"has no train images, not 30"),
-    "no features": (lambda f: (f / "features.json").unlink(), r"no features\.json"),
-    "no shard": (lambda f: (f / TEST_SHARD).unlink(), rf"{TEST_SHARD} is missing"),
-    "empty shard": (lambda f: (f / TEST_SHARD).write_bytes(b""), rf"{TEST_SHARD} is empty"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_an_unusable_folder_is_refused_before_tfds_sees_it(damage, root, monkeypatch):
-    do_damage, message = DAMAGES[damage]
-    do_damage(root / "cifar10" / "3.0.2")
-    monkeypatch.setattr(tfds, "data_source", lambda *args, **options: pytest.fail("TFDS called"))
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: shutil.rmtree(f.parents[1]), r"cifar10 is not prepared in .*looked for"),
+        (lambda f: f.rename(f.with_name("3.0.1")), r"looked for .*3\.0\.2, there is 3\.0\.1"),
+        (lambda f: (f / "dataset_info.json").unlink(), r"no dataset_info\.json"),
+    ],
+)
+def test_a_missing_folder_is_said_before_tfds_is_imported(damage, message, root, monkeypatch):
+    damage(root / "cifar10" / "3.0.2")
+    monkeypatch.setattr(prepared, "import_tfds", lambda: pytest.fail("TFDS called"))
     with pytest.raises(data.DataError, match=message) as caught:
-        loading.load_prepared(SPEC, data_dir=root)
+        memory.load(SPEC, root)
     text = str(caught.value)
-    assert "\n" not in text and str(root) in text
+    assert "\n" not in text and "TFDS_DATA_DIR" in text
     assert f"python -m experiments.data prepare cifar10 --data-dir {root}" in text
-    assert "TFDS_DATA_DIR" in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "dataset_info.json").write_text("{"), "cannot open the train records"),
+        (lambda f: edit_info(f, fileFormat="tfrecord"), "records .*array_record"),
+        (lambda f: edit_info(f, splits=[]), "cannot open the train records"),
+        (lambda f: (f / "features.json").unlink(), "cannot open the train records"),
+        (lambda f: (f / TEST_SHARD).unlink(), "test records"),
+        (lambda f: (f / TEST_SHARD).write_bytes(b""), "test records"),
+        (lambda f: cut(f / TEST_SHARD), "test records are truncated or damaged"),
+        (lambda f: scribble(f / TEST_SHARD), "test records are truncated or damaged"),
+    ],
+)
+def test_a_damaged_folder_is_one_clear_error_without_network(damage, message, root, monkeypatch):
+    folder = root / "cifar10" / "3.0.2"
+    damage(folder)
+    monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail("network"))
+    with pytest.raises(data.DataError, match=message) as caught:
+        memory.load(SPEC, root)
+    text = str(caught.value)
+    assert "\n" not in text and str(folder) in text and len(text) < 1000
 
 
 def test_a_folder_of_another_size_is_no_official_data_set(root):
@@ -292,22 +326,7 @@ def scribble(path: Path) -> None:
         file.write(b"scribble" * 10)
 
 
-@pytest.mark.parametrize("damage", [cut, scribble])
-def test_damaged_records_are_one_clear_error(damage, root):
-    damage(root / "cifar10" / "3.0.2" / TEST_SHARD)
-    with pytest.raises(
-        data.DataError, match="test records 0 to 11 are truncated or damaged"
-    ) as caught:
-        loading.load_prepared(SPEC, data_dir=root)
-    assert "\n" not in str(caught.value)
-
-
 # -- Cache ---------------------------------------------------------------------------------------
-
-
-def cached_file(folder: Path) -> Path:
-    (path,) = folder.rglob("*.npz")
-    return path
 
 
 def same(first: data.Dataset, second: data.Dataset) -> bool:
@@ -318,21 +337,22 @@ def refuse_to_decode(*args):
     raise AssertionError("decoded again")
 
 
-def test_images_are_decoded_once(root, monkeypatch):
-    first = loading.load_prepared(SPEC, data_dir=root)
-    assert cached_file(root).parent == root / "cifar10" / "decoded"
-    monkeypatch.setattr(loading, "_decode", refuse_to_decode)
-    assert same(loading.load_prepared(SPEC, data_dir=root), first)
+def test_images_are_decoded_once_and_the_folder_is_left_as_it_is(root, tmp_path, monkeypatch):
+    before = sorted(root.rglob("*"))
+    first = memory.load(SPEC, root)
+    assert sorted(root.rglob("*")) == before
+    monkeypatch.setattr(memory, "_decode", refuse_to_decode)
+    assert same(memory.load(SPEC, root), first)
 
 
-def test_other_records_are_other_images(root, tmp_path):
-    loading.load_prepared(SPEC, data_dir=root)
+def test_other_records_are_other_images(root):
+    memory.load(SPEC, root)
     shutil.rmtree(root / "cifar10" / "3.0.2")
-    other = CONTENTS._replace(test=random_split(3, SPEC.num_test, SPEC.image_shape))
-    prepare.write(SPEC, other, root, on_image=lambda: None)
-    dataset = loading.load_prepared(SPEC, data_dir=root)
+    other = random_split(3, SPEC.num_test, SPEC.image_shape)
+    prepare.write(SPEC, (TRAIN, other, NAMES), root)
+    dataset = memory.load(SPEC, root)
     assert in_any_order(dataset.test_images, dataset.test_labels) == in_any_order(
-        other.test.images, other.test.labels["label"]
+        other[0], other[1]["label"]
     )
 
 
@@ -342,77 +362,25 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-CACHE_DAMAGES = {
-    "cut": cut,
-    "emptied": lambda path: path.write_bytes(b""),
-    "flipped bit": flip_a_bit,
-    "text": lambda path: path.write_text("not an archive"),
-    "other arrays": lambda path: np.savez(path, train_images=np.zeros(3)),
-    "pickle": lambda path: np.savez(
-        path,
-        **dict.fromkeys(
-            ("train_images", "train_labels", "test_images", "test_labels", "num_jpeg"),
-            np.array([{}], dtype=object),
-        ),
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", CACHE_DAMAGES)
-def test_a_damaged_cache_is_reported_and_made_again(damage, root, caplog, monkeypatch):
-    first = loading.load_prepared(SPEC, data_dir=root)
-    path = cached_file(root)
-    CACHE_DAMAGES[damage](path)
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, lambda path: path.write_text("no tensors")])
+def test_a_damaged_cache_is_reported_and_made_again(damage, root, tmp_path, caplog, monkeypatch):
+    first = memory.load(SPEC, root)
+    [path] = (tmp_path / "user-cache").rglob("*.safetensors")
+    damage(path)
     with caplog.at_level(logging.WARNING):
-        assert same(loading.load_prepared(SPEC, data_dir=root), first)
-    assert f"cannot use {path}" in caplog.text and "decoding the images again" in caplog.text
+        assert same(memory.load(SPEC, root), first)
+    assert f"cannot use {path}" in caplog.text and "reading the data set again" in caplog.text
 
     caplog.clear()
-    monkeypatch.setattr(loading, "_decode", refuse_to_decode)
-    assert same(loading.load_prepared(SPEC, data_dir=root), first)
+    monkeypatch.setattr(memory, "_decode", refuse_to_decode)
+    assert same(memory.load(SPEC, root), first)
     assert not caplog.text
 
 
-def listing(folder: Path) -> list[tuple[str, int]]:
-    return sorted((str(path), path.stat().st_mtime_ns) for path in [folder, *folder.rglob("*")])
-
-
-@pytest.fixture
-def read_only(root):
-    folders = [root / "cifar10", root / "cifar10" / "3.0.2", root]
-    for folder in folders:
-        folder.chmod(0o555)
-    yield root
-    for folder in folders:
-        folder.chmod(0o755)
-
-
-def test_a_read_only_folder_is_left_alone_and_the_users_cache_is_used(
-    read_only, tmp_path, monkeypatch
-):
-    before = listing(read_only)
-    first = loading.load_prepared(SPEC, data_dir=read_only)
-    assert listing(read_only) == before
-    assert cached_file(tmp_path / "user-cache").parent.name == "decoded"
-    monkeypatch.setattr(loading, "_decode", refuse_to_decode)
-    assert same(loading.load_prepared(SPEC, data_dir=read_only), first)
-
-
-def test_without_any_place_for_a_cache_the_images_still_come(read_only, caplog, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(read_only / "cifar10"))
-    assert len(loading.load_prepared(SPEC, data_dir=read_only).train_images) == 30
-    assert "not cached, the next run decodes again" in caplog.text
-
-
-def test_an_interrupted_write_leaves_no_cache(root, monkeypatch):
-    def half(member, array, **options):
-        member.write(b"half")
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(np.lib.format, "write_array", half)
-        loading.load_prepared(SPEC, data_dir=root)
-    assert list((root / "cifar10" / "decoded").iterdir()) == []
+def test_without_any_place_for_a_cache_the_images_still_come(root, tmp_path, caplog):
+    (tmp_path / "user-cache").write_text("no folder")
+    assert len(memory.load(SPEC, root).train_images) == 30
+    assert "the next run decodes again" in caplog.text
 
 
 # -- Augmentation --------------------------------------------------------------------------------
@@ -574,22 +542,19 @@ def test_evaluation_refuses_empty_sets_and_batches(sizes):
 
 
 @pytest.mark.parametrize("name", [name for name in catalogue.SPECS if name != "digits"])
-def test_the_real_data_set(name):
-    if "TFDS_DATA_DIR" not in os.environ:
-        pytest.skip("TFDS_DATA_DIR is not set")
+def test_the_real_data_set(name, tmp_path, monkeypatch):
     spec, root = catalogue.find(name), prepared.data_root(None)
-    if problem := prepared.find_problem(spec, root):
-        pytest.skip(problem)
-    place = prepared.locate(spec, root)
-    test = prepared.read_split(spec, place, "test", on_images=lambda count: None)
-    assert test.images.shape == (10_000, *spec.image_shape)
+    if not prepared.is_there(prepared.folder(spec, root)):
+        pytest.skip(f"{name} is not prepared in TFDS_DATA_DIR")
+    folder = prepared.locate(spec, root)
+    images, labels, num_jpeg = prepared.read_split(spec, folder, "test")
+    assert images.shape == (10_000, *spec.image_shape)
     np.testing.assert_array_equal(
-        np.bincount(test.labels), np.full(spec.num_classes, 10_000 // spec.num_classes)
+        np.bincount(labels), np.full(spec.num_classes, 10_000 // spec.num_classes)
     )
-    assert test.num_jpeg in (0, 10_000)
+    assert num_jpeg in (0, 10_000)
     # The constants are those of the training split, or of its images one by one.
-    np.testing.assert_allclose(test.images.mean((0, 1, 2)) / 255, spec.mean, atol=0.01)
-    assert len(prepared.label_names(spec, place.folder)) == spec.num_classes
-    assert not any(
-        re.fullmatch(r"\d+", label) for label in prepared.label_names(spec, place.folder)
-    )
+    np.testing.assert_allclose(images.mean((0, 1, 2)) / 255, spec.mean, atol=0.01)
+    class_names = prepared.label_names(spec, folder)
+    assert len(class_names) == spec.num_classes
+    assert not any(re.fullmatch(r"\d+", label) for label in class_names)

@@ -1,14 +1,12 @@
 """From an archive on a loopback server to a folder that loads; every way in which that can fail."""
 
 import functools
+import gc
 import gzip
 import hashlib
 import http.server
 import io
-import shutil
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments.data import DataError, catalogue, download, loading, prepare, prepared
+from experiments.data import DataError, catalogue, memory, prepare, prepared
 from experiments.data.catalogue import Source, SourceFile, Spec
 from experiments.data.program import main
 
@@ -45,13 +43,10 @@ def rows(images: np.ndarray, *labels: np.ndarray) -> bytes:
     )
 
 
-def tar(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
+def tar(members: dict[str, bytes]) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:
         for name, content in members.items():
-            if isinstance(content, tarfile.TarInfo):
-                archive.addfile(content)
-                continue
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -65,9 +60,9 @@ def idx(values: np.ndarray) -> bytes:
     return gzip.compress(header + values.astype(np.uint8).tobytes(), mtime=0)
 
 
-def cifar10_members() -> dict[str, bytes | tarfile.TarInfo]:
+def cifar10_members() -> dict[str, bytes]:
     per_file = NUM_TRAIN // 5
-    members: dict[str, bytes | tarfile.TarInfo] = {
+    members: dict[str, bytes] = {
         "batches.meta.txt": "\n".join([*NAMES[:10], "", ""]).encode(),
         "readme.html": b"not needed",
         "test_batch.bin": rows(TEST, FINE_TEST % 10),
@@ -82,7 +77,7 @@ def official_files(name: str) -> dict[str, bytes]:
     if name == "cifar10":
         return {"cifar-10-binary.tar.gz": tar(cifar10_members())}
     if name == "cifar100":
-        members: dict[str, bytes | tarfile.TarInfo] = {
+        members: dict[str, bytes] = {
             "cifar-100-binary/coarse_label_names.txt": "\n".join(NAMES[:20]).encode(),
             "cifar-100-binary/fine_label_names.txt": "\n".join(NAMES).encode(),
             "cifar-100-binary/train.bin": rows(TRAIN, FINE_TRAIN // 5, FINE_TRAIN),
@@ -111,29 +106,18 @@ def small_spec(name: str, files: dict[str, bytes], url: str = "http://127.0.0.1:
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder, with byte ranges; breaks off after `break_after` bytes if that is set."""
+    """Serves a folder and notes what was asked for; breaks off after `break_after` bytes."""
 
     def do_GET(self):
-        server = self.server
-        path = Path(self.translate_path(self.path))
-        server.requests.append((self.path, self.headers.get("Range")))
-        if not path.is_file():
-            self.send_error(404, "Not Found")
+        self.server.requests.append(self.path)
+        if self.server.break_after is None:
+            super().do_GET()
             return
-        content, wanted = path.read_bytes(), self.headers.get("Range")
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(content) - start))
+        content = Path(self.translate_path(self.path)).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        end = len(content) if server.break_after is None else start + server.break_after
-        self.wfile.write(content[start:end])
-
-    def log_message(self, *args):
-        pass
-
-
-class PlainHandler(http.server.SimpleHTTPRequestHandler):
-    """Python's own server, which ignores byte ranges."""
+        self.wfile.write(content[: self.server.break_after])
 
     def log_message(self, *args):
         pass
@@ -144,13 +128,13 @@ def serve(tmp_path):
     """Starts a server for the files given, and returns it and its address."""
     servers = []
 
-    def start(files: dict[str, bytes], handler=Handler):
+    def start(files: dict[str, bytes]):
         folder = tmp_path / f"served-{len(servers)}"
         folder.mkdir()
         for name, content in files.items():
             (folder / name).write_bytes(content)
         server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
+            ("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))
         )
         server.requests, server.break_after = [], None
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -163,10 +147,6 @@ def serve(tmp_path):
         server.server_close()
 
 
-def never(*args, **options):
-    raise AssertionError("must not be called")
-
-
 # -- It works ------------------------------------------------------------------------------------
 
 
@@ -177,7 +157,7 @@ def test_from_the_servers_archive_to_a_folder_that_loads(name, serve, tmp_path, 
     spec, root = small_spec(name, files, url), tmp_path / "data"
     assert prepare.prepare(spec, root) == root / name / spec.version
     assert capsys.readouterr().out == ""
-    assert prepared.find_problem(spec, root) is None
+    assert prepared.locate(spec, root) == root / name / spec.version
     assert sorted(path.name for path in root.iterdir()) == [name]
 
     if name == "fashion_mnist":
@@ -185,7 +165,7 @@ def test_from_the_servers_archive_to_a_folder_that_loads(name, serve, tmp_path, 
     else:
         images = {"train": TRAIN, "test": TEST}
     fine = {"train": FINE_TRAIN, "test": FINE_TEST}
-    dataset = loading.load_prepared(spec, data_dir=root)
+    dataset = memory.load(spec, root)
     assert dataset.note == ""
     for split, found, labels in (
         ("train", dataset.train_images, dataset.train_labels),
@@ -223,7 +203,6 @@ def test_the_metadata_are_those_of_tfdss_own_builder(serve, tmp_path):
     assert found.full_name == official.full_name
     assert found.description == official.description
     assert found.features["image"].shape == official.features["image"].shape
-    assert '"moduleName": "tensorflow_datasets.' in (folder / "dataset_info.json").read_text()
 
 
 def test_what_is_prepared_is_not_prepared_again(serve, tmp_path, monkeypatch):
@@ -232,7 +211,7 @@ def test_what_is_prepared_is_not_prepared_again(serve, tmp_path, monkeypatch):
     spec = small_spec("cifar10", files, url)
     folder = prepare.prepare(spec, tmp_path)
     server.requests.clear()
-    monkeypatch.setattr(prepare, "write", never)
+    monkeypatch.setattr(prepare, "write", lambda *args: pytest.fail("written again"))
     assert prepare.prepare(spec, tmp_path) == folder
     assert server.requests == []
 
@@ -240,8 +219,9 @@ def test_what_is_prepared_is_not_prepared_again(serve, tmp_path, monkeypatch):
 def test_a_mirror_and_a_folder_of_this_machine_serve_as_well(serve, tmp_path):
     files = official_files("cifar10")
     spec = small_spec("cifar10", files)
-    _, url = serve(files)
+    server, url = serve(files)
     assert prepare.prepare(spec, tmp_path / "one", url=f"{url}/").is_dir()
+    assert server.requests == ["/cifar-10-binary.tar.gz"]
     local = tmp_path / "with space"
     local.mkdir()
     for name, content in files.items():
@@ -250,83 +230,26 @@ def test_a_mirror_and_a_folder_of_this_machine_serve_as_well(serve, tmp_path):
     assert all((local / name).exists() for name in files)
 
 
-def test_only_loopback_is_contacted(serve, tmp_path, monkeypatch):
+# -- What goes wrong -----------------------------------------------------------------------------
+
+
+# Requests leaves a connection that broke off to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["forged", "cut", "missing", "longer"])
+def test_another_file_than_the_official_one_is_refused_and_nothing_stays(damage, serve, tmp_path):
     files = official_files("cifar10")
-    _, url = serve(files)
-    contacted = []
-    connect = socket.socket.connect
-
-    def record(self, address):
-        contacted.append(address[0])
-        return connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", record)
-    prepare.prepare(small_spec("cifar10", files, url), tmp_path)
-    assert contacted == ["127.0.0.1"]
-
-
-# -- Downloads that go wrong ---------------------------------------------------------------------
-
-
-def test_another_file_is_refused_with_both_checksums_and_deleted(serve, tmp_path):
-    files = official_files("cifar10")
-    (name,) = files
+    [(name, content)] = files.items()
     spec = small_spec("cifar10", files)
-    forged = bytes(reversed(files[name]))
-    _, url = serve({name: forged})
-    with pytest.raises(DataError) as caught:
+    others = {"forged": content[::-1], "cut": content, "longer": content + b"more"}
+    server, url = serve({name: others[damage]} if damage in others else {})
+    server.break_after = 2000 if damage == "cut" else None
+    with pytest.raises(DataError, match=f"cannot download {url}/{name}: .*--url file:///") as error:
         prepare.prepare(spec, tmp_path / "data", url=url)
-    text = str(caught.value)
-    assert hashlib.sha256(forged).hexdigest() in text and spec.source.files[0].sha256 in text
+    assert "\n" not in str(error.value)
     assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == []
     assert not (tmp_path / "data" / "cifar10").exists()
-
-
-def test_a_longer_file_is_not_downloaded_beyond_the_official_size(serve, tmp_path):
-    content = bytes(range(256)) * 10
-    _, url = serve({"file": content + b"more"})
-    file = SourceFile("file", len(content), hashlib.sha256(content).hexdigest())
-    path = download.fetch(file, url, tmp_path, on_bytes=lambda count: None)
-    assert path.read_bytes() == content
-
-
-@pytest.mark.parametrize("handler", [Handler, PlainHandler])
-def test_a_broken_download_is_resumed(handler, serve, tmp_path):
-    content = np.random.default_rng(0).bytes(5000)
-    file = SourceFile("file", len(content), hashlib.sha256(content).hexdigest())
-    server, url = serve({"file": content})
-    server.break_after = 2000
-    counted: list[int] = []
-    with pytest.raises(DataError, match="ended after 2000 of 5000 bytes. Run the same command"):
-        download.fetch(file, url, tmp_path, on_bytes=counted.append)
-    assert [path.name for path in tmp_path.glob("file*")] == ["file.partial"]
-    assert sum(counted) == 2000
-
-    counted.clear()
-    again, url = serve({"file": content}, handler)
-    assert download.fetch(file, url, tmp_path, on_bytes=counted.append).read_bytes() == content
-    assert sum(counted) == 5000
-    if handler is Handler:
-        assert again.requests == [("/file", "bytes=2000-")]
-
-    again.requests.clear()
-    download.fetch(file, url, tmp_path, on_bytes=counted.append)
-    assert again.requests == []
-
-
-def test_a_partial_file_that_is_too_long_starts_afresh(serve, tmp_path):
-    content = b"content"
-    file = SourceFile("file", len(content), hashlib.sha256(content).hexdigest())
-    (tmp_path / "file.partial").write_bytes(b"something else and longer")
-    _, url = serve({"file": content})
-    path = download.fetch(file, url, tmp_path, on_bytes=lambda count: None)
-    assert path.read_bytes() == content
-
-
-def test_a_server_that_does_not_have_it(serve, tmp_path):
-    _, url = serve({})
-    with pytest.raises(DataError, match=r"cannot download http.*the server says 404 Not Found"):
-        prepare.prepare(small_spec("cifar10", official_files("cifar10"), url), tmp_path)
+    del error
+    gc.collect()
 
 
 def closed_port() -> int:
@@ -335,107 +258,20 @@ def closed_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_no_network(tmp_path):
-    url = f"http://127.0.0.1:{closed_port()}"
-    with pytest.raises(
-        DataError, match=rf"cannot download {url}/cifar-10-binary.tar.gz: .*refused"
-    ):
-        prepare.prepare(small_spec("cifar10", official_files("cifar10"), url), tmp_path)
-
-
-@pytest.mark.parametrize("url", ["somewhere", "ftp://127.0.0.1/x", "data:,x"])
-def test_what_is_no_address(url, tmp_path):
-    with pytest.raises(DataError, match="is no address; expected one of https, http, file"):
+@pytest.mark.parametrize("url", ["somewhere", "gopher://127.0.0.1/x", "file:///nowhere", None])
+def test_what_is_no_address_or_answers_nothing(url, tmp_path):
+    url = url or f"http://127.0.0.1:{closed_port()}"
+    with pytest.raises(DataError, match=f"cannot download {url}/cifar-10-binary.tar.gz: "):
         prepare.prepare(small_spec("cifar10", official_files("cifar10")), tmp_path, url=url)
 
 
-# -- Archives that are not what they should be ---------------------------------------------------
-
-
-def prepare_from(files: dict[str, bytes], name: str, tmp_path: Path) -> Path:
-    served = tmp_path / "files"
-    served.mkdir()
-    for file_name, content in files.items():
-        (served / file_name).write_bytes(content)
-    return prepare.prepare(small_spec(name, files, served.as_uri()), tmp_path / "data")
-
-
-def link(name: str) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = tarfile.SYMTYPE, "/etc/hostname"
-    return info
-
-
-TEST_BATCH = "cifar-10-batches-bin/test_batch.bin"
-BAD_MEMBERS = {
-    "missing": (None, "no cifar-10-batches-bin/test_batch.bin inside"),
-    "one image fewer": (rows(TEST[1:], FINE_TEST[1:] % 10), "5 images in a split, expected 6"),
-    "one image more": (
-        rows(pixels(5, 7, (32, 32, 3)), np.arange(7)),
-        "7 images in a split, expected 6",
-    ),
-    "cut": (rows(TEST, FINE_TEST % 10)[:-1], "test_batch.bin is not made of rows of 3073 bytes"),
-    "bomb": (bytes(3073 * 21), "test_batch.bin is no file of at most 61460 bytes"),
-    "link": (link(TEST_BATCH), "test_batch.bin is no file of at most"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_MEMBERS)
-def test_a_cifar_archive_with_a_wrong_member(kind, tmp_path):
-    content, message = BAD_MEMBERS[kind]
-    members = cifar10_members()
-    if content is None:
-        del members[TEST_BATCH]
-    else:
-        members[TEST_BATCH] = content
-    with pytest.raises(DataError, match=message):
-        prepare_from({"cifar-10-binary.tar.gz": tar(members)}, "cifar10", tmp_path)
-    assert not (tmp_path / "data" / "cifar10").exists()
-
-
-def test_members_that_point_elsewhere_are_not_unpacked(tmp_path):
-    members = cifar10_members() | {
-        "../outside": b"x",
-        str(tmp_path / "absolute"): b"x",
-        "cifar-10-batches-bin/../../outside": b"x",
-        "link": link("link"),
-    }
-    prepare_from({"cifar-10-binary.tar.gz": tar(members)}, "cifar10", tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"files", "data"}
-    assert {path.name for path in (tmp_path / "data").iterdir()} == {"cifar10"}
-
-
-@pytest.mark.parametrize("content", [b"no archive", tar(cifar10_members())[:5000]])
-def test_a_damaged_archive(content, tmp_path):
-    with pytest.raises(DataError, match=r"the archive is damaged|no cifar-10-batches-bin/"):
-        prepare_from({"cifar-10-binary.tar.gz": content}, "cifar10", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (idx(GREY_TEST[1:]), "5 images in a split, expected 6"),
-        (idx(GREY_TEST[:, :27]), r"no IDX file of unsigned bytes \(6, 28, 28\)"),
-        (idx(FINE_TEST), "no IDX file"),
-        (gzip.compress(gzip.decompress(idx(GREY_TEST))[:-1], mtime=0), "no IDX file"),
-        (gzip.compress(gzip.decompress(idx(GREY_TEST)) + b"x", mtime=0), "no IDX file"),
-        (b"not compressed", "the archive is damaged"),
-        (idx(GREY_TEST)[:-20], "the archive is damaged"),
-    ],
-    ids=["images", "width", "colour", "short", "long", "plain", "truncated"],
-)
-def test_a_wrong_idx_file(content, message, tmp_path):
-    files = official_files("fashion_mnist") | {"t10k-images-idx3-ubyte.gz": content}
-    with pytest.raises(DataError, match=message):
-        prepare_from(files, "fashion_mnist", tmp_path)
-
-
-# -- The folder ----------------------------------------------------------------------------------
-
-
-def test_an_interrupted_preparation_leaves_no_folder_and_can_be_repeated(tmp_path, monkeypatch):
+def test_an_interrupted_preparation_leaves_no_folder_and_can_be_repeated(
+    serve, tmp_path, monkeypatch
+):
     files = official_files("cifar10")
-    encode, calls = prepare._encode_png, []
+    server, url = serve(files)
+    spec = small_spec("cifar10", files, url)
+    encode, calls = prepare._encode, []
 
     def interrupt(image):
         calls.append(1)
@@ -444,16 +280,16 @@ def test_an_interrupted_preparation_leaves_no_folder_and_can_be_repeated(tmp_pat
         return encode(image)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare, "_encode_png", interrupt)
-        prepare_from(files, "cifar10", tmp_path)
-    spec = small_spec("cifar10", files, "http://127.0.0.1:9")
-    assert not (tmp_path / "data" / "cifar10" / "3.0.2").exists()
-    assert prepared.find_problem(spec, tmp_path / "data")
+        patch.setattr(prepare, "_encode", interrupt)
+        prepare.prepare(spec, tmp_path)
+    assert not (tmp_path / "cifar10" / "3.0.2").exists()
+    with pytest.raises(DataError, match="not prepared"):
+        prepared.locate(spec, tmp_path)
 
-    # The archive is still there: no server is needed.
-    folder = prepare.prepare(spec, tmp_path / "data")
-    assert prepared.find_problem(spec, tmp_path / "data") is None
+    folder = prepare.prepare(spec, tmp_path)
+    assert prepared.locate(spec, tmp_path) == folder
     assert [path.name for path in folder.parent.iterdir()] == ["3.0.2"]
+    assert len(server.requests) == 1  # The archive was still there.
 
 
 def test_something_unusable_in_the_place_is_left_alone(tmp_path):
@@ -461,41 +297,25 @@ def test_something_unusable_in_the_place_is_left_alone(tmp_path):
     folder.mkdir(parents=True)
     (folder / "mine").write_text("precious")
     spec = small_spec("cifar10", official_files("cifar10"))
-    with pytest.raises(DataError, match=rf"no dataset_info.json.*Move {folder} away"):
+    with pytest.raises(DataError, match=rf"{folder} has no dataset_info.json.*Move it away"):
         prepare.prepare(spec, tmp_path)
     assert [path.name for path in folder.iterdir()] == ["mine"]
-
-
-def test_too_little_space_is_said_before_the_download(serve, tmp_path, monkeypatch):
-    files = official_files("cifar10")
-    server, url = serve(files)
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
-    with pytest.raises(DataError, match=r"has 0 MB free, and cifar10 needs up to"):
-        prepare.prepare(small_spec("cifar10", files, url), tmp_path)
-    assert server.requests == []
 
 
 def test_a_place_that_cannot_be_written_is_said_before_the_download(serve, tmp_path):
     files = official_files("cifar10")
     server, url = serve(files)
     (tmp_path / "file").write_text("")
-    read_only = tmp_path / "read-only"
-    read_only.mkdir(mode=0o555)
-    for place in (tmp_path / "file" / "data", read_only, read_only / "deeper"):
-        with pytest.raises(DataError, match=f"cannot write to {place}"):
-            prepare.prepare(small_spec("cifar10", files, url), place)
-    assert server.requests == [] and not any(read_only.iterdir())
+    place = tmp_path / "file" / "data"
+    with pytest.raises(DataError, match=f"cannot write to {place}"):
+        prepare.prepare(small_spec("cifar10", files, url), place)
+    assert server.requests == []
 
 
-def test_another_version_of_tfds_data_is_refused(tmp_path):
+def test_another_version_of_tfds_data_is_refused(serve, tmp_path):
     files = official_files("cifar10")
+    spec = small_spec("cifar10", files, serve(files)[1])._replace(version="9.9.9")
     with pytest.raises(DataError, match=r"makes cifar10 3\.0\.2, and 9\.9\.9 is needed"):
-        served = tmp_path / "files"
-        served.mkdir()
-        for name, content in files.items():
-            (served / name).write_bytes(content)
-        spec = small_spec("cifar10", files, served.as_uri())._replace(version="9.9.9")
         prepare.prepare(spec, tmp_path / "data")
 
 
@@ -552,12 +372,6 @@ def test_failures_are_one_line_and_code_2(tmp_path, capsys):
     assert "nothing to prepare" in error_of(capsys)
 
 
-def test_the_command_line_insists_on_the_official_archive(serve, tmp_path, capsys):
-    _, url = serve(official_files("cifar10"))
-    assert code_of(["prepare", "cifar10", "--data-dir", str(tmp_path), "--url", url]) == 2
-    assert "ended after" in error_of(capsys)
-
-
 def test_the_command_line_prepares_where_it_is_told(serve, tmp_path, capsys, monkeypatch):
     files = official_files("cifar10")
     _, url = serve(files)
@@ -581,15 +395,3 @@ def test_the_command_line_prepares_where_it_is_told(serve, tmp_path, capsys, mon
         "imagenet": "not there",
     }
     assert str(tmp_path) in table
-
-
-def test_the_module_runs_and_fails_without_traceback():
-    run = subprocess.run(
-        [sys.executable, "-m", "experiments.data", "prepare", "cifar1"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert run.returncode == 2
-    assert "Did you mean cifar10?" in run.stderr and "Traceback" not in run.stderr

@@ -1,4 +1,4 @@
-"""Random crop, flip and normalisation of a batch of images: pure functions for the jitted step."""
+"""Images as arrays: random crop, flip and normalisation in the jitted step; other sizes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from experiments.shell.errors import UserError
 
 
 def augment(
@@ -58,6 +60,41 @@ def normalise(images: jax.Array, *, mean: Sequence[float], std: Sequence[float])
     _check(images, mean, std)
     scaled = images.astype(jnp.float32) / 255
     return (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Resizes square images: down by averages of whole blocks, up by linear interpolation.
+
+    Args:
+        images: uint8, (N, side, side, channels).
+        size: pixels a side of the result; at least `side`, or a divisor of it.
+
+    Returns:
+        uint8, (N, size, size, channels), rounded to the nearest integer, means that lie between two
+        integers upwards; `images` itself if that is its size.
+
+    Raises:
+        UserError: `size` is smaller and no divisor.
+    """
+    count, side, _, channels = images.shape
+    if side == size:
+        return images
+    if size < 1 or size < side and side % size:
+        divisors = [str(divisor) for divisor in range(1, side + 1) if side % divisor == 0]
+        raise UserError(
+            f"--image-size: {size} does not divide the {side} pixels of the images. "
+            f"Possible: {', '.join(divisors)}, or more"
+        )
+    if size < side:
+        block = side // size
+        sums = images.reshape(count, size, block, size, block, channels).sum((2, 4), np.uint32)
+        return ((sums + block**2 // 2) // block**2).astype(np.uint8)
+    resized = np.empty((count, size, size, channels), np.uint8)
+    for start in range(0, count, 1000):  # In floating point, all images would take gigabytes.
+        piece = images[start : start + 1000].astype(np.float32)
+        interpolated = jax.image.resize(piece, (len(piece), size, size, channels), "linear")
+        resized[start : start + 1000] = np.rint(interpolated)
+    return resized
 
 
 def _random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:

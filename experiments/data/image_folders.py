@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -68,16 +68,14 @@ def tiny_imagenet(folder: Path) -> ImageFolder:
         folder: `tiny-imagenet-200`.
 
     Raises:
-        DataError: something is missing, empty, or names a class that is not there.
+        OSError: something is missing.
+        DataError: something is empty, or names a class that is not there.
     """
-    wnids = _lines(folder / "wnids.txt")
-    label_of = {wnid: label for label, wnid in enumerate(wnids)}
-    if len(label_of) < len(wnids):
-        raise DataError(f"{folder / 'wnids.txt'} names a class twice. {_RESTORE}")
-    for wnid in wnids:
+    label_of = {wnid: label for label, wnid in enumerate(_lines(folder / "wnids.txt"))}
+    for wnid in label_of:
         if Path(wnid).name != wnid:  # Such as one that leads out of the folder.
             raise DataError(f"{folder / 'wnids.txt'} names {wnid!r}, no class. {_RESTORE}")
-    _refuse_unknown_classes(folder / "train", wnids)
+    _refuse_unknown_classes(folder / "train", label_of)
     train = [
         (f"train/{wnid}/images/{name}", label)
         for wnid, label in label_of.items()
@@ -91,8 +89,8 @@ def tiny_imagenet(folder: Path) -> ImageFolder:
         name, wnid = (*line.split("\t"), "", "")[:2]
         if wnid not in label_of:
             raise DataError(
-                f"{annotations}, line {number}: {wnid!r} is none of the {len(wnids)} classes in "
-                f"wnids.txt. {_RESTORE}"
+                f"{annotations}, line {number}: {wnid!r} is none of the {len(label_of)} classes "
+                f"in wnids.txt. {_RESTORE}"
             )
         if name not in present:
             raise DataError(
@@ -102,10 +100,7 @@ def tiny_imagenet(folder: Path) -> ImageFolder:
         test.append((f"val/images/{name}", label_of[wnid]))
 
     words = dict(line.split("\t", 1) for line in _lines(folder / "words.txt") if "\t" in line)
-    unnamed = [wnid for wnid in wnids if wnid not in words]
-    if unnamed:
-        raise DataError(f"{folder / 'words.txt'} has no name for {unnamed[0]}. {_RESTORE}")
-    return _image_folder(folder, train, test, [words[wnid] for wnid in wnids])
+    return _image_folder(folder, train, test, [words.get(wnid, wnid) for wnid in label_of])
 
 
 def imagenet(folder: Path) -> ImageFolder:
@@ -114,7 +109,8 @@ def imagenet(folder: Path) -> ImageFolder:
     The classes are the folders of `train` in the order of their names; those of `val` are the same.
 
     Raises:
-        DataError: something is missing or empty.
+        OSError: something is missing.
+        DataError: something is empty.
     """
     classes = sorted(_entries(folder / "train", folders=True))
     if not classes:
@@ -163,7 +159,7 @@ def _image_names(folder: Path) -> list[str]:
     return names
 
 
-def _refuse_unknown_classes(folder: Path, known: Sequence[str]) -> None:
+def _refuse_unknown_classes(folder: Path, known: Collection[str]) -> None:
     unknown = sorted(set(_entries(folder, folders=True)) - set(known))
     if unknown:
         raise DataError(
@@ -173,20 +169,14 @@ def _refuse_unknown_classes(folder: Path, known: Sequence[str]) -> None:
 
 
 def _entries(folder: Path, *, folders: bool = False) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if entry.is_dir() or not folders]
-    except OSError as error:
-        raise DataError(f"cannot list {folder} ({error.strerror}). {_RESTORE}") from error
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.is_dir() or not folders]
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise DataError(f"cannot read {path} ({reason}). {_RESTORE}") from error
-    lines = [line for line in map(str.rstrip, lines) if line]
+    lines = [
+        line for line in map(str.rstrip, path.read_text(encoding="utf-8").splitlines()) if line
+    ]
     if not lines:
         raise DataError(f"{path} is empty. {_RESTORE}")
     return lines

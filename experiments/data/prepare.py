@@ -1,20 +1,36 @@
-"""From the official archive to a TFDS folder in array_record format, without TensorFlow."""
+"""From a data set's official archive to a TFDS folder in array_record format, without TensorFlow.
+
+Pooch downloads, and believes a file only when its SHA-256 is the official one: from there on, what
+is in the archives is known. A subclass of TFDS's own builder writes the folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+import tarfile
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pooch
+from PIL import Image
 
-from experiments.data import archives, cache, download, progress
+from experiments.data import prepared
 from experiments.data.catalogue import Spec
-from experiments.data.prepared import find_problem
 from experiments.shell.errors import DataError
+
+Labels = dict[str, np.ndarray]
+Split = tuple[np.ndarray, Labels]
+"""Images uint8 (N, H, W, C), and for each label feature the labels (N,)."""
+Splits = tuple[Split, Split, dict[str, list[str]]]
+"""Training and test split, and the class names of the label features if the archive has them."""
 
 
 def prepare(spec: Spec, root: Path, *, url: str | None = None) -> Path:
@@ -36,131 +52,199 @@ def prepare(spec: Spec, root: Path, *, url: str | None = None) -> Path:
     """
     if spec.source is None:
         raise DataError(f"{spec.name} is embedded in a Python package: there is nothing to prepare")
-    folder = root / spec.name / spec.version
-    problem = find_problem(spec, root)
-    if problem is None:
+    folder = prepared.folder(spec, root)
+    if prepared.is_there(folder):
         return folder
     if folder.exists():
-        raise DataError(f"{problem}. Move {folder} away, or choose another folder by --data-dir")
-
-    if not cache.is_writable(root):
-        raise DataError(f"cannot write to {root}; choose another folder by --data-dir")
-    downloads = _downloads(spec, root)
+        raise DataError(
+            f"{folder} has no dataset_info.json: half-made, or no TFDS folder. Move it away, or "
+            "choose another folder by --data-dir"
+        )
+    downloads = root / "downloads" / spec.name
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        _check_space(spec, root)
-        with progress.byte_bar() as bar:
-            task = bar.add_task(
-                f"downloading {spec.name}", total=sum(file.size for file in spec.source.files)
-            )
-            files = [
-                download.fetch(
-                    file,
-                    url or spec.source.url,
-                    downloads,
-                    on_bytes=lambda count: bar.advance(task, count),
-                )
-                for file in spec.source.files
-            ]
-        contents = archives.read(spec, files)
-        with progress.count_bar() as bar:
-            task = bar.add_task(f"writing {spec.name}", total=spec.num_train + spec.num_test)
-            write(spec, contents, root, on_image=lambda: bar.advance(task))
+        downloads.mkdir(parents=True, exist_ok=True)
+        sources = [(file.name, file.sha256) for file in spec.source.files]
+        paths = [
+            download(url or spec.source.url, name, sha256, downloads) for name, sha256 in sources
+        ]
+        write(spec, read(spec, paths), root)
         shutil.rmtree(downloads)
         with contextlib.suppress(OSError):  # not empty: somebody else's downloads
             downloads.parent.rmdir()
     except OSError as error:
-        raise DataError(f"cannot write to {root}: {error}") from error
+        raise DataError(
+            f"cannot write to {root}: {error}; choose another folder by --data-dir"
+        ) from error
     return folder
 
 
-def write(
-    spec: Spec, contents: archives.Contents, root: Path, *, on_image: Callable[[], object]
-) -> None:
+def download(base_url: str, name: str, sha256: str, folder: Path) -> Path:
+    """Downloads a file, unless it is there already.
+
+    Args:
+        base_url: folder on a server; `file:///...` is one on this machine.
+        name: of the file.
+        sha256: its checksum, in hexadecimal.
+        folder: where to.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        DataError: no connection, an error of the server, or not the file that was asked for.
+    """
+    url = f"{base_url.rstrip('/')}/{urllib.parse.quote(name)}"
+    pooch.get_logger().setLevel("WARNING")
+    try:
+        return Path(
+            pooch.retrieve(url, f"sha256:{sha256}", name, folder, downloader=_downloader(url))
+        )
+    # Pooch's own are ValueErrors, for a wrong checksum or protocol; those of the network are of
+    # requests, and OSErrors.
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot download {url}: {' '.join(str(error).split())}. Try again, or another --url; "
+            "without a network, fetch the file elsewhere and name its folder by "
+            "--url file:///FOLDER"
+        ) from error
+
+
+def _downloader(url: str) -> Callable[[str, Any, Any], object]:
+    if url.startswith("file:"):  # The one protocol that Pooch does not know.
+        path = urllib.request.url2pathname(urllib.parse.urlsplit(url).path)
+        return lambda url, to, pooch: shutil.copyfile(path, to)
+    return pooch.HTTPDownloader(progressbar=sys.stderr.isatty())
+
+
+# -- Archives --------------------------------------------------------------------------------------
+
+
+def read(spec: Spec, paths: Sequence[Path]) -> Splits:
+    """Reads the official files of a data set, in the order of `spec.source.files`."""
+    return _READERS[spec.name](spec, paths)
+
+
+def _read_cifar10(spec: Spec, paths: Sequence[Path]) -> Splits:
+    members = _members(paths[0])
+    train = b"".join(members[f"data_batch_{number}.bin"] for number in range(1, 6))
+    return (
+        _cifar_split(spec, train, ["label"]),
+        _cifar_split(spec, members["test_batch.bin"], ["label"]),
+        {"label": _lines(members["batches.meta.txt"])},
+    )
+
+
+def _read_cifar100(spec: Spec, paths: Sequence[Path]) -> Splits:
+    members, features = _members(paths[0]), ["coarse_label", "label"]
+    texts = zip(features, ("coarse_label_names.txt", "fine_label_names.txt"), strict=True)
+    return (
+        _cifar_split(spec, members["train.bin"], features),
+        _cifar_split(spec, members["test.bin"], features),
+        {feature: _lines(members[text]) for feature, text in texts},
+    )
+
+
+def _lines(text: bytes) -> list[str]:
+    return list(filter(None, text.decode().split("\n")))
+
+
+def _members(path: Path) -> dict[str, bytes]:
+    """The files in an archive, by name without folder; nothing is unpacked to disk."""
+    with tarfile.open(path) as tar:
+        files = [(member.name, tar.extractfile(member)) for member in tar]
+        return {Path(name).name: file.read() for name, file in files if file is not None}
+
+
+def _cifar_split(spec: Spec, data: bytes, features: Sequence[str]) -> Split:
+    """Splits rows, each one byte a label, then the red, the green and the blue plane."""
+    height, width, channels = spec.image_shape
+    rows = np.frombuffer(data, np.uint8)
+    rows = rows.reshape(-1, len(features) + height * width * channels)
+    pixels = rows[:, len(features) :].reshape(-1, channels, height, width)
+    labels = {feature: rows[:, index] for index, feature in enumerate(features)}
+    return pixels.transpose(0, 2, 3, 1), labels
+
+
+def _read_fashion_mnist(spec: Spec, paths: Sequence[Path]) -> Splits:
+    """Reads IDX files: a header of 4 bytes and 4 a dimension, then the values."""
+    train, train_labels, test, test_labels = (
+        np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8) for path in paths
+    )
+    return (
+        (train[16:].reshape(-1, *spec.image_shape), {"label": train_labels[8:]}),
+        (test[16:].reshape(-1, *spec.image_shape), {"label": test_labels[8:]}),
+        {},
+    )
+
+
+_READERS: dict[str, Callable[[Spec, Sequence[Path]], Splits]] = {
+    "cifar10": _read_cifar10,
+    "cifar100": _read_cifar100,
+    "fashion_mnist": _read_fashion_mnist,
+}
+
+
+# -- The folder ------------------------------------------------------------------------------------
+
+
+def write(spec: Spec, splits: Splits, root: Path) -> None:
     """Writes `root/name/version` by TFDS's own builder, to the side and then renamed.
 
-    Only the builder's step that reads the source files is replaced. Keys, and hence the order of
-    the records, ids, labels and metadata are TFDS's. Images are handed over as PNG, because TFDS
-    encodes arrays with TensorFlow.
+    Keys, and hence the order of the records, ids, labels and metadata are TFDS's. Images are handed
+    over as PNG, because TFDS encodes arrays with TensorFlow.
 
     Args:
         spec: the data set.
-        contents: all images and labels.
+        splits: all images and labels, and the names of the classes.
         root: TFDS's `data_dir`.
-        on_image: called for every image.
 
     Raises:
         DataError: TFDS is missing, or makes another version.
     """
-    try:
-        import tensorflow_datasets as tfds
+    tfds = prepared.import_tfds()
+    official = tfds.builder_cls(spec.name)
+    train, test, class_names = splits
 
-        builder = tfds.builder_cls(spec.name)(data_dir=root)
-    except ImportError as error:
-        raise DataError(
-            f"preparing data needs a package that is not installed ({error}): "
-            "pip install 'ntksap_jax[experiments]'"
-        ) from error
+    class Builder(official, skip_registration=True):  # type: ignore[call-arg, misc, valid-type]
+        """TFDS's builder of the data set, from images that are here already."""
+
+        name = spec.name
+
+        def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, Any]]]:
+            del dl_manager  # downloads nothing
+            for feature, names in class_names.items():
+                self.info.features[feature].names = names
+            with_id = "id" in self.info.features
+            return {
+                name: _examples(split, name, with_id)
+                for name, split in (("train", train), ("test", test))
+            }
+
+    builder = Builder(data_dir=root, file_format="array_record")
     if str(builder.version) != spec.version:
         raise DataError(
             f"the installed TFDS {tfds.__version__} makes {spec.name} {builder.version}, "
             f"and {spec.version} is needed; install the pinned version"
         )
-
-    def split_generators(download_manager: object) -> dict[str, Iterator[tuple[int, Any]]]:
-        del download_manager  # downloads nothing: `contents` has it all
-        for feature, names in contents.names.items():
-            builder.info.features[feature].names = names
-        splits = {"train": contents.train, "test": contents.test}
-        return {
-            name: _examples(split, name, "id" in builder.info.features, on_image)
-            for name, split in splits.items()
-        }
-
-    builder._split_generators = split_generators
-    tfds.disable_progress_bar()
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     # TFDS announces on stdout a download of unknown size, which there is not.
     with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(
-            file_format="array_record",
-            download_dir=_downloads(spec, root),
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-        )
+        builder.download_and_prepare(download_dir=root / "downloads" / spec.name)
 
 
-def _examples(
-    split: archives.Split, name: str, with_id: bool, on_image: Callable[[], object]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _examples(split: Split, name: str, with_id: bool) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields what TFDS's own builders yield, but for the encoding of the image."""
-    for index, image in enumerate(split.images):
-        example: dict[str, Any] = {key: int(labels[index]) for key, labels in split.labels.items()}
-        example["image"] = _encode_png(image)
+    images, labels = split
+    for index, image in enumerate(images):
+        example: dict[str, Any] = {key: int(values[index]) for key, values in labels.items()}
+        example["image"] = _encode(image)
         if with_id:
             example["id"] = f"{name}_{index:05d}"
         yield index, example
-        on_image()
 
 
-def _downloads(spec: Spec, root: Path) -> Path:
-    return root / "downloads" / spec.name
-
-
-def _encode_png(image: np.ndarray) -> bytes:
-    from PIL import Image
-
+def _encode(image: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(stream, "PNG")
     return stream.getvalue()
-
-
-def _check_space(spec: Spec, root: Path) -> None:
-    assert spec.source is not None
-    pixels = (spec.num_train + spec.num_test) * int(np.prod(spec.image_shape))
-    # PNG makes these small images hardly smaller than their pixels.
-    needed = sum(file.size for file in spec.source.files) + pixels
-    free = shutil.disk_usage(root).free
-    if free < needed:
-        raise DataError(
-            f"{root} has {free / 1e6:.0f} MB free, and {spec.name} needs up to "
-            f"{needed / 1e6:.0f} MB; choose another folder by --data-dir"
-        )

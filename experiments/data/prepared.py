@@ -1,50 +1,44 @@
-"""Folders that TFDS has prepared: where they are, what is wrong with them, and their images.
+"""Folders that TFDS has prepared: where they are, and the images in them.
 
-TFDS is called only after the folder has been checked: on a folder that is not there it would retry
-the network for minutes, and then blame the wrong thing.
+A folder is read by itself (`builder_from_directory`): by its name, TFDS would retry the network for
+minutes where there is none, and then blame the wrong thing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import logging
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pooch
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
 
 from experiments.data.catalogue import Spec
+from experiments.data.crops import FORMATS
 from experiments.shell.errors import DataError
-from experiments.storage import files
+from ntksap_jax import _tensors
 
-METADATA = ("dataset_info.json", "features.json", "label.labels.txt")
 CHUNK = 1000
 """Records read at once: reading them one by one takes ten times longer."""
 
+CACHE_FORMAT = 2
+"""Part of the name of a cached file; to be raised when decoding changes."""
 
-class Prepared(NamedTuple):
-    """A folder that has passed the checks.
+Arrays = Mapping[str, np.ndarray]
 
-    Attributes:
-        root: the folder of all data sets, TFDS's `data_dir`.
-        folder: `root/name/version`.
-        files: metadata and shards, everything that decides what is read.
-    """
-
-    root: Path
-    folder: Path
-    files: tuple[Path, ...]
+_log = logging.getLogger(__name__)
 
 
-class Split(NamedTuple):
-    """Decoded images uint8 (N, H, W, C) and labels int32 (N,), and how many were JPEG."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    num_jpeg: int
+# -- Where they are --------------------------------------------------------------------------------
 
 
 def data_root(data_dir: str | os.PathLike[str] | None) -> Path:
@@ -54,174 +48,221 @@ def data_root(data_dir: str | os.PathLike[str] | None) -> Path:
     ).expanduser()
 
 
-def locate(spec: Spec, root: Path) -> Prepared:
-    """Finds and checks the prepared folder of a data set, without TFDS.
+def folder(spec: Spec, root: Path) -> Path:
+    """Returns where the prepared folder of a data set is, or would be."""
+    return root / spec.name / spec.version
+
+
+def is_there(folder: Path) -> bool:
+    """Whether TFDS has prepared the folder: its `dataset_info.json` comes last."""
+    return (folder / "dataset_info.json").is_file()
+
+
+def locate(spec: Spec, root: Path) -> Path:
+    """Returns the prepared folder of a data set.
 
     Raises:
-        DataError: it is missing, unreadable, of another version or format, or incomplete.
+        DataError: there is none; the message says how to make it.
     """
-    problem = find_problem(spec, root)
-    folder = root / spec.name / spec.version
-    if problem:
-        command = f"python -m experiments.data prepare {spec.name}"
-        if spec.source is None:
-            advice = f"Prepare {spec.name} by TFDS again, with file_format='array_record'"
-        elif folder.exists():
-            advice = f"Move {folder} away and run `{command} --data-dir {shlex.quote(str(root))}`"
-        else:
+    found = folder(spec, root)
+    if is_there(found):
+        return found
+    command = f"python -m experiments.data prepare {spec.name} --data-dir {shlex.quote(str(root))}"
+    versions = [
+        path.name for path in found.parent.glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)
+    ]
+    if found.exists():
+        problem, advice = f"{found} has no dataset_info.json", f"Move it away and run `{command}`"
+    else:
+        problem = f"{spec.name} is not prepared in {root} (looked for {found}"
+        problem += f", there is {', '.join(versions)})" if versions else ")"
+        advice = f"Run `{command}`"
+        if spec.source is not None:
             size = sum(file.size for file in spec.source.files)
-            advice = (
-                f"Either run `{command} --data-dir {shlex.quote(str(root))}` "
-                f"(downloads {size / 1e6:.0f} MB)"
-            )
-        raise DataError(
-            f"{problem}. {advice}, or name an existing TFDS folder in array_record format by "
-            "--data-dir or TFDS_DATA_DIR"
-        )
-    info = files.read_json(folder / "dataset_info.json")
-    metadata = [folder / name for name in METADATA if (folder / name).exists()]
-    return Prepared(root, folder, (*metadata, *_shards(spec, folder, info)))
-
-
-def find_problem(spec: Spec, root: Path) -> str | None:
-    """Returns one clause that says why the data set cannot be read from `root`, or None."""
-    folder = root / spec.name / spec.version
-    if not folder.is_dir():
-        others = _versions(root / spec.name)
-        if others:
-            return f"{root / spec.name} holds version {', '.join(others)}, not {spec.version}"
-        state = "" if root.is_dir() else ", which does not exist"
-        return f"{spec.name} is not prepared in {root}{state} (looked for {folder})"
-    try:
-        info = files.read_json(folder / "dataset_info.json")
-        declared = info["name"], info["version"]
-        lengths = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
-    except FileNotFoundError:
-        return f"{folder} has no dataset_info.json: half-made, or no TFDS folder"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{folder / 'dataset_info.json'} is damaged ({type(error).__name__}: {error})"
-    if declared != (spec.name, spec.version):
-        return f"{folder} says that it holds {' '.join(declared)}, not {spec.name} {spec.version}"
-    file_format = info.get("fileFormat", "tfrecord")
-    if file_format != "array_record":
-        return f"{folder} is in {file_format} format, unreadable without TensorFlow"
-    for split, expected in zip(spec.splits, (spec.num_train, spec.num_test), strict=True):
-        if lengths.get(split) != expected:
-            return f"{folder} has {lengths.get(split, 'no')} {split} images, not {expected}"
-    if not (folder / "features.json").is_file():
-        return f"{folder} has no features.json: half-made"
-    for shard in _shards(spec, folder, info):
-        if not shard.is_file():
-            return f"{shard} is missing"
-        if not shard.stat().st_size:
-            return f"{shard} is empty"
-    return None
+            advice += f" (downloads {size / 1e6:.0f} MB)"
+    if spec.source is None:
+        advice = f"Prepare {spec.name} by TFDS, with file_format='array_record'"
+    raise DataError(
+        f"{problem}. {advice}, or name an existing TFDS folder in array_record format by "
+        "--data-dir or TFDS_DATA_DIR"
+    )
 
 
 def label_names(spec: Spec, folder: Path) -> tuple[str, ...]:
-    """Returns the class names of a checked folder; the numbers themselves if it has none."""
+    """Returns the class names of a prepared folder; the numbers themselves if it has none."""
     path = folder / "label.labels.txt"
-    names = files.read_text(path).split("\n") if path.exists() else []
+    names = path.read_text().split("\n") if path.exists() else []
     return tuple(filter(None, names)) or tuple(map(str, range(spec.num_classes)))
 
 
-def read_split(
-    spec: Spec, prepared: Prepared, split: str, *, on_images: Callable[[int], object]
-) -> Split:
+def fingerprint(folder: Path) -> str:
+    """Returns the SHA-256 of all names and contents in a folder: about 0.1 s for 50 MB."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+# -- What is in them -------------------------------------------------------------------------------
+
+
+def import_tfds() -> Any:
+    """Imports TFDS, which takes seconds.
+
+    Raises:
+        DataError: it is not installed, or a package that it needs.
+    """
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise DataError(
+            f"this data set needs a package that is not installed ({error}): "
+            "pip install 'ntksap_jax[experiments]'"
+        ) from error
+    return tensorflow_datasets
+
+
+class Records:
+    """The records of one split, see `streaming.EncodedImages`.
+
+    Args:
+        spec: the data set.
+        folder: its prepared folder.
+        split: one of `spec.splits`.
+
+    Raises:
+        DataError: TFDS cannot read them, or there are not as many as in the official data set.
+    """
+
+    def __init__(self, spec: Spec, folder: Path, split: str) -> None:
+        self._folder, self._split = folder, split
+        tfds = import_tfds()
+        try:
+            # SkipDecoding hands out the stored bytes; TFDS's other way needs TensorFlow.
+            self._records: Any = tfds.builder_from_directory(folder).as_data_source(
+                split, decoders={"image": tfds.decode.SkipDecoding()}
+            )
+            self._length = len(self._records)
+        except Exception as error:  # Of many kinds, for files that are damaged or missing.
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise DataError(
+                f"{folder}: TFDS cannot open the {split} records ({reason}). Move the folder away "
+                "and prepare it again, in array_record format"
+            ) from error
+        expected = (spec.num_train, spec.num_test)[spec.splits.index(split)]
+        if self._length != expected:
+            raise DataError(f"{folder} has {self._length} {split} images, not {expected}")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        record = self._records[index]
+        return record["image"], int(record["label"])
+
+    def where(self, index: int) -> str:
+        """Names the folder, the split and the record."""
+        return f"{self._folder}, {self._split} record {index}"
+
+    def read_labels(self) -> np.ndarray:
+        """Returns the labels of all images, int32 (N,).
+
+        Labels lie beside the images, so that the first call reads the whole split; then they are
+        cached as decoded images are.
+        """
+        info = hashlib.sha256((self._folder / "dataset_info.json").read_bytes()).hexdigest()
+        name = f"{self._folder.parent.name}-{self._split}-labels-{info[:16]}"
+
+        def scan() -> Arrays:
+            labels = np.empty(len(self), np.int32)
+            for rows, records in self.chunks(f"reading the labels of {self._folder.parent.name}"):
+                labels[rows] = [int(record["label"]) for record in records]
+            return {"labels": labels}
+
+        return cached(name, scan)["labels"]
+
+    def chunks(self, text: str) -> Any:
+        """Yields slices and their records, with a bar on a terminal."""
+        console = Console(stderr=True)
+        with Progress(console=console, disable=not console.is_terminal) as bar:
+            for start in bar.track(range(0, len(self), CHUNK), description=text):
+                rows = slice(start, min(start + CHUNK, len(self)))
+                yield rows, self._records.__getitems__(list(range(rows.start, rows.stop)))
+
+
+def read_split(spec: Spec, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, int]:
     """Reads and decodes all images of one split, in the order of the records.
 
     Pillow decodes, whatever else is installed: decoders differ in the pixels they make of a JPEG.
 
     Args:
         spec: the data set.
-        prepared: from `locate`.
+        folder: from `locate`.
         split: one of `spec.splits`.
-        on_images: called with the number of images just decoded.
+
+    Returns:
+        Images uint8 (N, H, W, C), labels int32 (N,), and how many images are JPEGs.
 
     Raises:
-        DataError: the records are damaged, or a package is missing.
+        DataError: the records are damaged, or not those of the official data set.
     """
-    records = open_records(spec, prepared, split)
-    count = len(records)
-    images = np.empty((count, *spec.image_shape), np.uint8)
-    labels = np.empty(count, np.int32)
+    records = Records(spec, folder, split)
+    images = np.empty((len(records), *spec.image_shape), np.uint8)
+    labels = np.empty(len(records), np.int32)
     num_jpeg = 0
-    for start in range(0, count, CHUNK):
-        rows = range(start, min(start + CHUNK, count))
-        try:
-            for row, record in zip(rows, records.__getitems__(list(rows)), strict=True):
+    try:
+        for rows, chunk in records.chunks(f"decoding {spec.name}, {split}"):
+            for row, record in enumerate(chunk, rows.start):
                 images[row] = _decode(record["image"], spec.image_shape)
                 labels[row] = record["label"]
                 num_jpeg += record["image"].startswith(b"\xff\xd8")
-        # RuntimeError is array_record's, for a checksum that fails; the others come from decoding.
-        except (RuntimeError, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{prepared.folder}: the {split} records {rows.start} to {rows.stop - 1} are "
-                f"truncated or damaged ({error}). Move the folder away and prepare it again"
-            ) from error
-        on_images(len(rows))
-    if count and not 0 <= labels.min() <= labels.max() < spec.num_classes:
+        if not 0 <= labels.min() <= labels.max() < spec.num_classes:
+            raise ValueError(f"labels from {labels.min()} to {labels.max()}")
+    # RuntimeError is array_record's, for a checksum that fails; the others come from decoding.
+    except (RuntimeError, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{prepared.folder}: {split} labels range from {labels.min()} to {labels.max()}, "
-            f"expected 0 to {spec.num_classes - 1}"
-        )
-    return Split(images, labels, num_jpeg)
-
-
-def open_records(spec: Spec, prepared: Prepared, split: str) -> Any:
-    """Returns the records of a split by index: dictionaries with the image as its file's bytes.
-
-    Raises:
-        DataError: TFDS cannot read them, or is not installed.
-    """
-    try:
-        import tensorflow_datasets as tfds
-
-        # SkipDecoding hands out the stored bytes; TFDS's other way to get them needs TensorFlow.
-        return tfds.data_source(
-            f"{spec.name}:{spec.version}",
-            split=split,
-            data_dir=prepared.root,
-            download=False,
-            decoders={"image": tfds.decode.SkipDecoding()},
-        )
-    except ImportError as error:
-        raise DataError(
-            f"{spec.name} needs a package that is not installed ({error}): "
-            "pip install 'ntksap_jax[experiments]'"
+            f"{folder}: the {split} records are truncated or damaged "
+            f"({' '.join(str(error).split())}). Move the folder away and prepare it again"
         ) from error
-    except Exception as error:
-        raise DataError(
-            f"{prepared.folder}: TFDS cannot open the {split} records "
-            f"({type(error).__name__}: {' '.join(str(error).split())})"
-        ) from error
+    return images, labels, num_jpeg
 
 
 def _decode(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         if image.size != (shape[1], shape[0]):  # Nothing is decoded yet.
             raise ValueError(f"an image of {image.size} pixels, expected {(shape[1], shape[0])}")
-        pixels = np.asarray(image.convert("L" if shape[-1] == 1 else "RGB"))
-    return pixels.reshape(shape)
+        return np.asarray(image.convert("L" if shape[-1] == 1 else "RGB")).reshape(shape)
 
 
-def _shards(spec: Spec, folder: Path, info: dict[str, Any]) -> list[Path]:
-    shards = []
-    for split in info["splits"]:
-        if split["name"] in spec.splits:
-            total = len(split["shardLengths"])
-            shards += [
-                folder / f"{spec.name}-{split['name']}.array_record-{index:05d}-of-{total:05d}"
-                for index in range(total)
-            ]
-    return shards
+# -- What is kept of them --------------------------------------------------------------------------
 
 
-def _versions(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path.name for path in folder.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", path.name)
-    )
+def cached(name: str, make: Callable[[], Arrays]) -> Arrays:
+    """Returns the arrays kept under `name` in the user's cache, or makes and keeps them.
+
+    A damaged file is reported, and replaced. A cache that cannot be written is reported, and the
+    arrays are returned all the same.
+
+    Args:
+        name: file name without suffix; it must say all that the arrays depend on.
+        make: makes the arrays.
+    """
+    path = Path(pooch.os_cache("ntksap_jax")) / "decoded" / f"{name}.safetensors"
+    if path.exists():
+        try:
+            headers, metadata = _tensors.read_headers(path)
+            arrays = _tensors.read_arrays(path, headers)
+            if _tensors.digest(arrays) != metadata.get("digest"):
+                raise ValueError("it does not hold the arrays that were saved")
+            return arrays
+        except (OSError, ValueError) as error:
+            _log.warning("cannot use %s (%s): reading the data set again", path, error)
+    made = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _tensors.write(path, made, {"digest": _tensors.digest(made)})
+    except OSError as error:
+        _log.warning("cannot keep %s, the next run decodes again (%s)", path, error)
+    return made

@@ -10,7 +10,6 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from experiments.data import catalogue, prepared
 from experiments.data.loading import find_streamed
@@ -58,17 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _show(root: Path) -> None:
     table = Table("data set", "train", "test", "image", "classes", "state")
     for spec in catalogue.SPECS.values():
-        if spec.source is None:
-            state = "embedded"
-        elif not (root / spec.name).is_dir():
-            state = "not prepared"
-        else:
-            state = prepared.find_problem(spec, root) or "prepared"
+        is_there = prepared.is_there(prepared.folder(spec, root))
+        state = "embedded" if spec.source is None else "prepared" if is_there else "not prepared"
         shape = "x".join(map(str, spec.image_shape))
         counts = f"{spec.num_train:,}", f"{spec.num_test:,}"
-        table.add_row(
-            spec.name, *counts, shape, str(spec.num_classes), Text(state, overflow="fold")
-        )
+        table.add_row(spec.name, *counts, shape, str(spec.num_classes), state)
     for streamed in catalogue.STREAMED.values():
         state = "found" if find_streamed(streamed, root) else "not there"
         size = streamed.image_size

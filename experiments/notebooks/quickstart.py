@@ -118,6 +118,7 @@ elif DATA == "cifar10":
         "importlib_resources",
         "grain",
         "pillow",
+        "pooch",
     ]
     subprocess.run([*pip, "install", "-q", "-c", "/tmp/installed.txt", *needed], check=True)
 
