@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax.structured.types import FilterLayer
+from ntksap_jax.structured import Channels, FilterLayer
 
 DTYPES = ("float64", "float32")
 
@@ -123,24 +123,43 @@ def dense(name: str, index: int, num_filters: int, removable: bool = True) -> Fi
     return FilterLayer(path, index, num_filters, bias, None, None, None, None, removable)
 
 
-CONV_LAYERS = {
-    layer.kernel: layer for layer in (_conv(1, 6), _conv(2, 4), dense("fc", 2, 3, removable=False))
-}
-LINEAR_LAYERS = {
-    layer.kernel: layer
-    for layer in (
-        dense("net_0", 0, 5),
-        dense("net_2", 1, 5),
-        dense("net_4", 2, 3, removable=False),
+def untied(*layers: FilterLayer) -> Channels:
+    """Layers of which no two have a channel in common, as `structured.trace` would find them."""
+    labels, reasons, count = {}, {}, 0
+    for layer in layers:
+        numbers = np.arange(count, count + layer.num_filters) if layer.removable else None
+        labels[f"params/{layer.kernel}"] = (numbers,)
+        if layer.removable:
+            count += layer.num_filters
+        else:
+            reasons[layer.kernel] = "they are the model's outputs"
+    return Channels(
+        layers={layer.kernel: layer for layer in layers},
+        labels=labels,
+        num_channels=count,
+        reasons=reasons,
+        **dict.fromkeys(("features", "flops", "shapes"), {}),
+        call=None,
+        program=(),
     )
-}
 
 
-def keep_of(layers: dict[str, FilterLayer], pruned: dict[str, list[int]]) -> dict[str, np.ndarray]:
+def one_layer(num_filters: int) -> Channels:
+    """A single kernel at the path "kernel"."""
+    return untied(dense("", 0, num_filters)._replace(kernel="kernel", bias=None))
+
+
+CONV_CHANNELS = untied(_conv(1, 6), _conv(2, 4), dense("fc", 2, 3, removable=False))
+LINEAR_CHANNELS = untied(
+    dense("net_0", 0, 5), dense("net_2", 1, 5), dense("net_4", 2, 3, removable=False)
+)
+
+
+def keep_of(channels: Channels, pruned: dict[str, list[int]]) -> dict[str, np.ndarray]:
     """Their lists of pruned filters as a `Keep`; layers that lose none are left out."""
     return {
         f"{name.replace('.', '_')}/kernel": keep(
-            layers[f"{name.replace('.', '_')}/kernel"].num_filters, filters
+            channels.layers[f"{name.replace('.', '_')}/kernel"].num_filters, filters
         )
         for name, filters in pruned.items()
         if filters

@@ -90,34 +90,34 @@ def test_sums_over_the_network_and_which_layers_they_leave_out():
     shapes = {"conv1": (3, 3, 2, 6), "conv2": (3, 3, 6, 4), "fc": (4, 3)}
     params = {n: {"kernel": jnp.asarray(rng.normal(size=s))} for n, s in shapes.items()}
     kernels = [layer["kernel"] for layer in params.values()]
-    layers = golden.CONV_LAYERS
+    channels = golden.CONV_CHANNELS
     np.testing.assert_allclose(
-        baselines.kernorth(params, layers), sum(map(baselines.kernel_orthogonality, kernels))
+        baselines.kernorth(params, channels), sum(map(baselines.kernel_orthogonality, kernels))
     )
     of_fc = baselines.kernel_orthogonality(kernels[2])
     for stride in (1, 2):
         want = baselines.conv_orthogonality(kernels[1], stride=stride) + of_fc
-        np.testing.assert_allclose(baselines.orthconv(params, layers, stride=stride), want)
+        np.testing.assert_allclose(baselines.orthconv(params, channels, stride=stride), want)
         by_path = {"conv2/kernel": stride}
-        np.testing.assert_allclose(baselines.orthconv(params, layers, stride=by_path), want)
+        np.testing.assert_allclose(baselines.orthconv(params, channels, stride=by_path), want)
     published = baselines.conv_orthogonality(kernels[1], stride=2) + of_fc
-    np.testing.assert_allclose(baselines.orthconv(params, layers), published)
+    np.testing.assert_allclose(baselines.orthconv(params, channels), published)
     with pytest.raises(ValueError, match="stride: has none for the convolution 'conv2/kernel'"):
-        baselines.orthconv(params, layers, stride={})
+        baselines.orthconv(params, channels, stride={})
     with pytest.raises(ValueError, match=r"kernel: got shape \(3, 3, 3, 2, 2\), expected"):
         baselines.conv_orthogonality(jnp.ones((3, 3, 3, 2, 2)), stride=1)
 
 
 def test_added_penalty_is_a_term_of_the_loss():
     """The same steps, whether the penalty is in the loss or in the optimiser."""
-    layers = {"kernel": golden.dense("", 0, 3)._replace(kernel="kernel", bias=None)}
+    channels = golden.one_layer(3)
     start = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)}
 
     def loss(params):
         return jnp.sum(jnp.sin(params["kernel"]))
 
     def penalty(params):
-        return baselines.ORTHOGONALITY_WEIGHT * baselines.kernorth(params, layers)
+        return baselines.ORTHOGONALITY_WEIGHT * baselines.kernorth(params, channels)
 
     def train(optimizer, objective):
         params, state = start, optimizer.init(start)
@@ -140,8 +140,10 @@ def test_added_penalty_is_a_term_of_the_loss():
 def test_growing_regularisation_is_l2_on_pruned_weights_alone():
     params = golden.variables(golden.load()["apply_reg_mlp_bias"]["params"], "float32")["params"]
     keep = {"net_0/kernel": golden.keep(5, [1, 4])}
-    value = tpp.penalty(params, golden.LINEAR_LAYERS, keep, strength=0.5, settings=baselines.GREG1)
+    value = tpp.penalty(
+        params, golden.LINEAR_CHANNELS, keep, strength=0.5, settings=baselines.GREG1
+    )
     want = 0.25 * np.sum(np.asarray(params["net_0"]["kernel"])[:, [1, 4]] ** 2)
     np.testing.assert_allclose(value, want, rtol=1e-6)
-    tpp.check_settings(baselines.GREG1)
+    tpp.regularise(optax.sgd(0.1), golden.LINEAR_CHANNELS, keep, baselines.GREG1)
     assert baselines.GREG1.zero_out_interval is None

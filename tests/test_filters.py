@@ -15,16 +15,19 @@ import pytest
 from hypothesis import strategies as st
 
 import ntksap_jax as nts
-from ntksap_jax import criteria, masks, models, schedules
+from ntksap_jax import criteria, masks, models, schedules, structured
 from ntksap_jax.structured import (
+    by_gate,
     channels,
-    filter_search,
     filter_selection,
     filters,
+    l1,
+    select,
+    select_global,
+    to_mask,
+    tpp,
     tpp_presets,
-    tracing,
 )
-from ntksap_jax.structured.global_selection import select_global
 
 RECORDED = golden.load()
 SELECTION = RECORDED["selection"]
@@ -57,13 +60,9 @@ class Residual(nn.Module):
         return nn.Dense(3, name="fc")(x.mean((1, 2)))
 
 
-CHAIN = tracing.trace(Chain(), (6,))
+CHAIN = structured.trace(Chain(), (6,))
 PATHS = [path for path, layer in CHAIN.layers.items() if layer.removable]
-RESIDUAL = tracing.trace(Residual(), (5, 5, 2))
-
-
-def one_layer(num_filters):
-    return {"kernel": golden.dense("", 0, num_filters)._replace(kernel="kernel", bias=None)}
+RESIDUAL = structured.trace(Residual(), (5, 5, 2))
 
 
 def kept(keep):
@@ -79,13 +78,12 @@ def test_l1_scores_and_selections_are_the_authors(name, dtype):
     case = SELECTION[name]
     with golden.precision(dtype):
         kernel = golden.array(golden.kernel(case["weight"]), dtype)
-        layers = one_layer(kernel.shape[-1])
-        scores = filters.l1({"kernel": kernel}, layers)
+        scores = l1({"kernel": kernel}, golden.one_layer(kernel.shape[-1]))
         golden.assert_close(scores["kernel"], case["score_mean_abs"], dtype)
         tested = [key for key in case if key.startswith("pr_")]
         for key in tested:
             ratio = float(key.removeprefix("pr_"))
-            keep = filter_selection.select(scores, {"kernel": ratio}).get(
+            keep = select(scores, {"kernel": ratio}).get(
                 "kernel", np.ones(len(scores["kernel"]), bool)
             )
             pruned = case[key]["pruned_in_ascending_score_order"]
@@ -104,26 +102,20 @@ def test_numbers_of_pruned_filters_are_the_authors():
 @pytest.mark.parametrize("name", ["name_matching_resnet56", "name_matching_vgg19"])
 def test_ratios_by_name_are_the_authors(name):
     case = SELECTION[name]
-    layers = {
-        f"{module}/kernel": golden.dense(module, index, 16)
-        for index, module in enumerate(case["pr"])
-    }
-    got = filter_selection.ratios(layers, case["pattern"], skip=list(case["skip"]))
+    layers = [golden.dense(module, index, 16) for index, module in enumerate(case["pr"])]
+    got = structured.ratios(golden.untied(*layers), case["pattern"], skip=list(case["skip"]))
     assert got == {f"{module}/kernel": ratio for module, ratio in case["pr"].items()}
 
 
 def test_ratios_by_index_are_the_authors():
     case = SELECTION["index_numbers_mlp7"]
-    layers = {
-        f"{module}/kernel": golden.dense(module, index, 100)
-        for index, module in enumerate(case["pr"])
-    }
+    layers = [golden.dense(module, index, 100) for index, module in enumerate(case["pr"])]
     patterns = {}
     for entry in case["stage_pr"].strip("[]").split(","):
         indices, ratio = entry.split(":")
         first, _, last = indices.partition("-")
         patterns[range(int(first), int(last or first) + 1)] = float(ratio)
-    assert list(filter_selection.ratios(layers, patterns).values()) == case["parsed"]
+    assert list(structured.ratios(golden.untied(*layers), patterns).values()) == case["parsed"]
     assert case["parsed"] == list(case["pr"].values())
 
 
@@ -138,17 +130,17 @@ def traced(preset):
         "mlp-linear": models.linear_mlp(),
     }[preset]
     shape = (32, 32, 1) if preset == "mlp-linear" else (32, 32, 3)
-    return tracing.trace(model, shape)
+    return structured.trace(model, shape)
 
 
 def keep_at(preset, ratio):
     """The paper's pruning at a ratio: only how many filters stay matters for the cost."""
-    recipe, layers = tpp_presets.PRESETS[preset], traced(preset).layers
+    recipe, found = tpp_presets.PRESETS[preset], traced(preset)
     patterns = dict.fromkeys(recipe.patterns, ratio)
-    ratios = filter_selection.ratios(layers, patterns, skip=recipe.skip)
+    ratios = structured.ratios(found, patterns, skip=recipe.skip)
     rng = np.random.default_rng(0)
-    scores = {path: rng.random(layer.num_filters) for path, layer in layers.items()}
-    return filter_selection.select(scores, ratios)
+    scores = {path: rng.random(layer.num_filters) for path, layer in found.layers.items()}
+    return select(scores, ratios)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +150,7 @@ def keep_at(preset, ratio):
 def test_costs_of_convolutional_networks_are_the_authors(preset, section):
     for text, want in COST[section].items():
         keep = keep_at(preset, float(text))
-        costs = [channels.cost(traced(preset), k) for k in (None, keep)]
+        costs = [structured.cost(traced(preset), k) for k in (None, keep)]
         assert [cost.flops for cost in costs] == want["flops_2x_mac"]
         assert [cost.layer_params for cost in costs] == want["params_conv_linear"]
         assert [cost.params for cost in costs] == want["params_all_incl_bn"]
@@ -174,10 +166,10 @@ def test_costs_of_convolutional_networks_are_the_authors(preset, section):
 
 
 def test_headline_numbers_of_resnet56():
-    dense = channels.cost(traced("resnet56-cifar10"))
+    dense = structured.cost(traced("resnet56-cifar10"))
     assert (dense.layer_params, dense.flops) == (848_954, 250_971_392)
     speed_ups = [
-        round(dense.flops / channels.cost(traced("resnet56-cifar10"), keep).flops, 2)
+        round(dense.flops / structured.cost(traced("resnet56-cifar10"), keep).flops, 2)
         for keep in (keep_at("resnet56-cifar10", r) for r in (0.3, 0.5, 0.7, 0.9, 0.95))
     ]
     assert speed_ups == [1.45, 1.99, 3.59, 11.58, 19.85]
@@ -209,7 +201,7 @@ def test_layer_order_and_shapes_of_resnet56_are_the_authors():
 def test_costs_of_the_linear_network_are_the_authors():
     for text, want in COST["mlp_7_linear_mnist"].items():
         keep = keep_at("mlp-linear", float(text))
-        costs = [channels.cost(traced("mlp-linear"), k) for k in (None, keep)]
+        costs = [structured.cost(traced("mlp-linear"), k) for k in (None, keep)]
         assert [cost.params for cost in costs] == want["params"]
         assert [cost.flops for cost in costs] == want["flops"]
         assert round(costs[0].flops / costs[1].flops, 2) == want["speedup"]
@@ -225,7 +217,7 @@ def test_kept_counts_of_the_minimum_and_the_multiple():
         (0.1, {"multiple_of": 8}, 20),
         (0.9, {"min_filters": 9, "multiple_of": 8}, 16),
     ]:
-        keep = filter_selection.select(scores, {"kernel": ratio}, **options)["kernel"]
+        keep = select(scores, {"kernel": ratio}, **options)["kernel"]
         assert keep.tolist() == [False] * (20 - want) + [True] * want
 
 
@@ -235,6 +227,7 @@ NETWORK = nts.linen(Residual(), (5, 5, 2), train=False)
 PARAMS = NETWORK.init(jax.random.key(0))
 # Scales and shifts of their own, so that no gate is without effect.
 PARAMS = jax.tree.map(lambda p: p + 0.1 * jnp.cos(jnp.arange(p.size).reshape(p.shape)), PARAMS)
+STATS = Residual().init(jax.random.key(0), jnp.ones((1, 5, 5, 2)))["batch_stats"]
 MASK = oracles.random_mask(jax.random.key(1), PARAMS, density=0.8)
 BATCH = (jax.random.normal(jax.random.key(2), (6, 5, 5, 2)), jnp.arange(6) % 3)
 
@@ -266,7 +259,7 @@ def assert_is_gate_derivative(scores, objective):
 @pytest.mark.parametrize("make", [criteria.snip, criteria.iterative_snip])
 def test_snip_by_gate_is_the_derivative_of_the_loss(make):
     """The residual stream's three layers are tied: one gate for each of its channels."""
-    assert [len(group) for group in channels.groups(RESIDUAL)] == [3, 1, 1]
+    assert [len(group) for group in structured.groups(RESIDUAL)] == [3, 1, 1]
     signed, _ = make(NETWORK, signed=True)(None, PARAMS, MASK, BATCH)
     unsigned, _ = make(NETWORK)(None, PARAMS, MASK, BATCH)
     np.testing.assert_allclose(
@@ -278,7 +271,7 @@ def test_snip_by_gate_is_the_derivative_of_the_loss(make):
         logits = NETWORK.apply_train(masks.apply(relaxed_by(gates), PARAMS), BATCH[0])
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, BATCH[1]))
 
-    assert_is_gate_derivative(filters.by_gate(signed, RESIDUAL), loss)
+    assert_is_gate_derivative(by_gate(signed, RESIDUAL), loss)
 
 
 def test_ntk_sap_by_gate_is_the_derivative_of_the_trace():
@@ -307,7 +300,7 @@ def test_ntk_sap_by_gate_is_the_derivative_of_the_trace():
     def trace(gates):
         return oracles.dense_trace(NETWORK, PARAMS, relaxed_by(gates), inputs)
 
-    assert_is_gate_derivative(filters.by_gate(signed, RESIDUAL), trace)
+    assert_is_gate_derivative(by_gate(signed, RESIDUAL), trace)
 
 
 def test_absolute_value_comes_after_the_sum():
@@ -320,7 +313,7 @@ def test_absolute_value_comes_after_the_sum():
             "out": (3, 2),
         }.items()
     }
-    scores = filters.by_gate(derivatives, CHAIN)
+    scores = by_gate(derivatives, CHAIN)
     for path, score in scores.items():
         column = np.asarray(masks.leaf_paths(derivatives)[path])
         np.testing.assert_allclose(score, np.abs(column.sum(axis=0)), rtol=1e-6)
@@ -354,9 +347,9 @@ def test_a_density_keeps_exactly_so_many_and_the_best(scores, density):
     chain_scores, st.floats(0.4, 1.0), st.sampled_from(["flops", "params"]), st.integers(1, 2)
 )
 def test_a_budget_holds_and_no_smaller_network_was_taken_than_needed(scores, part, cost, floor):
-    dense = getattr(channels.cost(CHAIN), cost)
+    dense = getattr(structured.cost(CHAIN), cost)
     keep = select_global(scores, CHAIN, budget=part * dense, cost=cost, min_filters=floor)
-    assert getattr(channels.cost(CHAIN, keep), cost) <= part * dense
+    assert getattr(structured.cost(CHAIN, keep), cost) <= part * dense
     assert all(k.sum() >= floor for k in keep.values())
     same = select_global(scores, CHAIN, density=part, cost=cost, min_filters=floor)
     np.testing.assert_equal(same, keep)
@@ -365,7 +358,7 @@ def test_a_budget_holds_and_no_smaller_network_was_taken_than_needed(scores, par
         _, path, index = max(gone)
         more = {p: k.copy() for p, k in keep.items()}
         more[path][index] = True
-        assert getattr(channels.cost(CHAIN, more), cost) > part * dense
+        assert getattr(structured.cost(CHAIN, more), cost) > part * dense
 
 
 @hypothesis.given(chain_scores, st.floats(0.6, 1.0), st.integers(1, 4), st.integers(1, 4))
@@ -403,7 +396,7 @@ def test_equal_scores_keep_what_comes_first():
         [True, True, False, False],
         [True, False, False],
     ]
-    keep = filter_selection.select(scores, dict.fromkeys(PATHS, 0.5))
+    keep = select(scores, dict.fromkeys(PATHS, 0.5))
     assert [int(k.sum()) for k in keep.values()] == [2, 2, 1]
     assert all(k[0] for k in keep.values())
 
@@ -426,17 +419,17 @@ def test_tied_layers_lose_the_same_filters():
     rng = np.random.default_rng(0)
     removable = [path for path, layer in RESIDUAL.layers.items() if layer.removable]
     scores = {path: jnp.asarray(rng.random(4)) for path in removable}
-    with pytest.raises(ValueError, match="are tied to others, but have other scores. Tie them"):
+    with pytest.raises(ValueError, match="are tied to others, but have other scores. Give tied"):
         select_global(scores, RESIDUAL, density=0.5)
     tied = filters.tie(scores, RESIDUAL)
-    [stream] = [group for group in channels.groups(RESIDUAL) if len(group) == 3]
+    [stream] = [group for group in structured.groups(RESIDUAL) if len(group) == 3]
     for path in stream:
         np.testing.assert_allclose(tied[path], sum(scores[p] for p in stream), rtol=1e-6)
     keep = select_global(tied, RESIDUAL, density=0.5)
     assert len({tuple(keep[path]) for path in stream}) == 1
     assert kept({path: k for path, k in keep.items() if path not in stream[1:]}) == 6
     np.testing.assert_equal(
-        {path: channels.expand(RESIDUAL, keep)[path] for path in keep}, dict(keep)
+        {path: structured.expand(RESIDUAL, keep)[path] for path in keep}, dict(keep)
     )
 
 
@@ -457,7 +450,7 @@ def test_tied_layers_lose_the_same_filters():
 def test_rounds_prune_down_to_a_part_of_the_flops(score, options):
     seen = []
     schedule = schedules.exponential(0.4, rounds=2)
-    keep = filter_search.prune(
+    keep = structured.prune(
         jax.random.key(0),
         PARAMS,
         score,
@@ -467,28 +460,69 @@ def test_rounds_prune_down_to_a_part_of_the_flops(score, options):
         on_round=lambda number, keep: seen.append((number, keep)),
         **options,
     )
-    dense = channels.cost(RESIDUAL).flops
+    dense = structured.cost(RESIDUAL).flops
     for (_, after), density in zip(seen, schedule, strict=True):
-        assert channels.cost(RESIDUAL, after).flops <= density * dense
-        channels.expand(RESIDUAL, after)
+        assert structured.cost(RESIDUAL, after).flops <= density * dense
+        structured.expand(RESIDUAL, after)
     assert [number for number, _ in seen] == [1, 2]
     assert all(np.all(seen[0][1][path] >= seen[1][1][path]) for path in keep)
     np.testing.assert_equal(keep, seen[-1][1])
 
 
-def test_magnitude_of_filters_in_one_round_is_the_ranking_of_their_sums():
-    keep = filter_search.prune(
-        jax.random.key(0), PARAMS, criteria.magnitude(), RESIDUAL, schedule=[0.5]
-    )
-    sums = filters.tie(
-        {
-            path: jnp.sum(jnp.abs(leaf), axis=tuple(range(leaf.ndim - 1)))
+def test_one_round_is_a_ranking_of_tied_sums_or_means():
+    """A criterion's scores are added up; L1's means too, where filters are tied."""
+    for score, number in ((criteria.magnitude(), jnp.sum), (l1, jnp.mean)):
+        keep = structured.prune(jax.random.key(0), PARAMS, score, RESIDUAL, schedule=[0.5])
+        scores = {
+            path: number(jnp.abs(leaf), axis=tuple(range(leaf.ndim - 1)))
             for path, leaf in masks.leaf_paths(PARAMS).items()
             if path in RESIDUAL.layers
-        },
-        RESIDUAL,
+        }
+        tied = filters.tie(scores, RESIDUAL)
+        np.testing.assert_equal(keep, select_global(tied, RESIDUAL, density=0.5))
+    np.testing.assert_equal(keep, select_global(l1(PARAMS, RESIDUAL), RESIDUAL, density=0.5))
+
+
+def test_a_density_alone_is_twenty_rounds_of_a_criterion_and_one_of_a_filter_score():
+    for score, rounds in ((criteria.magnitude(), 20), (l1, 1)):
+        seen = []
+        structured.prune(
+            *(jax.random.key(0), PARAMS, score, RESIDUAL, 0.5),
+            on_round=lambda number, keep, seen=seen: seen.append(number),
+        )
+        assert seen == list(range(1, rounds + 1))
+    for options in ({}, {"density": 0.5, "schedule": [0.5]}):
+        with pytest.raises(ValueError, match="density, schedule: pass exactly one"):
+            structured.prune(jax.random.key(0), PARAMS, l1, RESIDUAL, **options)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", ["l1", "ntk_sap"])
+def test_prune_model_is_the_dense_network_with_the_removed_filters_masked(kind, seed):
+    """To the budget, and with the weights of the dense network: no filter is touched but removed."""
+    score = l1 if kind == "l1" else criteria.ntk_sap(NETWORK, num_samples=1, signed=True)
+    model, key = Residual(), jax.random.key(seed)
+    variables = {"params": PARAMS, "batch_stats": STATS}
+    small, fewer = structured.prune_model(
+        key, model, variables, score, 0.4, input_shape=(5, 5, 2), train=False
     )
-    np.testing.assert_equal(keep, select_global(sums, RESIDUAL, density=0.5))
+    cost = structured.cost(structured.trace(small, (5, 5, 2), train=False))
+    assert cost.flops <= 0.4 * structured.cost(RESIDUAL).flops
+    keep = structured.prune(key, PARAMS, score, RESIDUAL, 0.4, cost="flops")
+    assert cost == structured.cost(RESIDUAL, keep)
+
+    def masked(path, leaf):
+        """The leaf times the gates of its last axis, where that is the axis of filters."""
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        labels = RESIDUAL.labels[f"params/{name}"][-1]
+        removed = channels.removed_channels(RESIDUAL, keep)
+        return leaf if labels is None else jnp.where(channels.is_removed(labels, removed), 0, leaf)
+
+    dense = {"params": jax.tree_util.tree_map_with_path(masked, PARAMS), "batch_stats": STATS}
+    inputs = jax.random.normal(jax.random.key(3), (4, 5, 5, 2))
+    np.testing.assert_allclose(
+        small.apply(fewer, inputs, train=False), model.apply(dense, inputs, train=False), atol=1e-5
+    )
 
 
 # -- Choices -------------------------------------------------------------------------------------
@@ -496,20 +530,20 @@ def test_magnitude_of_filters_in_one_round_is_the_ranking_of_their_sums():
 
 def test_masks_of_filters():
     keep = {"stem/kernel": golden.keep(4, [1]), "inner_0/kernel": golden.keep(4, [2, 3])}
-    mask = filters.to_mask(PARAMS, RESIDUAL.layers, keep)
+    mask = to_mask(PARAMS, RESIDUAL, keep)
     masks.check(mask, PARAMS)
     assert set(masks.leaf_paths(mask)) == set(RESIDUAL.layers)
     for path, leaf in masks.leaf_paths(mask).items():
         want = np.broadcast_to(keep.get(path, np.ones(leaf.shape[-1], bool)), leaf.shape)
         np.testing.assert_array_equal(leaf, want)
-    further = filters.to_mask(PARAMS, RESIDUAL.layers, keep, mask=MASK)
+    further = to_mask(PARAMS, RESIDUAL, keep, mask=MASK)
     both = masks.map_prunable(lambda a, b: a & b, mask, MASK)
     assert masks.digest(further) == masks.digest(both)
 
 
 def test_magnitudes_of_kept_and_pruned():
     kernel = jnp.array([[4.0, -1.0, 2.0], [-2.0, 0.0, 2.0]])
-    measure = jax.jit(lambda p, k: filters.magnitudes(p, one_layer(3), k))
+    measure = jax.jit(lambda p, k: tpp.magnitudes(p, golden.one_layer(3), k))
     got = measure({"kernel": kernel}, {"kernel": golden.keep(3, [1])})["kernel"]
     assert (float(got.kept), float(got.pruned)) == (2.5, 0.5)
     got = measure({"kernel": kernel}, {"kernel": golden.keep(3, [])})["kernel"]
@@ -529,18 +563,17 @@ def test_magnitudes_of_kept_and_pruned():
         ({"layer_0": 1.0}, {}, ValueError, "patterns: ratio 1.0 for 'layer_0', expected .* cut"),
         ({"layer_0": -0.1}, {}, ValueError, "patterns: ratio -0.1 for 'layer_0'"),
         ({"layer_0": "half"}, {}, ValueError, "patterns: ratio 'half'"),
-        ({"*": 0.5}, {}, ValueError, "layer 'out/kernel' gets ratio 0.5, but its outputs must"),
+        ({"*": 0.5}, {}, ValueError, "layer 'out/kernel' gets ratio 0.5, but its filters can"),
         ({0.5: 0.5}, {}, TypeError, "patterns: got 0.5, expected a path pattern"),
     ],
 )
 def test_bad_patterns_raise(patterns, options, error, message):
     with pytest.raises(error, match=message):
-        filter_selection.ratios(CHAIN.layers, patterns, **options)
+        structured.ratios(CHAIN, patterns, **options)
 
 
 def test_bad_ratios_and_scores_raise():
     scores = {"kernel": np.array([1.0, np.nan])}
-    select = filter_selection.select
     with pytest.raises(ValueError, match="ratios: layer 'other' has no scores"):
         select(scores, {"other": 0.5})
     with pytest.raises(ValueError, match="ratios: ratio 1 for layer 'kernel'"):
@@ -581,27 +614,31 @@ def test_bad_budgets_raise(scores, options, error, message):
 @pytest.mark.parametrize(
     ("keep", "error", "message"),
     [
-        ({"conv": np.ones(5, bool)}, ValueError, "keep: 'conv' is no kernel of the layers"),
+        ({"conv": np.ones(5, bool)}, ValueError, "keep: 'conv' is no kernel of a conv"),
         ({PATHS[0]: np.ones(5)}, TypeError, "keep: 'layer_0/kernel' is float64, expected a bool"),
         ({PATHS[0]: [True] * 5}, TypeError, "keep: 'layer_0/kernel' is list"),
         ({PATHS[0]: np.ones(4, bool)}, ValueError, r"has shape \(4,\), expected \(5,\)"),
-        ({PATHS[0]: np.zeros(5, bool)}, ValueError, "would lose all its 5 filters"),
-        ({"out/kernel": np.arange(2) < 1}, ValueError, "its outputs must stay"),
+        ({PATHS[0]: np.zeros(5, bool)}, ValueError, "has no filter left"),
+        (
+            {"out/kernel": np.arange(2) < 1},
+            ValueError,
+            "cannot be removed: they are the model's outputs",
+        ),
     ],
 )
 def test_bad_choices_raise(keep, error, message):
     with pytest.raises(error, match=message):
-        filters.check(keep, CHAIN.layers)
+        channels.check_keep(CHAIN, keep)
 
 
 def test_params_of_another_model_raise():
     with pytest.raises(ValueError, match="params: have no leaf 'layer_0/kernel'"):
-        filters.l1(PARAMS, CHAIN.layers)
-    with pytest.raises(ValueError, match="scores: have no leaf 'layer_0/kernel'"):
-        filters.sums(PARAMS, CHAIN.layers)
+        l1(PARAMS, CHAIN)
+    with pytest.raises(ValueError, match="derivatives: have no leaf 'layer_0/kernel'"):
+        by_gate(PARAMS, CHAIN)
     other = {f"layer_{i}": {"kernel": jnp.ones((3, 9))} for i in range(3)}
     with pytest.raises(ValueError, match=r"'layer_0/kernel' has shape \(3, 9\), expected 5 filt"):
-        filters.l1(other, CHAIN.layers)
+        l1(other, CHAIN)
 
 
 def test_every_recorded_selection_and_cost_is_tested():

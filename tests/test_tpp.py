@@ -14,17 +14,8 @@ import pytest
 from hypothesis import strategies as st
 
 from experiments.training import steps as training
-from ntksap_jax import masks
-from ntksap_jax.structured import (
-    baselines,
-    filter_selection,
-    filters,
-    gram,
-    shrinking,
-    tpp,
-    tpp_presets,
-    tracing,
-)
+from ntksap_jax import masks, structured
+from ntksap_jax.structured import baselines, gram, tpp, tpp_presets
 
 RECORDED = golden.load()
 GRAMS = RECORDED["gram_penalty"]
@@ -34,9 +25,9 @@ PENALTIES = {
 }
 
 
-def penalty_of(layers, settings):
+def penalty_of(channels, settings):
     return lambda params, keep, strength: tpp.penalty(
-        params, layers, keep, strength=strength, settings=settings
+        params, channels, keep, strength=strength, settings=settings
     )
 
 
@@ -82,16 +73,15 @@ def test_several_layers_add_up_under_one_weight(dtype):
     with golden.precision(dtype):
         kernels = [golden.array(golden.kernel(c["weight"]), dtype) for c in case["layers"]]
         params = {f"layer_{i}": {"kernel": k} for i, k in enumerate(kernels)}
-        layers = {
-            path: golden.dense(path.removesuffix("/kernel"), i, kernel.shape[-1])
-            for i, (path, kernel) in enumerate(masks.leaf_paths(params).items())
-        }
+        channels = golden.untied(
+            *(golden.dense(f"layer_{i}", i, kernel.shape[-1]) for i, kernel in enumerate(kernels))
+        )
         keep = {
-            path: golden.keep(layers[path].num_filters, c["pruned"])
-            for path, c in zip(layers, case["layers"], strict=True)
+            path: golden.keep(layer.num_filters, c["pruned"])
+            for (path, layer), c in zip(channels.layers.items(), case["layers"], strict=True)
         }
         settings = tpp.Settings(gram_weight=case["lw_opp"], l2=())
-        of = functools.partial(tpp.penalty, layers=layers, keep=keep, settings=settings)
+        of = functools.partial(tpp.penalty, channels=channels, keep=keep, settings=settings)
         value, gradient = jax.jit(jax.value_and_grad(of))(params, strength=case["reg_now"])
         golden.assert_close(value, case["weighted"], dtype)
         unweighted = of(params, strength=1 / case["lw_opp"])
@@ -146,17 +136,17 @@ def test_two_kept_filters_do_not_repel_each_other():
 
 @both_precisions
 @pytest.mark.parametrize(
-    ("section", "layers"),
-    [("apply_reg_conv_bn", golden.CONV_LAYERS), ("apply_reg_mlp_bias", golden.LINEAR_LAYERS)],
+    ("section", "channels"),
+    [("apply_reg_conv_bn", golden.CONV_CHANNELS), ("apply_reg_mlp_bias", golden.LINEAR_CHANNELS)],
 )
-def test_applied_regularisation_is_the_authors(section, layers, dtype):
+def test_applied_regularisation_is_the_authors(section, channels, dtype):
     case = RECORDED[section]
     with golden.precision(dtype):
         params = golden.variables(case["params"], dtype)["params"]
         before = golden.variables(case["grads_before"], dtype)["params"]
         after = golden.variables(case["grads_after"], dtype)["params"]
-        keep = golden.keep_of(layers, case["pruned"])
-        gradient = jax.jit(jax.grad(penalty_of(layers, tpp.Settings(gram_weight=0.0))))(
+        keep = golden.keep_of(channels, case["pruned"])
+        gradient = jax.jit(jax.grad(penalty_of(channels, tpp.Settings(gram_weight=0.0))))(
             params, keep, case["reg_value"]
         )
         assert jax.tree.structure(gradient) == jax.tree.structure(after)
@@ -166,11 +156,10 @@ def test_applied_regularisation_is_the_authors(section, layers, dtype):
 
 def test_penalty_in_half_precision_is_summed_in_float32():
     kernel = jnp.ones((3, 3, 8, 4), jnp.bfloat16)
-    layers = {"kernel": golden.dense("", 0, 4)._replace(kernel="kernel", bias=None)}
     keep = {"kernel": np.array([True, False, True, True])}
     settings = tpp.Settings(gram_weight=1.0)
     value, gradient = jax.value_and_grad(tpp.penalty)(
-        {"kernel": kernel}, layers, keep, strength=1.0, settings=settings
+        {"kernel": kernel}, golden.one_layer(4), keep, strength=1.0, settings=settings
     )
     assert value.dtype == jnp.float32 and gradient["kernel"].dtype == jnp.bfloat16
     assert float(value) == 7 * 72**2 / 16 + 36
@@ -284,16 +273,16 @@ VARIANTS = {
 }
 
 
-def train(case, model, layers, settings, dtype, *, to_inputs):
+def train(case, model, channels, settings, dtype, *, to_inputs):
     """Yields (t, variables after the forward pass, gradients of the loss, after the step)."""
     variables = golden.variables(case["init"], dtype)
-    keep = golden.keep_of(layers, case["pruned"])
+    keep = golden.keep_of(channels, case["pruned"])
     hyper = case["hyper"]
     optimizer = tpp.regularise(
         tpp_presets.sgd(
             hyper["lr_prune"], momentum=hyper["momentum"], weight_decay=hyper["weight_decay"]
         ),
-        layers,
+        channels,
         keep,
         settings,
     )
@@ -350,12 +339,12 @@ def test_seventeen_steps_are_the_authors(dtype):
     """Every snapshot, the final network, its outputs, and what is left when filters are cut."""
     snapshots = {snapshot["t"]: snapshot for snapshot in CONV["snapshots"]}
     pixels = np.asarray(CONV["batches"][0]["x"])[:, 0].size
-    keep = golden.keep_of(golden.CONV_LAYERS, CONV["pruned"])
-    gram_gradient = jax.jit(jax.grad(penalty_of(golden.CONV_LAYERS, BASE._replace(l2=()))))
+    keep = golden.keep_of(golden.CONV_CHANNELS, CONV["pruned"])
+    gram_gradient = jax.jit(jax.grad(penalty_of(golden.CONV_CHANNELS, BASE._replace(l2=()))))
     seen = set()
     with golden.precision(dtype):
         for t, forward, gradients, after in train(  # noqa: B007
-            CONV, golden.ConvNet(), golden.CONV_LAYERS, BASE, dtype, to_inputs=golden.images
+            CONV, golden.ConvNet(), golden.CONV_CHANNELS, BASE, dtype, to_inputs=golden.images
         ):
             _, stage, strength = CONV["reg_per_iter"][t]
             assert float(tpp.strength(t, BASE)) == strength
@@ -407,14 +396,14 @@ def cut(variables, keep):
 
 def test_tracing_and_shrinking_find_what_was_written_by_hand():
     """The records of the toy networks' layers here, and `cut`: what the library itself makes."""
-    traced = tracing.trace(golden.ConvNet(), (4, 4, 2))
+    traced = structured.trace(golden.ConvNet(), (4, 4, 2))
     fields = [layer._asdict() for layer in traced.layers.values()]
-    assert fields == [layer._asdict() for layer in golden.CONV_LAYERS.values()]
-    linear = tracing.trace(golden.LinearNet(), (6,))
-    assert linear.layers == golden.LINEAR_LAYERS
-    keep = golden.keep_of(golden.CONV_LAYERS, CONV["pruned"])
+    assert fields == [layer._asdict() for layer in golden.CONV_CHANNELS.layers.values()]
+    linear = structured.trace(golden.LinearNet(), (6,))
+    assert linear.layers == golden.LINEAR_CHANNELS.layers
+    keep = golden.keep_of(golden.CONV_CHANNELS, CONV["pruned"])
     final = golden.variables(CONV["final_dense_before_removal"], "float32")
-    model, small = shrinking.shrink(golden.ConvNet(), final, traced, keep)
+    model, small = structured.shrink(golden.ConvNet(), final, traced, keep)
     assert_same_variables(small, CONV["final_pruned"], "float32")
     logits = model.apply(small, golden.images(CONV["test_x"], "float32"))
     golden.assert_close(logits, CONV["logits_pruned_eval"], "float32")
@@ -429,7 +418,7 @@ def test_ablations_are_the_authors(name, dtype):
         after = train_to_the_end(
             CONV,
             golden.ConvNet(),
-            golden.CONV_LAYERS,
+            golden.CONV_CHANNELS,
             VARIANTS[name],
             dtype,
             to_inputs=golden.images,
@@ -442,12 +431,12 @@ def test_ablations_are_the_authors(name, dtype):
 @both_precisions
 def test_linear_network_without_setting_to_zero_is_the_authors(dtype):
     settings = BASE._replace(gram_weight=LINEAR["hyper"]["lw_opp"], zero_out_interval=None)
-    keep = golden.keep_of(golden.LINEAR_LAYERS, LINEAR["pruned"])
+    keep = golden.keep_of(golden.LINEAR_CHANNELS, LINEAR["pruned"])
     with golden.precision(dtype):
         after = train_to_the_end(
             LINEAR,
             golden.LinearNet(),
-            golden.LINEAR_LAYERS,
+            golden.LINEAR_CHANNELS,
             settings,
             dtype,
             to_inputs=golden.array,
@@ -469,13 +458,13 @@ def test_linear_network_without_setting_to_zero_is_the_authors(dtype):
 
 def test_linear_network_with_setting_to_zero_loses_nothing_when_cut():
     """Where the released code stops with an error: weights and biases become exactly 0."""
-    keep = golden.keep_of(golden.LINEAR_LAYERS, LINEAR["pruned"])
+    keep = golden.keep_of(golden.LINEAR_CHANNELS, LINEAR["pruned"])
     first, second = keep["net_0/kernel"], keep["net_2/kernel"]
     with jax.enable_x64():
         after = train_to_the_end(
             LINEAR,
             golden.LinearNet(),
-            golden.LINEAR_LAYERS,
+            golden.LINEAR_CHANNELS,
             BASE,
             "float64",
             to_inputs=golden.array,
@@ -506,23 +495,24 @@ def test_linear_network_with_setting_to_zero_loses_nothing_when_cut():
 
 def test_pruned_filters_of_the_trajectories_are_selected_from_the_initial_weights():
     params = golden.variables(CONV["init"], "float32")["params"]
-    ratios = filter_selection.ratios(golden.CONV_LAYERS, CONV["hyper"]["stage_pr"])
-    keep = filter_selection.select(filters.l1(params, golden.CONV_LAYERS), ratios)
+    ratios = structured.ratios(golden.CONV_CHANNELS, CONV["hyper"]["stage_pr"])
+    keep = structured.select(structured.l1(params, golden.CONV_CHANNELS), ratios)
     for name, pruned in CONV["pruned"].items():
         kept = keep.get(f"{name}/kernel", np.ones(3, bool))
         np.testing.assert_array_equal(np.flatnonzero(~kept), sorted(pruned))
     params = golden.variables(LINEAR["init"], "float32")["params"]
-    ratios = dict(zip(golden.LINEAR_LAYERS, LINEAR["hyper"]["pr"], strict=True))
-    keep = filter_selection.select(filters.l1(params, golden.LINEAR_LAYERS), ratios)
+    ratios = dict(zip(golden.LINEAR_CHANNELS.layers, LINEAR["hyper"]["pr"], strict=True))
+    keep = structured.select(structured.l1(params, golden.LINEAR_CHANNELS), ratios)
     for name, pruned in LINEAR["pruned"].items():
         kept = keep.get(f"{name.replace('.', '_')}/kernel", np.ones(3, bool))
         np.testing.assert_array_equal(np.flatnonzero(~kept), sorted(pruned))
     assert CONV["layer_index"] == {
-        path.removesuffix("/kernel"): layer.index for path, layer in golden.CONV_LAYERS.items()
+        path.removesuffix("/kernel"): layer.index
+        for path, layer in golden.CONV_CHANNELS.layers.items()
     }
 
 
-l2_gradient = jax.jit(jax.grad(penalty_of(golden.CONV_LAYERS, tpp.Settings(gram_weight=0.0))))
+l2_gradient = jax.jit(jax.grad(penalty_of(golden.CONV_CHANNELS, tpp.Settings(gram_weight=0.0))))
 
 
 @hypothesis.given(
@@ -544,7 +534,7 @@ def test_terms_in_the_loss_are_terms_in_the_gradient(bits, strength, seed):
 
 
 def test_one_compiled_step_serves_every_choice_of_filters_and_survives_donation():
-    keeps = [golden.keep_of(golden.CONV_LAYERS, {"conv1": [j]}) for j in (0, 3)]
+    keeps = [golden.keep_of(golden.CONV_CHANNELS, {"conv1": [j]}) for j in (0, 3)]
     params = golden.variables(CONV["init"], "float32")["params"]
     settings = BASE._replace(update_interval=1, increment=1.0)
     traces = []
@@ -557,7 +547,7 @@ def test_one_compiled_step_serves_every_choice_of_filters_and_survives_donation(
         return optax.apply_updates(params, updates), state
 
     for keep in map(lambda k: {p: jnp.asarray(v) for p, v in k.items()}, keeps):
-        optimizer = tpp.regularise(optax.adam(0.1), golden.CONV_LAYERS, keep, settings)
+        optimizer = tpp.regularise(optax.adam(0.1), golden.CONV_CHANNELS, keep, settings)
         state, current = optimizer.init(params), params
         for _ in range(tpp.num_steps(settings)):
             current, state = step(current, state)
@@ -569,17 +559,26 @@ def test_one_compiled_step_serves_every_choice_of_filters_and_survives_donation(
 
 
 def test_bias_behind_a_normalisation_is_left_as_it_is():
-    layer = golden.CONV_LAYERS["conv1/kernel"]._replace(bias="conv1/bias")
-    params = {
+    """What is set to zero, and when: the layer of index 0 after one interval of 3 steps."""
+    layer = golden.CONV_CHANNELS.layers["conv1/kernel"]._replace(bias="conv1/bias")
+    start = {
         "conv1": {"kernel": jnp.ones((1, 6)), "bias": jnp.ones(6)},
         "bn1": {"scale": jnp.ones(6), "bias": jnp.ones(6)},
     }
+    settings = tpp.Settings(
+        increment=1.0, update_interval=1, l2=(), gram_weight=0.0, zero_out_interval=3,
+        stabilise_steps=3,
+    )  # fmt: skip
     keep = {"conv1/kernel": golden.keep(6, [2])}
-    zero_out = functools.partial(
-        tpp.zero_out_by_layer, params, {"conv1/kernel": layer}, keep, interval=3
-    )
-    early, late = zero_out(steps_since=2), zero_out(steps_since=3)
-    jax.tree.map(np.testing.assert_array_equal, early, params)
+    optimizer = tpp.regularise(optax.sgd(0.0), golden.untied(layer), keep, settings)
+    params, state = start, optimizer.init(start)
+    history = []
+    for _ in range(tpp.num_steps(settings)):
+        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+        history.append(params)
+    early, late = history[-2:]
+    jax.tree.map(np.testing.assert_array_equal, early, start)
     assert late["conv1"]["bias"].tolist() == [1] * 6
     assert late["bn1"]["bias"].tolist() == late["bn1"]["scale"].tolist() == [1, 1, 0, 1, 1, 1]
     assert late["conv1"]["kernel"].tolist() == [[1, 1, 0, 1, 1, 1]]
@@ -605,14 +604,14 @@ def test_bias_behind_a_normalisation_is_left_as_it_is():
     ],
 )
 def test_settings_out_of_range_raise(change, message):
-    keep = golden.keep_of(golden.CONV_LAYERS, CONV["pruned"])
+    keep = golden.keep_of(golden.CONV_CHANNELS, CONV["pruned"])
     with pytest.raises(ValueError, match=message):
-        tpp.regularise(optax.sgd(0.1), golden.CONV_LAYERS, keep, BASE._replace(**change))
+        tpp.regularise(optax.sgd(0.1), golden.CONV_CHANNELS, keep, BASE._replace(**change))
 
 
 def test_params_that_do_not_fit_raise():
-    keep = golden.keep_of(golden.CONV_LAYERS, CONV["pruned"])
-    optimizer = tpp.regularise(optax.sgd(0.1), golden.CONV_LAYERS, keep, BASE)
+    keep = golden.keep_of(golden.CONV_CHANNELS, CONV["pruned"])
+    optimizer = tpp.regularise(optax.sgd(0.1), golden.CONV_CHANNELS, keep, BASE)
     params = golden.variables(CONV["init"], "float32")["params"]
     with pytest.raises(ValueError, match="params: got None"):
         optimizer.update(params, optimizer.init(params))

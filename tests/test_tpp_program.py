@@ -21,7 +21,7 @@ from experiments.tpp import program as tpp
 from experiments.tpp.methods import METHODS
 from experiments.tpp.presets import PRESETS
 from experiments.training import steps
-from ntksap_jax.structured import channels, shrinking, tracing
+from ntksap_jax import structured
 
 TINY = [
     *("demo", "--model", "linear_mlp", "--width", "10", "--pretrain-epochs", "2"),
@@ -34,7 +34,7 @@ L1 = TPP.replace("tpp", "l1")
 
 
 def load(folder, name="network.safetensors"):
-    return shrinking.load(folder / name, networks.make("linear_mlp", width=10, num_classes=10))
+    return structured.load(folder / name, networks.make("linear_mlp", width=10, num_classes=10))
 
 
 def read(folder):
@@ -176,10 +176,10 @@ def test_a_convolutional_network_is_pruned_before_training_and_runs(tmp_path, mo
     summary = read(folder)
     assert summary["flops"] <= 0.6 * summary["dense_flops"]
     assert summary["dense_accuracy"] is None
-    model, variables = shrinking.load(
+    model, variables = structured.load(
         folder / "network.safetensors", networks.make("resnet8", width=4, num_classes=10)
     )
-    cost = channels.cost(tracing.trace(model, (8, 8, 1), train=False))
+    cost = structured.cost(structured.trace(model, (8, 8, 1), train=False))
     assert (cost.flops, cost.params) == (summary["flops"], summary["parameters"])
     assert math.isfinite(summary["final_jsv"]["mean"])
     assert np.all(np.isfinite(model.apply(variables, jnp.ones((1, 8, 8, 1)), train=False)))

@@ -35,7 +35,7 @@ def test_linear_network_is_the_authors_and_the_product_of_its_kernels(dtype):
             apply(golden.LinearNet()), {"params": variables["params"]}, inputs
         )
         golden.assert_close(values, case["jsv"], dtype)
-        exact = trainability.linear_singular_values(variables["params"], golden.LINEAR_LAYERS)
+        exact = trainability.linear_singular_values(variables["params"], golden.LINEAR_CHANNELS)
         golden.assert_close(exact, case["product_matrix_svals"], dtype)
         spectrum = trainability.summarise(values)
         golden.assert_close(spectrum.mean, case["jsv_mean"], dtype)
@@ -103,11 +103,6 @@ def test_examples_without_a_condition_number_do_not_count():
 MATRICES = [name for name in ORTHP if "weight" in ORTHP[name]]
 
 
-def one_layer(kernel):
-    layer = golden.dense("", 0, kernel.shape[-1])._replace(kernel="kernel", bias=None)
-    return {"kernel": layer}
-
-
 @both_precisions
 @pytest.mark.parametrize("name", MATRICES)
 def test_orthp_is_the_authors(name, dtype):
@@ -115,7 +110,7 @@ def test_orthp_is_the_authors(name, dtype):
     with golden.precision(dtype):
         kernel = golden.array(golden.kernel(case["weight"]), dtype)
         params = {"kernel": kernel, "bias": jnp.ones(3)}
-        got = trainability.orthp(params, one_layer(kernel), gain=case["gain"])
+        got = trainability.orthp(params, golden.one_layer(kernel.shape[-1]), gain=case["gain"])
         golden.assert_close(got["kernel"], golden.kernel(case["out"]), dtype)
         np.testing.assert_array_equal(got["bias"], 1)
     assert case["gain"] == pytest.approx({"linear": 1, "relu": math.sqrt(2)}[case["act"]])
@@ -130,42 +125,44 @@ def test_orthp_is_orthonormal_spans_the_same_and_is_stable(seed, shape):
     rng = np.random.default_rng(seed)
     with jax.enable_x64():
         kernel = jnp.asarray(rng.normal(size=shape))
-        got = trainability.orthp({"kernel": kernel}, one_layer(kernel))["kernel"]
+        got = trainability.orthp({"kernel": kernel}, golden.one_layer(kernel.shape[-1]))["kernel"]
         rows, before = (np.asarray(k).reshape(-1, shape[-1]).T for k in (got, kernel))
         wide = rows.shape[0] < rows.shape[1]
         smaller = rows @ rows.T if wide else rows.T @ rows
         np.testing.assert_allclose(smaller, np.eye(len(smaller)), atol=1e-12)
         if wide:  # the same span of filters
             np.testing.assert_allclose(before @ rows.T @ rows, before, atol=1e-12)
-        again = trainability.orthp({"kernel": got}, one_layer(kernel))["kernel"]
+        again = trainability.orthp({"kernel": got}, golden.one_layer(kernel.shape[-1]))["kernel"]
         np.testing.assert_allclose(again, got, atol=1e-12)
 
 
 def test_orthp_of_a_kernel_without_full_rank_empties_no_filter():
     kernel = jnp.array([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
-    got = np.asarray(trainability.orthp({"kernel": kernel}, one_layer(kernel))["kernel"])
+    got = np.asarray(
+        trainability.orthp({"kernel": kernel}, golden.one_layer(kernel.shape[-1]))["kernel"]
+    )
     np.testing.assert_allclose(got.T @ got, np.eye(2), atol=1e-6)
 
 
 def mlp7(widths, rng):
     """torch's default initialisation: uniform of size 1 / sqrt(fan-in)."""
-    params, layers = {}, {}
+    params, layers = {}, []
     for index, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
         bound = 1 / math.sqrt(fan_in)
         params[f"fc{index}"] = {
             "kernel": jnp.asarray(rng.uniform(-bound, bound, size=(fan_in, fan_out))),
             "bias": jnp.asarray(rng.uniform(-bound, bound, size=fan_out)),
         }
-        layers[f"fc{index}/kernel"] = golden.dense(f"fc{index}", index, fan_out)
-    return params, layers
+        layers.append(golden.dense(f"fc{index}", index, fan_out))
+    return params, golden.untied(*layers)
 
 
 def test_orthp_makes_the_seven_layer_linear_network_an_isometry():
     case = ORTHP["mlp7_linear_invariant"]
     with jax.enable_x64():
-        params, layers = mlp7(case["widths"], np.random.default_rng(0))
-        fresh = trainability.linear_singular_values(params, layers)
-        values = trainability.linear_singular_values(trainability.orthp(params, layers), layers)
+        params, channels = mlp7(case["widths"], np.random.default_rng(0))
+        fresh = trainability.linear_singular_values(params, channels)
+        values = trainability.linear_singular_values(trainability.orthp(params, channels), channels)
     np.testing.assert_allclose(values, 1, atol=1e-13)
     # Before, another draw of the same distribution as theirs.
     theirs = case["mean_jsv_default_torch_init_seed0"]
@@ -189,9 +186,9 @@ def test_bad_input_raises():
     with pytest.raises(ValueError, match="batch_size: got 0"):
         measure(double, None, jnp.ones((2, 3)), batch_size=0)
     kernel = jnp.ones((3, 3, 1, 2))
-    with pytest.raises(ValueError, match=r"layers: 'kernel' has a kernel \(3, 3, 1, 2\), expected"):
-        trainability.linear_singular_values({"kernel": kernel}, one_layer(kernel))
-    with pytest.raises(ValueError, match="layers: there are none"):
-        trainability.linear_singular_values({"kernel": kernel}, {})
+    with pytest.raises(
+        ValueError, match=r"channels: 'kernel' has a kernel \(3, 3, 1, 2\), expected"
+    ):
+        trainability.linear_singular_values({"kernel": kernel}, golden.one_layer(kernel.shape[-1]))
     with pytest.raises(ValueError, match="gain: got 0"):
-        trainability.orthp({"kernel": kernel}, one_layer(kernel), gain=0)
+        trainability.orthp({"kernel": kernel}, golden.one_layer(kernel.shape[-1]), gain=0)

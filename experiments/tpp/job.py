@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,10 +19,8 @@ from experiments.tpp import networks
 from experiments.tpp.config import Config
 from experiments.training import inputs, steps
 from experiments.training.inputs import Inputs
-from ntksap_jax import masks
-from ntksap_jax.structured import tracing
-from ntksap_jax.structured.channels import Channels
-from ntksap_jax.structured.filters import Layers
+from ntksap_jax import masks, structured
+from ntksap_jax.structured import Channels, FilterLayer
 
 
 class Job(NamedTuple):
@@ -72,7 +71,7 @@ def make(config: Config) -> Job:
     images = inputs.make(dataset, config.batch_size, augmented=config.augment)
     model = networks.make(config.model, width=config.width, num_classes=dataset.num_classes)
     try:
-        channels = tracing.trace(model, dataset.image_shape, train=False)
+        channels = structured.trace(model, dataset.image_shape, train=False)
     except ValueError as error:
         raise UserError(
             f"--model {config.model} cannot take the images of {config.dataset}: {error}"
@@ -129,7 +128,7 @@ def init_variables(config: Config, job: Job, model: nn.Module, key: jax.Array) -
     return {**variables, "params": uniform(key, variables["params"], job.channels.layers)}
 
 
-def uniform(key: jax.Array, params: Any, layers: Layers) -> Any:
+def uniform(key: jax.Array, params: Any, layers: Mapping[str, FilterLayer]) -> Any:
     """Draws kernels and biases from U(-1/√fan_in, 1/√fan_in): PyTorch's default, and TPP's MLP's.
 
     The Kaiming-normal weights of `ntksap_jax.models` are made for ReLU: without it, signals grow by

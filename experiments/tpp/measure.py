@@ -17,7 +17,8 @@ from experiments.tpp.config import Config
 from experiments.tpp.job import Job, make_keys
 from experiments.training import inputs, steps
 from experiments.training.steps import Score, TrainState
-from ntksap_jax.structured import tracing, trainability
+from ntksap_jax import structured
+from ntksap_jax.structured import trainability
 
 LATENCY_BATCH_SIZES = (1, 128)
 
@@ -46,9 +47,9 @@ def make_jsv(config: Config, job: Job, model: nn.Module) -> Callable[[Any], dict
     over some training images, not augmented.
     """
     if job.is_linear:
-        layers = tracing.trace(model, job.images.dataset.image_shape, train=False).layers
+        channels = structured.trace(model, job.images.dataset.image_shape, train=False)
         values = jax.jit(
-            lambda variables: trainability.linear_singular_values(variables["params"], layers)
+            lambda variables: trainability.linear_singular_values(variables["params"], channels)
         )
         return lambda variables: _summarise(values(variables))
 

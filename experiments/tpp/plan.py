@@ -11,7 +11,7 @@ from experiments.tpp.config import Config
 from experiments.tpp.job import Job
 from experiments.tpp.methods import METHODS
 from experiments.training import summary as common
-from ntksap_jax.structured import channels as channels_lib
+from ntksap_jax import structured
 from ntksap_jax.structured import tpp
 
 
@@ -23,7 +23,7 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
         job: what was made of it.
         folders: the run folders.
     """
-    cost = channels_lib.cost(job.channels)
+    cost = structured.cost(job.channels)
     published = networks.ARCHITECTURES[config.model].width
     width = f", width {config.width} (published: {published})" if config.width else ""
     methods = list(dict.fromkeys((config.method, *config.compare)))
@@ -66,7 +66,7 @@ def _size(config: Config, job: Job) -> str:
     for what, budget in budgets.items():
         if budget is not None:
             return f"filters of {of}, until {budget:g} of the {what} are left"
-    left = selection.cost_left(config, job).flops / channels_lib.cost(job.channels).flops
+    left = selection.cost_left(config, job).flops / structured.cost(job.channels).flops
     return f"{config.ratio:g} of the filters of {of}; {left:.1%} of the FLOPs are left"
 
 

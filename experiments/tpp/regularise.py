@@ -24,7 +24,7 @@ from experiments.tpp.training_stages import sgd
 from experiments.training import loop, steps
 from experiments.training.loop import Session, Stage
 from experiments.training.steps import TrainState
-from ntksap_jax.structured import baselines, filters, tpp
+from ntksap_jax.structured import baselines, tpp
 
 MAX_ROWS = 100
 """Of regularise.csv; after each a checkpoint is saved."""
@@ -54,7 +54,7 @@ def make(config: Config, job: Job, keep: Keep) -> Regulariser:
         UserError: settings that cannot be followed.
     """
     inner = sgd(config, config.regularise.reg_lr)
-    layers = job.channels.layers
+    channels = job.channels
     kind = method_of(config).regulariser
     if kind in ("tpp", "greg1"):
         settings = tpp_settings(config)
@@ -66,13 +66,13 @@ def make(config: Config, job: Job, keep: Keep) -> Regulariser:
                 zero_out_interval=ours.zero_out_interval,
             )
         try:
-            optimizer = tpp.regularise(inner, layers, keep, settings)
+            optimizer = tpp.regularise(inner, channels, keep, settings)
         except ValueError as error:
             raise UserError(f"--method {config.method}: {error}") from error
         return Regulariser(
             optimizer=optimizer,
             penalty=lambda params, step: tpp.penalty(
-                params, layers, keep, strength=tpp.strength(step, settings), settings=settings
+                params, channels, keep, strength=tpp.strength(step, settings), settings=settings
             ),
             strength=lambda step: float(tpp.strength(step, settings)),
             num_steps=tpp.num_steps(settings),
@@ -81,8 +81,10 @@ def make(config: Config, job: Job, keep: Keep) -> Regulariser:
 
     def orthogonality(params: Any) -> jax.Array:
         if kind == "kernorth":
-            return options.orth_weight * baselines.kernorth(params, layers)
-        return options.orth_weight * baselines.orthconv(params, layers, stride=options.orth_stride)
+            return options.orth_weight * baselines.kernorth(params, channels)
+        return options.orth_weight * baselines.orthconv(
+            params, channels, stride=options.orth_stride
+        )
 
     return Regulariser(
         optimizer=optax.chain(baselines.add_penalty(orthogonality), inner),
@@ -132,11 +134,10 @@ def make_stage(
     config: Config, job: Job, keep: Keep, regulariser: Regulariser, *, folder: Path, run: str
 ) -> Stage:
     """Makes the stage; regularise.csv gets penalty and filter sizes, in all and by layer."""
-    layers = job.channels.layers
 
     @jax.jit
     def measure(params: Any, step: Any) -> Any:
-        return regulariser.penalty(params, step), filters.magnitudes(params, layers, keep)
+        return regulariser.penalty(params, step), tpp.magnitudes(params, job.channels, keep)
 
     def columns(state: TrainState) -> dict[str, float]:
         last = int(state.step) - 1

@@ -11,7 +11,8 @@ from experiments.tpp.config import Config, method_of
 from experiments.tpp.job import Job
 from experiments.tpp.measure import Network
 from experiments.tpp.selection import Keep
-from ntksap_jax.structured import shrinking, tracing, trainability
+from ntksap_jax import structured
+from ntksap_jax.structured import trainability
 
 
 def remove(config: Config, job: Job, variables: Any, keep: Keep) -> Network:
@@ -24,13 +25,13 @@ def remove(config: Config, job: Job, variables: Any, keep: Keep) -> Network:
     if not method.prunes:
         return Network(job.model, variables)
     try:
-        model, small = shrinking.shrink(job.model, variables, job.channels, keep)
+        model, small = structured.shrink(job.model, variables, job.channels, keep)
     except ValueError as error:
         raise UserError(f"--method {config.method}: {error}") from error
     if method.redraw:
         small = job_lib.init_variables(config, job, model, job_lib.make_keys(config.seed).redrawn)
     if method.orthp:
-        layers = tracing.trace(model, job.images.dataset.image_shape, train=False).layers
+        channels = structured.trace(model, job.images.dataset.image_shape, train=False)
         gain = 1.0 if job.is_linear else math.sqrt(2)
-        small = {**small, "params": trainability.orthp(small["params"], layers, gain=gain)}
+        small = {**small, "params": trainability.orthp(small["params"], channels, gain=gain)}
     return Network(model, small)

@@ -19,16 +19,8 @@ from experiments.tpp import measure
 from experiments.tpp.config import Config, method_of
 from experiments.tpp.job import Job, make_keys
 from experiments.tpp.methods import Method
-from ntksap_jax import criteria, schedules
-from ntksap_jax.structured import channels as channels_lib
-from ntksap_jax.structured import (
-    filter_search,
-    filter_selection,
-    filters,
-    global_selection,
-    shrinking,
-)
-from ntksap_jax.structured.channels import Cost
+from ntksap_jax import criteria, schedules, structured
+from ntksap_jax.structured import Cost
 from ntksap_jax.types import Network, ScoreFn
 
 Keep = dict[str, np.ndarray]
@@ -66,25 +58,23 @@ def choose(config: Config, job: Job, variables: Any, console: Console) -> Keep:
 def by_l1(config: Config, job: Job, variables: Any) -> Keep:
     """Chooses by the L1 norm of the filters, by ratio or budget."""
     ratios = layer_ratios(config, job)
-    layers = {path: job.channels.layers[path] for path, ratio in ratios.items() if ratio > 0}
-    scores = filters.l1(variables["params"], layers)
-    cost: global_selection.Cost
+    scores = structured.l1(variables["params"], job.channels)
+    layers = {path: scores[path] for path, ratio in ratios.items() if ratio > 0}
+    cost: Any
     cost, budget = _budget(config)
     if config.latency_budget is not None:
         cost, budget = _make_latency(job, variables), config.latency_budget
     if budget is None:
-        return filter_selection.select(scores, {path: ratios[path] for path in layers})
-    keep = global_selection.select_global(
-        filters.tie(scores, job.channels), job.channels, density=budget, cost=cost
-    )
+        return structured.select(scores, ratios)
+    keep = structured.select_global(layers, job.channels, density=budget, cost=cost)
     return {path: kept for path, kept in keep.items() if path in layers}
 
 
 def layer_ratios(config: Config, job: Job) -> dict[str, float]:
     """Returns the ratio of each layer; raises a `UserError` for patterns that do not fit."""
     try:
-        return filter_selection.ratios(
-            job.channels.layers, dict.fromkeys(config.patterns, config.ratio), skip=config.skip
+        return structured.ratios(
+            job.channels, dict.fromkeys(config.patterns, config.ratio), skip=config.skip
         )
     except ValueError as error:
         raise UserError(f"--patterns, --skip: {error}") from error
@@ -100,7 +90,7 @@ def _make_latency(job: Job, variables: Any) -> Callable[[Mapping[str, Any]], flo
     """Makes the function that measures the time of the network that a choice of filters leaves."""
 
     def latency(keep: Mapping[str, Any]) -> float:
-        model, small = shrinking.shrink(job.model, variables, job.channels, keep)
+        model, small = structured.shrink(job.model, variables, job.channels, keep)
         network = measure.Network(model, small)
         times = measure.latency_at(
             {"": network},
@@ -117,7 +107,7 @@ def cost_left(config: Config, job: Job) -> Cost:
     ratios = layer_ratios(config, job)
     layers = job.channels.layers
     scores = {path: np.zeros(layers[path].num_filters) for path in ratios}
-    return channels_lib.cost(job.channels, filter_selection.select(scores, ratios))
+    return structured.cost(job.channels, structured.select(scores, ratios))
 
 
 # -- Before training -----------------------------------------------------------------------------
@@ -131,7 +121,7 @@ def _search(config: Config, job: Job, method: Method, variables: Any, console: C
         )
     kind, budget = _budget(config)
     if budget is None:
-        budget = cost_left(config, job).flops / channels_lib.cost(job.channels).flops
+        budget = cost_left(config, job).flops / structured.cost(job.channels).flops
     rounds = method.rounds or config.search.rounds
     keys = make_keys(config.seed)
     batch = None
@@ -141,7 +131,7 @@ def _search(config: Config, job: Job, method: Method, variables: Any, console: C
         )
     network = nts.linen(job.model, job.images.dataset.image_shape, train=False)
     with screen.track(console, "pruning", total=rounds, unit="round") as tracker:
-        return filter_search.prune(
+        return structured.prune(
             keys.search,
             variables["params"],
             _CRITERIA[str(method.criterion)](network, config),

@@ -20,7 +20,7 @@ from experiments.tpp.measure import Network
 from experiments.tpp.selection import Keep
 from experiments.training import summary as common
 from experiments.training.steps import Score
-from ntksap_jax.structured import channels as channels_lib
+from ntksap_jax import structured
 
 # "speed-up" is that in FLOPs; the columns after it are measured.
 HEADER = (
@@ -61,7 +61,7 @@ def make(
         final: the same at the end.
         epochs: rows of metrics.csv; none if it was not trained.
     """
-    whole, left = channels_lib.cost(job.channels), channels_lib.cost(job.channels, keep)
+    whole, left = structured.cost(job.channels), structured.cost(job.channels, keep)
     jsv = measure.make_jsv(config, job, pruned.model)
     last = epochs[-1]["test_accuracy"] if epochs else pruned_score.accuracy
     best = max((row["test_accuracy"] for row in epochs), default=pruned_score.accuracy)
@@ -70,7 +70,7 @@ def make(
         job.images.dataset.image_shape,
         repeats=config.latency_repeats,
     )
-    full = channels_lib.expand(job.channels, keep)
+    full = structured.expand(job.channels, keep)
     return {
         **common.common(config, job.images, epochs),
         "network": config_lib.network_name(config),

@@ -91,7 +91,7 @@ def ntk_sap(
         shard_inputs: splits the inputs of a sample over devices, for those too large for one.
             Batch statistics remain those of all inputs. Both may be given, over different axes.
         signed: leave out the absolute value: the derivatives themselves, to be summed over whole
-            filters (`structured.filters.by_gate`). They rank no single weights.
+            filters (`structured.by_gate`). They rank no single weights.
 
     Returns:
         The criterion. Called on concrete arrays it compiles one sample (or one `vmap` of them) and

@@ -39,7 +39,7 @@ def snip(
         micro_batch_size: examples at once, to save memory. The score is that of the whole batch
             (save that batch statistics are those of the micro-batch).
         signed: leave out the absolute value: the derivatives themselves, to be summed over whole
-            filters (`structured.filters.by_gate`). They rank no single weights.
+            filters (`structured.by_gate`). They rank no single weights.
 
     Returns:
         The criterion; it ignores the key. Its metrics hold nothing.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 
 from ntksap_jax import masks
-from ntksap_jax.structured.types import FilterLayer
+from ntksap_jax.structured.channels import Channels
 
 
 def replace(tree: Any, changed: Mapping[str, Any]) -> Any:
@@ -26,26 +26,33 @@ def replace(tree: Any, changed: Mapping[str, Any]) -> Any:
 
 
 def kernels(
-    params: Any, layers: Mapping[str, FilterLayer], *, argument: str = "params"
+    tree: Any, channels: Channels, paths: Iterable[str] | None = None, *, argument: str = "params"
 ) -> dict[str, Any]:
-    """Returns the kernels of the layers by path; errors call the tree what `argument` says.
+    """Returns the kernels of some layers by path, by default of all.
+
+    Args:
+        tree: the params, or a pytree shaped like them.
+        channels: the model's channels.
+        paths: which layers.
+        argument: what errors call the tree.
 
     Raises:
-        ValueError: params without such a kernel, or with another number of filters in it.
+        ValueError: a tree without such a kernel, or with another number of filters in it.
     """
-    leaves = masks.leaf_paths(params)
-    found = {}
-    for path, layer in layers.items():
+    leaves = masks.leaf_paths(tree)
+    chosen = {}
+    for path in channels.layers if paths is None else paths:
         if path not in leaves:
             raise ValueError(
                 f"{argument}: have no leaf {path!r}, a kernel of the layers. Trace the model whose "
                 "params these belong to."
             )
-        if leaves[path].ndim < 2 or leaves[path].shape[-1] != layer.num_filters:
+        num_filters = channels.layers[path].num_filters
+        if leaves[path].ndim < 2 or leaves[path].shape[-1] != num_filters:
             raise ValueError(
                 f"{argument}: kernel {path!r} has shape {leaves[path].shape}, expected "
-                f"{layer.num_filters} filters along its last axis. Trace the model whose params "
-                "these belong to."
+                f"{num_filters} filters along its last axis. Trace the model whose params these "
+                "belong to."
             )
-        found[path] = leaves[path]
-    return found
+        chosen[path] = leaves[path]
+    return chosen

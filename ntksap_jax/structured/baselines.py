@@ -1,6 +1,6 @@
 r"""What TPP is compared with: orthogonality penalties and growing L2 regularisation.
 
- - L1: `filters.l1`, `filter_selection.select`, `shrinking.shrink`, fine-tune.
+ - L1: `l1`, `select`, `shrink`, fine-tune.
  - L1 + OrthP: the same, with `trainability.orthp` between shrinking and fine-tuning.
  - KernOrth and OrthConv: `kernel_orthogonality` and `conv_orthogonality`, summed over the layers
    with weight 0.1 and added to the loss, before L1 pruning ("X + L1", 50,000 steps of SGD at rate
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from ntksap_jax.structured import _leaves, tpp
-from ntksap_jax.structured.filters import Layers
+from ntksap_jax.structured.channels import Channels
 from ntksap_jax.structured.gram import gram_matrix
 from ntksap_jax.types import Params
 
@@ -32,7 +32,7 @@ GREG1 = tpp.Settings(gram_weight=0.0, l2=("kernel",), zero_out_interval=None)
 """GReg-1 as `tpp.Settings`: growing L2 on the pruned filters' weights and nothing else.
 
 The authors also stop when every layer's kept filters are a thousand times as large as its pruned
-ones (by a moving average): see `filters.magnitudes`.
+ones (by a moving average): see `tpp.magnitudes`.
 """
 
 ORTHOGONALITY_WEIGHT = 0.1
@@ -137,33 +137,35 @@ def _norm(array: jax.Array) -> jax.Array:
 # -- The network ---------------------------------------------------------------------------------
 
 
-def kernorth(params: Params, layers: Layers) -> jax.Array:
+def kernorth(params: Params, channels: Channels) -> jax.Array:
     """Sums `kernel_orthogonality` over all layers, the first and the last one included.
 
     Args:
         params: the weights.
-        layers: all convolution and dense layers.
+        channels: the model's channels.
 
     Returns:
         A scalar; the authors' weight is `ORTHOGONALITY_WEIGHT`.
 
-    >>> from ntksap_jax.structured.types import FilterLayer
-    >>> layers = {"kernel": FilterLayer("kernel", 0, 2, None, None, None, None, None, True)}
-    >>> float(kernorth({"kernel": 2 * jnp.eye(2)}, layers))
+    >>> import flax.linen as nn
+    >>> from ntksap_jax import structured
+    >>> channels = structured.trace(nn.Sequential([nn.Dense(2), nn.Dense(2)]), (2,))
+    >>> params = {"layers_0": {"kernel": 2 * jnp.eye(2)}, "layers_1": {"kernel": jnp.eye(2)}}
+    >>> float(kernorth(params, channels))
     4.2426
     """
-    kernels = _leaves.kernels(params, layers)
+    kernels = _leaves.kernels(params, channels)
     return sum(map(kernel_orthogonality, kernels.values()), jnp.zeros(()))
 
 
 def orthconv(
-    params: Params, layers: Layers, *, stride: int | Mapping[str, int] = 2, padding: int = 1
+    params: Params, channels: Channels, *, stride: int | Mapping[str, int] = 2, padding: int = 1
 ) -> jax.Array:
     """Sums `conv_orthogonality` over all layers but the first (of index 0).
 
     Args:
         params: the weights.
-        layers: all convolution and dense layers.
+        channels: the model's channels.
         stride: as for `conv_orthogonality`; one for all (by default the published baseline's), or
             by path of the kernel, for all layers with kernels larger than 1×1.
         padding: zeros on each side.
@@ -174,16 +176,18 @@ def orthconv(
     Raises:
         ValueError: a convolution without a stride.
 
-    >>> from ntksap_jax.structured.types import FilterLayer
-    >>> layers = {path: FilterLayer(path, index, 1, None, None, None, None, None, True)
-    ...           for index, path in enumerate(["first", "second"])}
-    >>> params = {"first": jnp.ones((3, 3, 1, 1)), "second": 3 * jnp.ones((1, 1, 1, 1))}
-    >>> float(orthconv(params, layers, stride=1))
+    >>> import flax.linen as nn
+    >>> from ntksap_jax import structured
+    >>> model = nn.Sequential([nn.Conv(2, (1, 1)), nn.Conv(1, (1, 1))])
+    >>> channels = structured.trace(model, (4, 4, 1))
+    >>> params = {"layers_0": {"kernel": jnp.ones((1, 1, 1, 2))},
+    ...           "layers_1": {"kernel": 3 * jnp.eye(2, 1)[None, None]}}
+    >>> float(orthconv(params, channels, stride=1))  # the second layer's |9 - 1|
     8.0
     """
     total = jnp.zeros(())
-    for path, kernel in _leaves.kernels(params, layers).items():
-        if layers[path].index == 0:
+    for path, kernel in _leaves.kernels(params, channels).items():
+        if channels.layers[path].index == 0:
             continue
         of_layer = stride.get(path) if isinstance(stride, Mapping) else stride
         if of_layer is None:

@@ -9,12 +9,11 @@ out, so that nothing depends on names or on what its modules are.
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
+from ntksap_jax._placement import is_traced
 from ntksap_jax.structured import _resized
 from ntksap_jax.structured._labelling import FIXED, LabelledOperation
 from ntksap_jax.structured._program import Call, Operation
@@ -57,27 +56,6 @@ class Channels:
     shapes: dict[str, tuple[int, ...]]
     call: Call = dataclasses.field(repr=False)
     program: tuple[LabelledOperation, ...] = dataclasses.field(repr=False)
-
-
-class Cost(NamedTuple):
-    """What a network costs.
-
-    Attributes:
-        flops: floating-point operations for one example: 2 for each multiply-add of convolutions
-            and dense layers (TPP's count).
-        layer_params: entries of the kernels and biases of convolutions and dense layers (TPP's
-            count of parameters, without normalisation).
-        params: entries of all parameters.
-
-    >>> import flax.linen as nn
-    >>> from ntksap_jax.structured.tracing import trace
-    >>> cost(trace(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), (4,)))
-    Cost(flops=112, layer_params=67, params=67)
-    """
-
-    flops: int
-    layer_params: int
-    params: int
 
 
 def groups(channels: Channels) -> list[tuple[str, ...]]:
@@ -155,31 +133,63 @@ def expand(channels: Channels, keep: Keep) -> dict[str, np.ndarray]:
     return full
 
 
+def check_keep(channels: Channels, keep: Keep) -> None:
+    """Raises unless `keep` fits the layers: known paths, a boolean for every filter, none emptied.
+
+    Raises:
+        ValueError: a path that is no layer's, another number of filters, a layer whose filters must
+            stay, or (where the values are known) one that would lose them all.
+        TypeError: an array that is not boolean.
+    """
+    for path, kept in keep.items():
+        if path not in channels.layers:
+            raise ValueError(
+                f"keep: {path!r} is no kernel of a convolution or dense layer. Expected some of: "
+                f"{', '.join(channels.layers)}."
+            )
+        if getattr(kept, "dtype", None) != np.dtype(bool):
+            kind = getattr(kept, "dtype", type(kept).__name__)
+            raise TypeError(f"keep: {path!r} is {kind}, expected a boolean array, True keeps.")
+        wanted = (channels.layers[path].num_filters,)
+        if kept.shape != wanted:
+            raise ValueError(
+                f"keep: {path!r} has shape {kept.shape}, expected {wanted}, a boolean for each "
+                "filter."
+            )
+        if is_traced(kept):
+            continue
+        if not np.any(kept):
+            raise ValueError(f"keep: layer {path!r} has no filter left. Keep at least one.")
+        if not channels.layers[path].removable and not np.all(kept):
+            raise ValueError(
+                f"keep: filters of layer {path!r} cannot be removed: {channels.reasons[path]}. "
+                "Leave the layer out; channels.layers[path].removable says which can go."
+            )
+
+
 def removed_channels(channels: Channels, keep: Keep) -> np.ndarray:
     """Returns which channels a `Keep` removes, a boolean array (num_channels,); checks it.
 
     Raises:
         TypeError, ValueError: as `expand` does.
     """
+    check_keep(channels, keep)
     removed = np.zeros(channels.num_channels, bool)
-    said_by: dict[int, str] = {}
-    kept: dict[str, np.ndarray] = {}
-    for path, given in keep.items():
-        kept[path] = _check_entry(channels, path, given)
-        numbers = filter_channels(channels, path)
-        gone = np.unique(numbers[~kept[path]])
-        if FIXED in gone:
-            raise ValueError(
-                f"keep: filters of layer {path!r} cannot be removed: {channels.reasons[path]}. "
-                "Leave the layer out; channels.layers[path].removable says which can go."
+    removed_by: dict[int, str] = {}
+    for path, kept in keep.items():
+        if is_traced(kept):
+            raise TypeError(
+                f"keep: the entry of layer {path!r} is traced by jit or the like. Which filters go "
+                "decides shapes: call this outside, with concrete arrays."
             )
+        gone = filter_channels(channels, path)[~np.asarray(kept)]
         removed[gone] = True
-        said_by.update((int(number), path) for number in gone)
-    for path, entry in kept.items():
+        removed_by.update(dict.fromkeys(gone.tolist(), path))
+    for path, kept in keep.items():
         numbers = filter_channels(channels, path)
-        wrong = np.flatnonzero(entry & is_removed(numbers, removed))
+        wrong = np.flatnonzero(np.asarray(kept) & is_removed(numbers, removed))
         if len(wrong):
-            other = said_by[int(numbers[wrong[0]])]
+            other = removed_by[int(numbers[wrong[0]])]
             raise ValueError(
                 f"keep: layer {path!r} keeps filter {wrong[0]}, but "
                 + (
@@ -190,45 +200,6 @@ def removed_channels(channels: Channels, keep: Keep) -> np.ndarray:
                 )
             )
     return removed
-
-
-def cost(channels: Channels, keep: Keep | None = None) -> Cost:
-    """Counts what the network costs with the filters that are kept, by arithmetic alone.
-
-    Args:
-        channels: the model's channels.
-        keep: the filters that are kept; by default all.
-
-    Returns:
-        The FLOPs of one example, and the numbers of parameters.
-
-    Raises:
-        TypeError, ValueError: as `expand` does.
-
-    >>> import flax.linen as nn, numpy as np
-    >>> from ntksap_jax.structured.tracing import trace
-    >>> channels = trace(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), (4,))
-    >>> cost(channels)
-    Cost(flops=36, layer_params=23, params=23)
-    >>> cost(channels, {"layers_0/kernel": np.array([True, False, False])})
-    Cost(flops=12, layer_params=9, params=9)
-    """
-    removed = removed_channels(channels, keep or {})
-    entries = {
-        path: math.prod(_num_kept(channels, path, axis, removed) for axis in range(len(shape)))
-        for path, shape in channels.shapes.items()
-        if path.startswith("params/")
-    }
-    kernels = {f"params/{kernel}": flops for kernel, flops in channels.flops.items()}
-    biases = {f"params/{layer.bias}" for layer in channels.layers.values() if layer.bias}
-    return Cost(
-        flops=sum(
-            flops // math.prod(channels.shapes[path]) * entries[path]
-            for path, flops in kernels.items()
-        ),
-        layer_params=sum(entries[path] for path in kernels.keys() | biases),
-        params=sum(entries.values()),
-    )
 
 
 def kept_indices(channels: Channels, path: str, removed: np.ndarray) -> list[np.ndarray | None]:
@@ -273,43 +244,6 @@ def expected_program(channels: Channels, removed: np.ndarray) -> list[Operation]
     ]
 
 
-def _num_kept(channels: Channels, path: str, axis: int, removed: np.ndarray) -> int:
-    labels = channels.labels[path][axis]
-    size = channels.shapes[path][axis]
-    return size if labels is None else size - int(np.sum(is_removed(labels, removed)))
-
-
 def is_removed(labels: np.ndarray, removed: np.ndarray) -> np.ndarray:
     """Which indices belong to a channel that is removed."""
     return np.append(removed, False)[labels]  # -1 is the last entry: never removed
-
-
-# -- Checks --------------------------------------------------------------------------------------
-
-
-def _check_entry(channels: Channels, path: str, given: Any) -> np.ndarray:
-    if path not in channels.layers:
-        raise ValueError(
-            f"keep: {path!r} is no kernel of a convolution or dense layer. Expected some of: "
-            f"{', '.join(channels.layers)}."
-        )
-    if isinstance(given, jax.core.Tracer):
-        raise TypeError(
-            f"keep: the entry of layer {path!r} is traced by jit or the like. Which filters go "
-            "decides shapes: call this outside, with concrete arrays."
-        )
-    entry = np.asarray(given)
-    if entry.dtype != bool:
-        raise TypeError(
-            f"keep: the entry of layer {path!r} is {entry.dtype}, expected a boolean array, True "
-            "where the filter is kept."
-        )
-    wanted = (channels.layers[path].num_filters,)
-    if entry.shape != wanted:
-        raise ValueError(
-            f"keep: the entry of layer {path!r} has shape {entry.shape}, expected {wanted}: one "
-            "boolean for each of its filters."
-        )
-    if not entry.any():
-        raise ValueError(f"keep: layer {path!r} has no filter left. Keep at least one.")
-    return entry

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ntksap_jax.structured.filters import Layers
+from ntksap_jax.structured.channels import Channels
+from ntksap_jax.structured.types import FilterScores
 
 
 def ratios(
-    layers: Layers,
+    channels: Channels,
     patterns: Mapping[str | int | range, float],
     *,
     skip: Iterable[str | int | range] = (),
@@ -26,7 +27,7 @@ def ratios(
     the order of calls. Later patterns override earlier ones, as in TPP's `stage_pr`.
 
     Args:
-        layers: all layers of the model.
+        channels: the model's channels.
         patterns: fraction of filters to prune, by pattern.
         skip: patterns of layers that get ratio 0 whatever else matches.
 
@@ -38,32 +39,28 @@ def ratios(
             layer whose outputs must stay.
         TypeError: patterns of another kind.
 
-    >>> from ntksap_jax.structured.types import FilterLayer
-    >>> names = ("conv_0", "conv_1", "conv_2", "fc")
-    >>> layers = {
-    ...     f"{name}/kernel": FilterLayer(
-    ...         f"{name}/kernel", index, 8, None, None, None, None, None, name != "fc")
-    ...     for index, name in enumerate(names)
-    ... }
-    >>> list(ratios(layers, {"conv_*": 0.5, "conv_2": 0.7}, skip=["conv_0"]).values())
-    [0.0, 0.5, 0.7, 0.0]
-    >>> list(ratios(layers, {range(0, 2): 0.8}).values())
-    [0.8, 0.8, 0.0, 0.0]
+    >>> import flax.linen as nn
+    >>> from ntksap_jax import structured
+    >>> channels = structured.trace(nn.Sequential([nn.Dense(8), nn.Dense(8), nn.Dense(3)]), (4,))
+    >>> list(ratios(channels, {"layers_[01]": 0.5, "layers_1": 0.7}).values())
+    [0.5, 0.7, 0.0]
+    >>> list(ratios(channels, {range(0, 2): 0.8}, skip=["layers_0/kernel"]).values())
+    [0.0, 0.8, 0.0]
     """
     if isinstance(skip, str):
         raise TypeError(f"skip: got {skip!r}, expected a list of patterns.")
+    layers = channels.layers
     chosen = dict.fromkeys(layers, 0.0)
     for pattern, ratio in patterns.items():
         check_ratio("patterns", repr(pattern), ratio)
-        chosen.update(dict.fromkeys(_matching(layers, pattern, "patterns"), float(ratio)))
+        chosen.update(dict.fromkeys(_matching(channels, pattern, "patterns"), float(ratio)))
     for pattern in skip:
-        chosen.update(dict.fromkeys(_matching(layers, pattern, "skip"), 0.0))
+        chosen.update(dict.fromkeys(_matching(channels, pattern, "skip"), 0.0))
     for path, ratio in chosen.items():
         if ratio > 0 and not layers[path].removable:
             raise ValueError(
-                f"patterns: layer {path!r} gets ratio {ratio}, but its outputs must stay (it is "
-                "the output layer, or tied to something that cannot shrink). Narrow the pattern, "
-                "or name the layer in skip."
+                f"patterns: layer {path!r} gets ratio {ratio}, but its filters cannot be removed: "
+                f"{channels.reasons[path]}. Narrow the pattern, or name the layer in skip."
             )
     return chosen
 
@@ -77,7 +74,8 @@ def check_ratio(argument: str, name: str, ratio: Any) -> None:
         )
 
 
-def _matching(layers: Layers, pattern: str | int | range, argument: str) -> list[str]:
+def _matching(channels: Channels, pattern: str | int | range, argument: str) -> list[str]:
+    layers = channels.layers
     if isinstance(pattern, str):
         hits = [
             path
@@ -112,7 +110,7 @@ def num_pruned(num_filters: int, ratio: float) -> int:
 
 
 def select(
-    scores: Mapping[str, Any],
+    scores: FilterScores,
     ratios: Mapping[str, float],
     *,
     min_filters: int = 1,
@@ -121,7 +119,7 @@ def select(
     """Prunes the lowest-scoring filters of each layer, by its own ratio (TPP).
 
     Args:
-        scores: a number per filter; concrete.
+        scores: a number per filter, as of `l1` or `by_gate`; concrete.
         ratios: fraction of filters to prune, in [0, 1), by path of the kernel; see `ratios`.
         min_filters: each layer keeps at least so many (all, where it has fewer).
         multiple_of: the number that stays is rounded up to a multiple of this (at most to all),
@@ -159,7 +157,7 @@ def rounded_up(count: int, total: int, min_filters: int, multiple_of: int) -> in
     return min(total, -(-count // multiple_of) * multiple_of)
 
 
-def finite(scores: Mapping[str, Any], path: str) -> np.ndarray:
+def finite(scores: FilterScores, path: str) -> np.ndarray:
     """Returns the scores of a layer in float64, or raises a ValueError if they rank nothing."""
     values = np.asarray(scores[path], np.float64)
     if not np.all(np.isfinite(values)):

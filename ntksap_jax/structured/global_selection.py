@@ -7,23 +7,22 @@ counts or measures, such as time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from ntksap_jax.structured import channels as channels_module
-from ntksap_jax.structured import filter_selection
-from ntksap_jax.structured.channels import Channels, filter_channels
-from ntksap_jax.structured.types import Keep
+from ntksap_jax.structured import costs, filter_selection
+from ntksap_jax.structured.channels import Channels, filter_channels, removed_channels
+from ntksap_jax.structured.types import FilterScores, Keep
 
 Cost = Literal["filters", "flops", "params"] | Callable[[Keep], float]
 """What a choice of filters costs: the number of filters that stay, of those that may go (tied ones
-count once), FLOPs of one example or all parameters (as `channels.cost` counts them), or the result
-of `cost(keep)`, such as measured seconds."""
+count once), FLOPs of one example or all parameters (as `structured.cost` counts), or the result of
+`cost(keep)`, such as measured seconds."""
 
 
 def select_global(
-    scores: Mapping[str, Any],
+    scores: FilterScores,
     channels: Channels,
     *,
     density: float | None = None,
@@ -40,9 +39,9 @@ def select_global(
     network might too.) Filters that are tied, as on a residual stream, go together.
 
     Args:
-        scores: a number per filter, comparable between layers, the same for tied filters (see
-            `filters.tie`); concrete. Layers without scores, and those that are not removable, stay
-            whole.
+        scores: a number per filter, comparable between layers, the same for tied filters, as `l1`
+            and `by_gate` return them; concrete. Layers without scores, and those that are not
+            removable, stay whole.
         channels: the model's channels.
         density: highest cost that is allowed, as a fraction of the whole network's, in (0, 1]; a
             number of filters is rounded.
@@ -78,7 +77,7 @@ def select_global(
         raise ValueError(f"density: got {density!r}, expected a fraction of the cost, in (0, 1].")
     numbers = _scored_channels(scores, channels)
     values = _channel_scores(scores, channels, numbers)
-    removed = channels_module.removed_channels(channels, keep or {})
+    removed = removed_channels(channels, keep or {})
     ranking = _ranking(values, numbers, removed)
     layers = [members[~removed[members]] for members in numbers.values()]
     protected = {c for members in layers for c in _best(members, ranking)[:min_filters].tolist()}
@@ -117,7 +116,7 @@ def select_global(
     return after(enough)
 
 
-def _scored_channels(scores: Mapping[str, Any], channels: Channels) -> dict[str, np.ndarray]:
+def _scored_channels(scores: FilterScores, channels: Channels) -> dict[str, np.ndarray]:
     """The channels of each removable layer with scores, in the order of calls."""
     for path, values in scores.items():
         if path not in channels.layers:
@@ -144,7 +143,7 @@ def _scored_channels(scores: Mapping[str, Any], channels: Channels) -> dict[str,
 
 
 def _channel_scores(
-    scores: Mapping[str, Any], channels: Channels, numbers: Mapping[str, np.ndarray]
+    scores: FilterScores, channels: Channels, numbers: Mapping[str, np.ndarray]
 ) -> np.ndarray:
     """The score of each channel, NaN for those that have none."""
     values = np.full(channels.num_channels, np.nan)
@@ -153,8 +152,8 @@ def _channel_scores(
         known = ~np.isnan(values[members])
         if not np.array_equal(values[members][known], own[known]):
             raise ValueError(
-                f"scores: the filters of {path!r} are tied to others, but have other scores. Tie "
-                "them: filters.tie(scores, channels)."
+                f"scores: the filters of {path!r} are tied to others, but have other scores. Give "
+                "tied filters the same score, as structured.l1 and structured.by_gate do."
             )
         values[members[~known]] = own[~known]
     return values
@@ -202,8 +201,8 @@ def _cost_function(
     if callable(cost):
         return cost
     if cost in ("flops", "params"):
-        return lambda keep: getattr(channels_module.cost(channels, keep), cost)
+        return lambda keep: getattr(costs.cost(channels, keep), cost)
     if cost != "filters":
         raise TypeError(f"cost: got {cost!r}, expected 'filters', 'flops', 'params' or a function.")
     scored = np.unique(np.concatenate(list(numbers.values())))
-    return lambda keep: int(np.sum(~channels_module.removed_channels(channels, keep)[scored]))
+    return lambda keep: int(np.sum(~removed_channels(channels, keep)[scored]))

@@ -14,7 +14,7 @@ Source: Wang and Fu, "Trainability preserving neural pruning", ICLR 2023; arithm
 operations as in the released code, which differs from the paper's formulas in scale: the mean over
 the N² entries of the Gram matrix (weight 1000) where the paper sums, ½ of the paper's
 normalisation term, and weights and biases pulled to zero as well. The paper's Gram term is
-`Settings(gram=functools.partial(gram.gram_penalty, normalise="sum"))`. Layers without normalisation
+`Settings(gram=functools.partial(gram_penalty, normalise="sum"))`. Layers without normalisation
 have weights and bias set to zero, where the released code stops with an error.
 
 All functions are pure and traceable; `regularise` is all of it as an optax transformation.
@@ -32,8 +32,9 @@ import optax
 
 from ntksap_jax import masks
 from ntksap_jax.structured import _leaves, filters
-from ntksap_jax.structured.filters import Layers
-from ntksap_jax.structured.gram import GramPenalty, gram_penalty
+from ntksap_jax.structured.channels import Channels, check_keep
+from ntksap_jax.structured.gram import GramPenalty as GramPenalty
+from ntksap_jax.structured.gram import gram_penalty as gram_penalty
 from ntksap_jax.structured.types import Keep
 from ntksap_jax.types import Params
 
@@ -109,13 +110,13 @@ def strength(step: Any, settings: Settings) -> jax.Array:
 
 
 def penalty(
-    params: Params, layers: Layers, keep: Keep, *, strength: Any, settings: Settings
+    params: Params, channels: Channels, keep: Keep, *, strength: Any, settings: Settings
 ) -> jax.Array:
     """Returns what TPP adds to the loss at strength λ: all but the loss in the formula above.
 
     Args:
         params: the weights.
-        layers: the layers of the model.
+        channels: the model's channels.
         keep: which filters stay; layers that it leaves out add nothing.
         strength: λ.
         settings: weights and kinds of the terms.
@@ -126,42 +127,85 @@ def penalty(
     Raises:
         ValueError, TypeError: params or a keep that do not fit the layers, settings out of range.
 
-    >>> from ntksap_jax.structured.types import FilterLayer
-    >>> layers = {"kernel": FilterLayer("kernel", 0, 3, "bias", None, None, None, None, True)}
-    >>> params = {"kernel": jnp.array([[1.0, 3, 0.5], [2, -1, 0.25]]), "bias": jnp.ones(3)}
-    >>> keep = {"kernel": jnp.array([False, True, True])}
-    >>> settings = Settings(gram_weight=9.0)
-    >>> float(penalty(params, layers, keep, strength=1.0, settings=settings))  # 29 + (1 + 4 + 1)/2
+    >>> import flax.linen as nn
+    >>> from ntksap_jax import structured
+    >>> channels = structured.trace(nn.Sequential([nn.Dense(3), nn.Dense(1)]), (2,))
+    >>> layer = {"kernel": jnp.array([[1.0, 3, 0.5], [2, -1, 0.25]]), "bias": jnp.ones(3)}
+    >>> keep = {"layers_0/kernel": jnp.array([False, True, True])}
+    >>> settings = Settings(gram_weight=9.0)  # 29 + (1 + 4 + 1) / 2
+    >>> float(penalty({"layers_0": layer}, channels, keep, strength=1.0, settings=settings))
     32.0
     """
-    check_settings(settings)
-    filters.check(keep, layers)
-    kernels = _leaves.kernels(params, {path: layers[path] for path in keep})
+    _check_settings(settings)
+    check_keep(channels, keep)
+    kernels = _leaves.kernels(params, channels, keep)
     grams = sum((settings.gram(kernels[path], keep[path]) for path in keep), jnp.zeros(()))
     squares = jnp.zeros(())
-    for path, leaf in _filter_leaves(params, layers, keep, settings.l2):
+    for path, leaf in _filter_leaves(params, channels, keep, settings.l2):
         pruned = jnp.where(keep[path], 0, leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)))
         squares += jnp.sum(pruned**2)
     return strength * (settings.gram_weight * grams + 0.5 * squares)
 
 
-def _filter_leaves(params: Params, layers: Layers, keep: Keep, names: Any) -> Any:
+def _filter_leaves(params: Params, channels: Channels, keep: Keep, names: Any) -> Any:
     """Yields (path of the kernel, leaf) for the named leaves of the layers in `keep`."""
     leaves = masks.leaf_paths(params)
     for path in keep:
         for name in names:
-            leaf_path = getattr(layers[path], name)
+            leaf_path = getattr(channels.layers[path], name)
             if leaf_path is not None:
                 yield path, leaves[leaf_path]
 
 
-def check_settings(settings: Settings) -> None:
-    """Raises a ValueError unless the settings can be followed; see `Settings`.
+class Magnitudes(NamedTuple):
+    """How large a layer's filters are.
 
-    >>> check_settings(Settings(update_interval=0))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ValueError: update_interval: got 0, expected ...
+    Attributes:
+        kept: mean of |w| over the weights of the filters that stay, 0 if there are none.
+        pruned: the same of those that go.
+
+    >>> float(Magnitudes(jnp.array(2.0), jnp.array(0.5)).pruned)
+    0.5
     """
+
+    kept: jax.Array
+    pruned: jax.Array
+
+
+def magnitudes(params: Params, channels: Channels, keep: Keep) -> dict[str, Magnitudes]:
+    """Measures how far the pruned filters have gone to zero, layer by layer. Traceable.
+
+    Args:
+        params: the weights.
+        channels: the model's channels.
+        keep: which filters stay; the layers that it leaves out are not measured.
+
+    Returns:
+        By path of the kernel.
+
+    Raises:
+        ValueError, TypeError: params or a keep that do not fit the layers.
+
+    >>> import flax.linen as nn, numpy as np
+    >>> from ntksap_jax import structured
+    >>> channels = structured.trace(nn.Sequential([nn.Dense(2), nn.Dense(1)]), (1,))
+    >>> params = {"layers_0": {"kernel": jnp.array([[4.0, -0.5]])},
+    ...           "layers_1": {"kernel": jnp.ones((2, 1))}}
+    >>> sizes = magnitudes(params, channels, {"layers_0/kernel": np.array([True, False])})
+    >>> [float(mean) for mean in sizes["layers_0/kernel"]]
+    [4.0, 0.5]
+    """
+    check_keep(channels, keep)
+    sizes = filters.mean_sizes(params, channels, keep)
+
+    def mean(path: str, where: Any) -> jax.Array:
+        return jnp.sum(jnp.where(where, sizes[path], 0)) / jnp.maximum(jnp.sum(where), 1)
+
+    return {path: Magnitudes(mean(path, kept), mean(path, ~kept)) for path, kept in keep.items()}
+
+
+def _check_settings(settings: Settings) -> None:
+    """Raises a ValueError unless the settings can be followed."""
     if not settings.gram_weight >= 0:
         raise ValueError(f"gram_weight: got {settings.gram_weight!r}, expected at least 0.")
     unknown = set(settings.l2) - set(Settings().l2)
@@ -179,54 +223,6 @@ def check_settings(settings: Settings) -> None:
             raise ValueError(f"{name}: got {value!r}, expected an integer of at least {lowest}.")
 
 
-# -- Setting to zero -----------------------------------------------------------------------------
-
-
-def zero_out_by_layer(
-    params: Params, layers: Layers, keep: Keep, *, steps_since: Any, interval: int
-) -> Params:
-    """Sets pruned filters to zero, input side first: layer i once `steps_since` >= (i+1)·interval.
-
-    Kernel, scale and shift; where no normalisation with a scale follows, the bias too, so that what
-    the filter gives is 0 (behind a normalisation whose scale and shift are 0 it is 0 anyhow, and
-    the bias is left as it is, as in the released code).
-
-    Args:
-        params: the weights after the optimiser's step.
-        layers: the layers of the model; their `index` counts.
-        keep: which filters stay.
-        steps_since: steps since λ reached its final value, 0 at the first; negative before.
-        interval: steps between one layer and the next.
-
-    Returns:
-        The params with zeros.
-
-    >>> from ntksap_jax.structured.types import FilterLayer
-    >>> layers = {"kernel": FilterLayer("kernel", 1, 2, None, None, None, None, None, True)}
-    >>> params, keep = {"kernel": jnp.ones((1, 2))}, {"kernel": jnp.array([True, False])}
-    >>> [zero_out_by_layer(params, layers, keep, steps_since=t, interval=5)["kernel"].tolist()
-    ...  for t in (9, 10)]
-    [[[1.0, 1.0]], [[1.0, 0.0]]]
-    """
-    filters.check(keep, layers)
-    leaves = masks.leaf_paths(params)
-    stays = _stays(layers, keep, steps_since, interval)
-    return _leaves.replace(params, {p: jnp.where(stay, leaves[p], 0) for p, stay in stays.items()})
-
-
-def _stays(layers: Layers, keep: Keep, steps_since: Any, interval: int) -> dict[str, Any]:
-    """What is not set to zero, by path of every leaf that may be: booleans along the last axis."""
-    stays: dict[str, Any] = {}
-    for path, kept in keep.items():
-        layer = layers[path]
-        bias = layer.bias if layer.scale is None else None
-        early = jnp.asarray(steps_since) < (layer.index + 1) * interval
-        for leaf_path in (layer.kernel, bias, layer.scale, layer.shift):
-            if leaf_path is not None:
-                stays[leaf_path] = kept | early
-    return stays
-
-
 # -- Training ------------------------------------------------------------------------------------
 
 
@@ -238,12 +234,8 @@ class RegulariseState(NamedTuple):
         keep: which filters stay.
         inner: the wrapped optimiser's state.
 
-    >>> from ntksap_jax.structured.types import FilterLayer
-    >>> layers = {"kernel": FilterLayer("kernel", 0, 2, None, None, None, None, None, True)}
-    >>> keep = {"kernel": jnp.array([True, False])}
-    >>> optimizer = regularise(optax.sgd(1e-3), layers, keep, Settings())
-    >>> optimizer.init({"kernel": jnp.ones((3, 2))}).step
-    Array(0, dtype=int32)
+    >>> RegulariseState(jnp.array(0), {}, optax.EmptyState()).step
+    Array(0, dtype=int32, weak_type=True)
     """
 
     step: jax.Array
@@ -253,7 +245,7 @@ class RegulariseState(NamedTuple):
 
 def regularise(
     optimizer: optax.GradientTransformation,
-    layers: Layers,
+    channels: Channels,
     keep: Keep,
     settings: Settings,
 ) -> optax.GradientTransformationExtraArgs:
@@ -266,7 +258,7 @@ def regularise(
 
     Args:
         optimizer: any optax transformation, or a chain of them.
-        layers: all convolution and dense layers of the model.
+        channels: the model's channels.
         keep: which filters stay. It lives in the state, not in the compiled program.
         settings: see `Settings`.
 
@@ -277,25 +269,30 @@ def regularise(
         ValueError, TypeError: settings out of range or too few `stabilise_steps` to set every layer
             to zero; a keep that does not fit the layers; in `update`, no params.
 
-    >>> from ntksap_jax.structured.types import FilterLayer
-    >>> layers = {"kernel": FilterLayer("kernel", 0, 2, None, None, None, None, None, True)}
-    >>> keep, params = {"kernel": jnp.array([True, False])}, {"kernel": jnp.ones((3, 2))}
+    >>> import flax.linen as nn
+    >>> from ntksap_jax import structured
+    >>> model = nn.Sequential([nn.Dense(2), nn.Dense(1)])
+    >>> params = model.init(jax.random.key(0), jnp.ones((1, 3)))["params"]
+    >>> channels = structured.trace(model, (3,))
+    >>> keep = {"layers_0/kernel": jnp.array([True, False])}
     >>> settings = Settings(
     ...     update_interval=1, increment=0.5, stabilise_steps=4, zero_out_interval=2)
-    >>> optimizer = regularise(optax.sgd(1e-3), layers, keep, settings)
+    >>> optimizer = regularise(optax.sgd(1e-3), channels, keep, settings)
     >>> state = optimizer.init(params)
     >>> for _ in range(num_steps(settings)):
-    ...     gradients = {"kernel": jnp.ones((3, 2))}
+    ...     gradients = jax.tree.map(jnp.ones_like, params)
     ...     updates, state = optimizer.update(gradients, state, params)
     ...     params = optax.apply_updates(params, updates)
-    >>> params["kernel"][:, 1].tolist()
+    >>> params["layers_0"]["kernel"][:, 1].tolist()
     [0.0, 0.0, 0.0]
     """
-    check_settings(settings)
-    filters.check(keep, layers)
+    _check_settings(settings)
+    check_keep(channels, keep)
     interval = settings.zero_out_interval
     if interval is not None:
-        needed = interval * (1 + max((layer.index for layer in layers.values()), default=0))
+        needed = interval * (
+            1 + max((layer.index for layer in channels.layers.values()), default=0)
+        )
         if settings.stabilise_steps < needed:
             raise ValueError(
                 f"stabilise_steps: got {settings.stabilise_steps}, expected at least {needed}: "
@@ -305,7 +302,7 @@ def regularise(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params: Params) -> RegulariseState:
-        _leaves.kernels(params, layers)
+        _leaves.kernels(params, channels)
         # A copy: who donates the state to a compiled step does not lose the caller's.
         kept = {path: jnp.array(array) for path, array in keep.items()}
         return RegulariseState(jnp.zeros((), jnp.int32), kept, optimizer.init(params))
@@ -321,17 +318,36 @@ def regularise(
 
         def penalty_of(params: Params) -> jax.Array:
             now = strength(state.step, settings)
-            return penalty(params, layers, state.keep, strength=now, settings=settings)
+            return penalty(params, channels, state.keep, strength=now, settings=settings)
 
         updates = jax.tree.map(jnp.add, updates, jax.grad(penalty_of)(params))
         updates, inner = optimizer.update(updates, state.inner, params, **extra_args)
         if interval is not None:
             since = state.step - growth_steps(settings)
             leaves, moves = masks.leaf_paths(params), masks.leaf_paths(updates)
-            stays = _stays(layers, state.keep, since, interval)
+            stays = _stays(channels, state.keep, since, interval)
             # A weight that goes to zero moves by exactly -θ, whatever the optimiser wanted.
             ends = {p: jnp.where(stay, moves[p], -leaves[p]) for p, stay in stays.items()}
             updates = _leaves.replace(updates, ends)
         return updates, RegulariseState(state.step + 1, state.keep, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _stays(channels: Channels, keep: Keep, steps_since: Any, interval: int) -> dict[str, Any]:
+    """What is not set to zero, by path of every leaf that may be: booleans along the last axis.
+
+    Input side first: layer i goes once `steps_since`, counted from the step at which λ reached its
+    final value, is at least (i + 1)·interval. Kernel, scale and shift go; where no normalisation
+    with a scale follows, the bias too, so that what the filter gives is 0. (Behind a normalisation
+    whose scale and shift are 0 it is 0 anyhow, and the bias stays, as in the released code.)
+    """
+    stays: dict[str, Any] = {}
+    for path, kept in keep.items():
+        layer = channels.layers[path]
+        bias = layer.bias if layer.scale is None else None
+        early = jnp.asarray(steps_since) < (layer.index + 1) * interval
+        for leaf_path in (layer.kernel, bias, layer.scale, layer.shift):
+            if leaf_path is not None:
+                stays[leaf_path] = kept | early
+    return stays

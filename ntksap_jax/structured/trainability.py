@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.structured import _leaves
-from ntksap_jax.structured.filters import Layers
+from ntksap_jax.structured.channels import Channels
 from ntksap_jax.types import ApplyFn, Params
 
 
@@ -75,14 +75,14 @@ def jacobian_singular_values(
     return jnp.concatenate(pieces)
 
 
-def linear_singular_values(params: Params, layers: Layers) -> jax.Array:
+def linear_singular_values(params: Params, channels: Channels) -> jax.Array:
     """Returns the singular values of a linear network's Jacobian, the product of its kernels.
 
     No data: the Jacobian is the same everywhere, and biases do not matter.
 
     Args:
         params: the weights.
-        layers: its dense layers, in the order of calls; nothing but biases between them.
+        channels: the network's channels: dense layers, with nothing but biases between them.
 
     Returns:
         (min(outputs, inputs),), in descending order.
@@ -90,25 +90,22 @@ def linear_singular_values(params: Params, layers: Layers) -> jax.Array:
     Raises:
         ValueError: a layer that is not dense, or whose inputs are not the outputs of the last.
 
-    >>> from ntksap_jax.structured.types import FilterLayer
-    >>> layers = {path: FilterLayer(path, index, 2, None, None, None, None, None, True)
-    ...           for index, path in enumerate(["first", "second"])}
-    >>> params = {"first": jnp.diag(jnp.array([2.0, 3.0])), "second": 2 * jnp.eye(2)}
-    >>> linear_singular_values(params, layers).tolist()
+    >>> import flax.linen as nn
+    >>> from ntksap_jax import structured
+    >>> channels = structured.trace(nn.Sequential([nn.Dense(2), nn.Dense(2)]), (2,))
+    >>> params = {"layers_0": {"kernel": jnp.diag(jnp.array([2.0, 3.0]))},
+    ...           "layers_1": {"kernel": 2 * jnp.eye(2)}}
+    >>> linear_singular_values(params, channels).tolist()
     [6.0, 4.0]
     """
     product: Any = None
-    kernels = _leaves.kernels(params, layers)
-    for path in sorted(kernels, key=lambda path: layers[path].index):
-        kernel = kernels[path]
+    for path, kernel in _leaves.kernels(params, channels).items():
         if kernel.ndim != 2 or (product is not None and product.shape[1] != kernel.shape[0]):
             raise ValueError(
-                f"layers: {path!r} has a kernel {kernel.shape}, expected dense layers, each on the "
-                "outputs of the one before. For other networks use jacobian_singular_values."
+                f"channels: {path!r} has a kernel {kernel.shape}, expected dense layers, each on "
+                "the outputs of the one before. For other networks use jacobian_singular_values."
             )
         product = kernel if product is None else jnp.matmul(product, kernel, precision="highest")
-    if product is None:
-        raise ValueError("layers: there are none.")
     return jnp.linalg.svd(product, compute_uv=False)
 
 
@@ -148,7 +145,7 @@ def summarise(values: jax.Array) -> Spectrum:
     )
 
 
-def orthp(params: Params, layers: Layers, *, gain: float = 1.0) -> Params:
+def orthp(params: Params, channels: Channels, *, gain: float = 1.0) -> Params:
     r"""OrthP: replaces every kernel by the orthogonal one that QR decomposition finds of it.
 
     With a row of W for each filter: W (if it is wide, Wᵀ) = Q R, the signs such that R's diagonal
@@ -158,7 +155,7 @@ def orthp(params: Params, layers: Layers, *, gain: float = 1.0) -> Params:
 
     Args:
         params: the weights of the (pruned and shrunk) network.
-        layers: its layers, all of which are orthogonalised.
+        channels: its channels; all layers are orthogonalised.
         gain: 1 for linear networks; √2 for those with ReLU.
 
     Returns:
@@ -167,14 +164,17 @@ def orthp(params: Params, layers: Layers, *, gain: float = 1.0) -> Params:
     Raises:
         ValueError: params that do not fit the layers, or a gain that is not positive.
 
-    >>> from ntksap_jax.structured.types import FilterLayer
-    >>> layers = {"kernel": FilterLayer("kernel", 0, 2, None, None, None, None, None, True)}
-    >>> orthp({"kernel": jnp.array([[0.0, -2.0], [3.0, 1.0]])}, layers, gain=2.0)["kernel"].tolist()
+    >>> import flax.linen as nn
+    >>> from ntksap_jax import structured
+    >>> channels = structured.trace(nn.Sequential([nn.Dense(2), nn.Dense(1)]), (2,))
+    >>> params = {"layers_0": {"kernel": jnp.array([[0.0, -2.0], [3.0, 1.0]])},
+    ...           "layers_1": {"kernel": jnp.ones((2, 1))}}
+    >>> orthp(params, channels, gain=2.0)["layers_0"]["kernel"].tolist()
     [[0.0, -2.0], [2.0, 0.0]]
     """
     if not gain > 0:
         raise ValueError(f"gain: got {gain!r}, expected a positive number: 1, or sqrt(2) for ReLU.")
-    kernels = _leaves.kernels(params, layers)
+    kernels = _leaves.kernels(params, channels)
     return _leaves.replace(params, {p: _orthogonal(k) * gain for p, k in kernels.items()})
 
 

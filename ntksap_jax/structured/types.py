@@ -14,6 +14,9 @@ import numpy as np
 Keep = Mapping[str, jax.Array | np.ndarray]
 """Kernel path to boolean array (num_filters,), True keeps. A layer that is absent stays whole."""
 
+FilterScores = Mapping[str, jax.Array | np.ndarray]
+"""Kernel path to an array (num_filters,); a higher score means keep."""
+
 
 class FilterLayer(NamedTuple):
     """One convolution or dense layer, and what belongs to its filters.

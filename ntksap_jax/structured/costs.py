@@ -1,0 +1,77 @@
+"""What a network costs with fewer filters, by arithmetic alone."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ntksap_jax.structured.channels import Channels, is_removed, removed_channels
+from ntksap_jax.structured.types import Keep
+
+
+class Cost(NamedTuple):
+    """What a network costs.
+
+    Attributes:
+        flops: floating-point operations for one example: 2 for each multiply-add of convolutions
+            and dense layers (TPP's count).
+        layer_params: entries of the kernels and biases of convolutions and dense layers (TPP's
+            count of parameters, without normalisation).
+        params: entries of all parameters.
+
+    >>> import flax.linen as nn
+    >>> from ntksap_jax.structured.tracing import trace
+    >>> cost(trace(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), (4,)))
+    Cost(flops=112, layer_params=67, params=67)
+    """
+
+    flops: int
+    layer_params: int
+    params: int
+
+
+def cost(channels: Channels, keep: Keep | None = None) -> Cost:
+    """Counts what the network costs with the filters that are kept, by arithmetic alone.
+
+    Args:
+        channels: the model's channels.
+        keep: the filters that are kept; by default all.
+
+    Returns:
+        The FLOPs of one example, and the numbers of parameters.
+
+    Raises:
+        TypeError, ValueError: as `expand` does.
+
+    >>> import flax.linen as nn, numpy as np
+    >>> from ntksap_jax.structured.tracing import trace
+    >>> channels = trace(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), (4,))
+    >>> cost(channels)
+    Cost(flops=36, layer_params=23, params=23)
+    >>> cost(channels, {"layers_0/kernel": np.array([True, False, False])})
+    Cost(flops=12, layer_params=9, params=9)
+    """
+    removed = removed_channels(channels, keep or {})
+    entries = {
+        path: math.prod(_num_kept(channels, path, axis, removed) for axis in range(len(shape)))
+        for path, shape in channels.shapes.items()
+        if path.startswith("params/")
+    }
+    kernels = {f"params/{kernel}": flops for kernel, flops in channels.flops.items()}
+    biases = {f"params/{layer.bias}" for layer in channels.layers.values() if layer.bias}
+    return Cost(
+        flops=sum(
+            flops // math.prod(channels.shapes[path]) * entries[path]
+            for path, flops in kernels.items()
+        ),
+        layer_params=sum(entries[path] for path in kernels.keys() | biases),
+        params=sum(entries.values()),
+    )
+
+
+def _num_kept(channels: Channels, path: str, axis: int, removed: np.ndarray) -> int:
+    labels = channels.labels[path][axis]
+    size = channels.shapes[path][axis]
+    return size if labels is None else size - int(np.sum(is_removed(labels, removed)))
