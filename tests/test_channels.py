@@ -320,6 +320,7 @@ def test_expand_follows_ties():
         ({"conv": np.ones(4, bool)}, ValueError, "keep: 'conv' is no kernel"),
         ({"conv/kernel": np.ones(5, bool)}, ValueError, r"shape \(5,\), expected \(4,\)"),
         ({"conv/kernel": np.ones(4)}, TypeError, "float64, expected a boolean"),
+        ({"conv/kernel": [True] * 4}, TypeError, "list, expected a boolean"),
         ({"conv/kernel": np.zeros(4, bool)}, ValueError, "'conv/kernel' has no filter left"),
         ({"fc/kernel": np.arange(5) < 4}, ValueError, "'fc/kernel' cannot be removed: they are"),
         (

@@ -496,12 +496,11 @@ def test_a_density_alone_is_twenty_rounds_of_a_criterion_and_one_of_a_filter_sco
             structured.prune(jax.random.key(0), PARAMS, l1, RESIDUAL, **options)
 
 
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind", ["l1", "ntk_sap"])
-def test_prune_model_is_the_dense_network_with_the_removed_filters_masked(kind, seed):
-    """To the budget, and with the weights of the dense network: no filter is touched but removed."""
+def test_prune_model_is_the_dense_network_with_the_removed_filters_masked(kind):
+    """And costs no more than the budget."""
     score = l1 if kind == "l1" else criteria.ntk_sap(NETWORK, num_samples=1, signed=True)
-    model, key = Residual(), jax.random.key(seed)
+    model, key = Residual(), jax.random.key(0)
     variables = {"params": PARAMS, "batch_stats": STATS}
     small, fewer = structured.prune_model(
         key, model, variables, score, 0.4, input_shape=(5, 5, 2), train=False
@@ -609,26 +608,6 @@ SCORES = {path: np.ones(CHAIN.layers[path].num_filters) for path in PATHS}
 def test_bad_budgets_raise(scores, options, error, message):
     with pytest.raises(error, match=message):
         select_global(scores, CHAIN, **options)
-
-
-@pytest.mark.parametrize(
-    ("keep", "error", "message"),
-    [
-        ({"conv": np.ones(5, bool)}, ValueError, "keep: 'conv' is no kernel of a conv"),
-        ({PATHS[0]: np.ones(5)}, TypeError, "keep: 'layer_0/kernel' is float64, expected a bool"),
-        ({PATHS[0]: [True] * 5}, TypeError, "keep: 'layer_0/kernel' is list"),
-        ({PATHS[0]: np.ones(4, bool)}, ValueError, r"has shape \(4,\), expected \(5,\)"),
-        ({PATHS[0]: np.zeros(5, bool)}, ValueError, "has no filter left"),
-        (
-            {"out/kernel": np.arange(2) < 1},
-            ValueError,
-            "cannot be removed: they are the model's outputs",
-        ),
-    ],
-)
-def test_bad_choices_raise(keep, error, message):
-    with pytest.raises(error, match=message):
-        channels.check_keep(CHAIN, keep)
 
 
 def test_params_of_another_model_raise():
