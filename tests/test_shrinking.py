@@ -453,14 +453,6 @@ def test_variables_of_another_model_are_refused():
             use(other["params"], channels, {})
 
 
-def test_a_wrong_keep_is_refused():
-    model, shape = FAMILIES["mlp"]
-    variables = random_variables(model, shape)
-    for use in (zero_out, lambda *given: shrink(model, *given)):
-        with pytest.raises(ValueError, match="'fc/kernel' cannot be removed"):
-            use(variables, channels_of("mlp"), {"fc/kernel": np.arange(3) < 2})
-
-
 def test_numbers_that_send_the_model_s_code_another_way_are_refused():
     """Where two numbers happen to be equal, its own code would leave the projection out."""
 

@@ -13,6 +13,7 @@ import optax
 import pytest
 from hypothesis import strategies as st
 
+from experiments.tpp import schedules
 from experiments.training import steps as training
 from ntksap_jax import masks, structured
 from ntksap_jax.structured import baselines, gram, tpp, tpp_presets
@@ -240,17 +241,13 @@ def test_accuracy_is_the_authors_top_1():
 @pytest.mark.parametrize("text", RECORDED["lr_schedule"])
 def test_learning_rates_by_epoch(text):
     rates = {int(e): float(r) for e, r in (entry.split(":") for entry in text.split(","))}
+    schedule = schedules.drops(rates[0], list(rates)[1:], steps_per_epoch=1)
     for epoch, want in RECORDED["lr_schedule"][text]:
-        assert tpp_presets.learning_rate_at(epoch, rates) == want
+        assert float(schedule(epoch)) == pytest.approx(want)
     recipes = tpp_presets.PRESETS.values()
     assert rates in [r.fine_tune_rates for r in recipes] + [
         r.fine_tune_rates_small for r in recipes
     ]
-
-
-def test_a_schedule_that_starts_late_raises():
-    with pytest.raises(ValueError, match="rates: got .* none for epoch 3; begin at 0"):
-        tpp_presets.learning_rate_at(3, {5: 0.1})
 
 
 # -- The whole stage -----------------------------------------------------------------------------

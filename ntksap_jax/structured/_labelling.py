@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -10,12 +10,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ntksap_jax import _jaxprs, flops, masks
 from ntksap_jax.structured import _program, _resized, _rules
-from ntksap_jax.structured._labels import Labels, Value, constant, opaque
-from ntksap_jax.structured._program import Call, Operation
+from ntksap_jax.structured._labels import FIXED, Labels, Value, constant, opaque
+from ntksap_jax.structured._program import Call, LabelledOperation, Operation
+from ntksap_jax.structured.channels import Channels
 from ntksap_jax.structured.types import FilterLayer
-
-FIXED = -1
-"""Number of what belongs to no channel that could be removed."""
 
 _NAME = "ntksap_jax/features/"
 _PRODUCTS = {"dot_general", "conv_general_dilated", "conv2d"}
@@ -23,45 +21,15 @@ _NO_FIELD = "its module has no integer field `features` that says how many filte
 _SINGLE = "it has only one filter"
 
 
-class LabelledOperation(NamedTuple):
-    """An operation of the original model.
-
-    Attributes:
-        operation: name, place, shapes and constants.
-        axes: for each axis of each result the channels of its indices, as for leaves; "free" where
-            the result is constant along the axis.
-        whole: the same for the array that `operation.places` are places in.
-    """
-
-    operation: Operation
-    axes: tuple[tuple[Any, ...], ...]
-    whole: tuple[Any, ...]
-
-
-class Numbered(NamedTuple):
-    """What was found, with the channels that can go numbered from 0: see `channels.Channels`."""
-
-    layers: dict[str, FilterLayer]
-    labels: dict[str, tuple[np.ndarray | None, ...]]
-    features: dict[str, np.ndarray]
-    num_channels: int
-    reasons: dict[str, str]
-    program: tuple[LabelledOperation, ...]
-
-
 class Tracing:
-    """One run through a model.
-
-    Attributes:
-        shapes: shape of each leaf, by path.
-        flops: FLOPs of each layer's kernel for one example, in the order of calls.
-    """
+    """One run through a model."""
 
     def __init__(self, model: nn.Module, variables: Any, call: Call) -> None:
         """Traces a model, whose variables are given as shapes."""
+        self._call = call
         leaves = masks.leaf_paths(variables)
-        self.shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
-        self.flops: dict[str, int] = {}
+        self._shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+        self._flops: dict[str, int] = {}
         self._labels = Labels()
         self._leaves = {path: self._leaf(path) for path in leaves}
         self._biases: dict[str, str] = {}
@@ -78,8 +46,8 @@ class Tracing:
         for output in _jaxprs.walk(jaxpr, arguments, self._step, constant=_program.concrete):
             for axis in output.axes if isinstance(output, Value) else ():
                 self._labels.fix(axis, "they are the model's outputs")
-        for kernel in self.flops:
-            if self.shapes[f"params/{kernel}"][-1] == 1:
+        for kernel in self._flops:
+            if self._shapes[f"params/{kernel}"][-1] == 1:
                 self.fix(kernel, _SINGLE)
             own = self._features.get(kernel.rpartition("/")[0])
             if own is None or not self._labels.are_same(own, self._filters(kernel)):
@@ -89,12 +57,15 @@ class Tracing:
         """Makes all filters of a layer stay, for a reason."""
         self._labels.fix(self._filters(kernel), reason)
 
-    def number(self) -> Numbered:
-        """Numbers the channels that can be removed, in the order in which layers are called."""
+    def channels(self) -> Channels:
+        """Returns the channels that can be removed, numbered in the order of the layers' calls.
+
+        What else was found and must stay has the number `FIXED`.
+        """
         self._settle()
         numbers = np.full(self._labels.count, FIXED)
         reasons, num_channels = {}, 0
-        for kernel in self.flops:
+        for kernel in self._flops:
             roots = self._labels.find(self._filters(kernel))
             reason = self._labels.reasons(roots[:1])[0]
             if reason is not None:
@@ -114,10 +85,10 @@ class Tracing:
                 known[id(axis)] = None if np.all(found == FIXED) else found
             return known[id(axis)]
 
-        return Numbered(
+        return Channels(
             layers={
                 kernel: self._layer(kernel, index, kernel not in reasons)
-                for index, kernel in enumerate(self.flops)
+                for index, kernel in enumerate(self._flops)
             },
             labels={path: tuple(map(numbered, leaf.axes)) for path, leaf in self._leaves.items()},
             features={
@@ -127,6 +98,9 @@ class Tracing:
             },
             num_channels=num_channels,
             reasons=reasons,
+            flops=self._flops,
+            shapes=self._shapes,
+            call=self._call,
             program=tuple(
                 LabelledOperation(
                     entry.operation,
@@ -142,7 +116,7 @@ class Tracing:
         changed = True
         while changed:
             changed = False
-            for kernel in self.flops:
+            for kernel in self._flops:
                 reasons = self._labels.reasons(self._filters(kernel))
                 reason = next((one for one in reasons if one is not None), None)
                 if reason is not None and None in reasons:
@@ -158,9 +132,9 @@ class Tracing:
         When a channel is removed, `shrinking.zero_out` sets to 0 what the leaf's last axis has of
         it: filters, biases, scales and shifts, but no inputs of other layers.
         """
-        shape = self.shapes[path]
+        shape = self._shapes[path]
         axes = tuple(self._labels.new(size) for size in shape)
-        zero = 0.0 if is_zeroed(path, self.shapes) else None
+        zero = 0.0 if is_zeroed(path, self._shapes) else None
         removed = (None,) * (len(shape) - 1) + (zero,) if shape else ()
         return Value(axes, removed, leaf=path)
 
@@ -192,9 +166,9 @@ class Tracing:
     def _note_layer(self, eqn: Any, result: Value) -> Value:
         """Takes note of a product with a kernel as it stands in the parameters."""
         kernel = result.layer
-        if kernel is None or self.shapes[f"params/{kernel}"] != _shape(eqn.invars[1]):
+        if kernel is None or self._shapes[f"params/{kernel}"] != _shape(eqn.invars[1]):
             return result._replace(layer=None)
-        self.flops[kernel] = self._counts.get(kernel, 0)  # of constants alone, it costs nothing
+        self._flops[kernel] = self._counts.get(kernel, 0)  # of constants alone, it costs nothing
         return result
 
     def _note_company(self, values: list[Value], result: Value) -> None:
@@ -213,13 +187,13 @@ class Tracing:
 
         def path(collection: str, name: str) -> str | None:
             found = f"{norm}/{name}" if norm else name
-            exists = norm is not None and f"{collection}/{found}" in self.shapes
+            exists = norm is not None and f"{collection}/{found}" in self._shapes
             return found if exists else None
 
         return FilterLayer(
             kernel=kernel,
             index=index,
-            num_filters=self.shapes[f"params/{kernel}"][-1],
+            num_filters=self._shapes[f"params/{kernel}"][-1],
             bias=self._biases.get(kernel),
             scale=path("params", "scale"),
             shift=path("params", "bias"),

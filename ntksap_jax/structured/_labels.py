@@ -6,6 +6,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+FIXED = -1
+"""Number of what belongs to no channel that could be removed."""
+
 Axis = np.ndarray | Literal["free"] | None
 """What the indices of one axis are.
 

@@ -61,6 +61,21 @@ class Operation(NamedTuple):
     places: tuple[tuple[int, ...], ...] = ()
 
 
+class LabelledOperation(NamedTuple):
+    """An operation of the original model.
+
+    Attributes:
+        operation: name, place, shapes and constants.
+        axes: for each axis of each result the channels of its indices, as for leaves; "free" where
+            the result is constant along the axis.
+        whole: the same for the array that `operation.places` are places in.
+    """
+
+    operation: Operation
+    axes: tuple[tuple[Any, ...], ...]
+    whole: tuple[Any, ...]
+
+
 def shapes_of(model: nn.Module, call: Call) -> dict[str, Any]:
     """Returns the variables that the model is initialised with, as shapes; computes nothing.
 

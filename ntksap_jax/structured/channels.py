@@ -15,8 +15,8 @@ import numpy as np
 
 from ntksap_jax._placement import is_traced
 from ntksap_jax.structured import _resized
-from ntksap_jax.structured._labelling import FIXED, LabelledOperation
-from ntksap_jax.structured._program import Call, Operation
+from ntksap_jax.structured._labels import FIXED
+from ntksap_jax.structured._program import Call, LabelledOperation, Operation
 from ntksap_jax.structured.types import FilterLayer, Keep
 
 

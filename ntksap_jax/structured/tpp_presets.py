@@ -27,8 +27,8 @@ class Recipe(NamedTuple):
         fine_tune_rates_small: those of the study with the tenth of the rate; empty if none.
 
     >>> recipe = PRESETS["mlp-linear"]
-    >>> recipe.patterns, recipe.batch_size, learning_rate_at(45, recipe.fine_tune_rates)
-    (('hidden_*',), 100, 0.001)
+    >>> recipe.patterns, recipe.batch_size, recipe.fine_tune_rates
+    (('hidden_*',), 100, {0: 0.01, 30: 0.001, 60: 0.0001})
     """
 
     settings: Settings
@@ -110,24 +110,3 @@ def sgd(
     return optax.chain(
         optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum)
     )
-
-
-def learning_rate_at(epoch: int, rates: Mapping[int, float]) -> float:
-    """Returns the learning rate of an epoch (from 0): the entry with the largest key up to it.
-
-    Args:
-        epoch: from 0.
-        rates: learning rates by the epoch from which they hold; one of them from 0.
-
-    Raises:
-        ValueError: no rate for the epoch.
-
-    >>> [learning_rate_at(epoch, {0: 0.01, 60: 0.001}) for epoch in (0, 59, 60, 100)]
-    [0.01, 0.01, 0.001, 0.001]
-    """
-    begun = [start for start in rates if start <= epoch]
-    if not begun:
-        raise ValueError(
-            f"rates: got {dict(rates)!r}, which has none for epoch {epoch}; begin at 0."
-        )
-    return rates[max(begun)]

@@ -72,14 +72,14 @@ def trace(
     _check_model(model)
     variables = _program.shapes_of(model, call)
     tracing = Tracing(model, variables, call)
-    channels = _finish(tracing, call)
+    channels = tracing.channels()
     together = groups(channels)
     # Layers that are tied to others, on residual streams, are where a model's code counts channels.
     for tied in (False, True):
         some = [group for group in together if (len(group) > 1) is tied]
         for group, reason in _unfit(model, variables, channels, some):
             tracing.fix(group[0], reason)
-    channels = _finish(tracing, call)
+    channels = tracing.channels()
     if not any(layer.removable for layer in channels.layers.values()):
         listed = "; ".join(f"{path}: {reason}" for path, reason in channels.reasons.items())
         raise ValueError(
@@ -128,11 +128,6 @@ def resize(model: nn.Module, channels: Channels, removed: np.ndarray) -> _resize
         for module, labels in channels.features.items()
     }
     return _resized.resize(model, features)
-
-
-def _finish(tracing: Tracing, call: Call) -> Channels:
-    found = tracing.number()
-    return Channels(**found._asdict(), flops=tracing.flops, shapes=tracing.shapes, call=call)
 
 
 def _unfit(
