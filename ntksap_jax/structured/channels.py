@@ -26,19 +26,19 @@ class Channels:
 
     Attributes:
         layers: every convolution and dense layer by the path of its kernel, in the order of calls.
-            (One layer has one kernel whose last axis counts its filters: the heads of
-            `nn.MultiHeadDotProductAttention` are none.)
-        labels: for each leaf, by its path from "params/..." or "batch_stats/..." on, and for each
-            of its axes: the number of the channel of every index, -1 for an index that must stay;
-            None for an axis of which all must stay, such as a kernel's pixels.
-        features: the same for the features of each submodule that has a field `features`, by the
-            submodule's path: the numbers that change when channels go.
+            (The projections of `nn.MultiHeadDotProductAttention` are no layers: two axes of their
+            kernels count outputs.)
+        labels: by the path of a leaf, which begins with "params/" or "batch_stats/", for every axis
+            of the leaf an array with the channel of every index, -1 for an index that must stay; or
+            None, if all of them must stay, such as the pixels of a kernel.
+        features: the same for the features of every submodule that has a field `features`, by the
+            path of the submodule. These numbers change when channels are removed.
         num_channels: how many channels there are.
         reasons: why the filters of a layer must stay, by kernel, for those that are not removable.
         flops: FLOPs of each layer's kernel for one example, see `ntksap_jax.flops`.
         shapes: shape of every leaf, by path.
         call: how the model was called.
-        program: the operations that it carried out, their results' axes labelled as the leaves are.
+        program: the operations that it carried out, with labels for the axes of their results.
 
     >>> import flax.linen as nn
     >>> from ntksap_jax.structured.tracing import trace
@@ -59,14 +59,14 @@ class Channels:
 
 
 def groups(channels: Channels) -> list[tuple[str, ...]]:
-    """Returns the layers whose filters are tied, such as all that write to one residual stream.
+    """Returns which layers are tied, such as those that write to the same residual stream.
 
     Args:
         channels: the model's channels.
 
     Returns:
-        Kernel paths in the order of calls, a tuple for each group of removable layers; a layer that
-        is tied to no other is a group by itself. Layers that have only some filters in common count
+        Groups of removable layers in the order of calls, as tuples of kernel paths. A layer that is
+        tied to no other is a group by itself. Layers that share only some of their channels count
         as tied.
 
     >>> import flax.linen as nn
@@ -74,18 +74,16 @@ def groups(channels: Channels) -> list[tuple[str, ...]]:
     >>> groups(trace(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), (4,)))
     [('layers_0/kernel',)]
     """
-    found: list[tuple[list[str], set[int]]] = []
+    members: list[tuple[list[str], set[int]]] = []  # kernel paths, and all their channels
     for path, layer in channels.layers.items():
         if layer.removable:
             own = set(filter_channels(channels, path).tolist())
-            tied = [group for group in found if group[1] & own]
-            found = [group for group in found if not group[1] & own]
-            paths = [one for group in tied for one in group[0]]
-            found.append(([*paths, path], own.union(*(group[1] for group in tied))))
+            tied = [group for group in members if group[1] & own]
+            members = [group for group in members if not group[1] & own]
+            paths = [tied_path for group in tied for tied_path in group[0]]
+            members.append(([*paths, path], own.union(*(group[1] for group in tied))))
     order = {path: index for index, path in enumerate(channels.layers)}
-    together: list[tuple[str, ...]] = [
-        tuple(sorted(paths, key=order.__getitem__)) for paths, _ in found
-    ]
+    together = [tuple(sorted(paths, key=order.__getitem__)) for paths, _ in members]
     return sorted(together, key=lambda paths: order[paths[0]])
 
 
@@ -100,15 +98,15 @@ def filter_channels(channels: Channels, kernel: str) -> np.ndarray:
 
 
 def expand(channels: Channels, keep: Keep) -> dict[str, np.ndarray]:
-    """Checks which filters are to be kept, and completes it with all layers that are tied to those.
+    """Completes a choice of filters with the layers that are tied to the chosen ones; checks it.
 
     Args:
         channels: the model's channels.
-        keep: by kernel path, a boolean array (num_filters,), True keeps. Layers that are absent
-            follow those that they are tied to, and stay whole otherwise.
+        keep: by kernel path, a boolean array (num_filters,), True keeps. A layer that is absent
+            follows those that it is tied to, and stays whole if it is tied to none.
 
     Returns:
-        The same for all layers, in the order of calls, as NumPy arrays.
+        The choice for all layers, in the order of calls, as NumPy arrays.
 
     Raises:
         TypeError: an entry that is not a boolean array, or not known yet (a tracer).
@@ -189,13 +187,13 @@ def removed_channels(channels: Channels, keep: Keep) -> np.ndarray:
         numbers = filter_channels(channels, path)
         wrong = np.flatnonzero(np.asarray(kept) & is_removed(numbers, removed))
         if len(wrong):
-            other = removed_by[int(numbers[wrong[0]])]
+            remover = removed_by[int(numbers[wrong[0]])]
             raise ValueError(
                 f"keep: layer {path!r} keeps filter {wrong[0]}, but "
                 + (
-                    f"{other!r}, which is tied to it, removes it. Give the same channels to both, "
+                    f"{remover!r}, which is tied to it, removes it. Give the same channels to both, "
                     "or leave one of the two out: structured.groups(channels) lists what is tied."
-                    if other != path
+                    if remover != path
                     else "removes another filter that is tied to it."
                 )
             )

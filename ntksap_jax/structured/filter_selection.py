@@ -1,4 +1,4 @@
-"""Selection of filters by a ratio a layer, as TPP does; `global_selection` has one threshold."""
+"""Selection of filters by a pruning ratio for every layer, as in TPP."""
 
 from __future__ import annotations
 
@@ -121,13 +121,13 @@ def select(
     Args:
         scores: a number per filter, as of `l1` or `by_gate`; concrete.
         ratios: fraction of filters to prune, in [0, 1), by path of the kernel; see `ratios`.
-        min_filters: each layer keeps at least so many (all, where it has fewer).
-        multiple_of: the number that stays is rounded up to a multiple of this (at most to all),
-            such as 8 for hardware that prefers it.
+        min_filters: every layer keeps at least this many (all, if it has fewer).
+        multiple_of: the number that stays is rounded up to a multiple of this (at most to all of
+            them), such as 8 where the hardware prefers it.
 
     Returns:
-        Boolean arrays for the layers with a ratio above 0; the others stay whole. Of equal scores
-        the earlier filter stays.
+        Boolean arrays for the layers with a ratio above 0; the others stay whole. Of filters with
+        equal scores the earlier one stays.
 
     Raises:
         ValueError: a ratio for a layer without scores, or out of range; scores that are not finite.

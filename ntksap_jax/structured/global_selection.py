@@ -34,9 +34,9 @@ def select_global(
 ) -> dict[str, np.ndarray]:
     """Prunes the lowest-scoring filters of the whole network until the rest fits a budget.
 
-    As few are pruned as the budget demands, found by bisection on the ranking: `cost` is called
-    some dozen times. (Measured time is noisy and jumps: the result fits the budget, but a larger
-    network might too.) Filters that are tied, as on a residual stream, go together.
+    No more are pruned than the budget demands: the number is found by bisection on the ranking,
+    which calls `cost` about a dozen times. Filters that are tied, as on a residual stream, go
+    together. (Measured time is noisy: the result fits the budget, but a larger network might too.)
 
     Args:
         scores: a number per filter, comparable between layers, the same for tied filters, as `l1`
@@ -47,10 +47,10 @@ def select_global(
             number of filters is rounded.
         budget: in the place of `density`, the highest cost itself.
         cost: what is counted, see `Cost`.
-        keep: filters that were pruned before stay pruned; by default none were.
-        min_filters: each layer keeps at least so many, its best (all, where fewer are left).
-        multiple_of: the number that stays in a layer is rounded up to a multiple of this, at most
-            to all that are left, such as 8 for hardware that prefers it. The budget still holds.
+        keep: an earlier choice; what it pruned stays pruned. By default nothing was.
+        min_filters: every layer keeps at least this many, its best (all, if fewer are left).
+        multiple_of: the number that stays in a layer is rounded up to a multiple of this (at most
+            to all that are left), such as 8 where the hardware prefers it. The budget still holds.
 
     Returns:
         Boolean arrays for all removable layers. Of equal scores earlier layers and filters stay.
@@ -127,8 +127,8 @@ def _scored_channels(scores: FilterScores, channels: Channels) -> dict[str, np.n
         expected = (channels.layers[path].num_filters,)
         if np.shape(values) != expected:
             raise ValueError(
-                f"scores: {path!r} has shape {np.shape(values)}, expected {expected}, a number a "
-                "filter."
+                f"scores: {path!r} has shape {np.shape(values)}, expected {expected}, one number "
+                "per filter."
             )
     numbers = {
         path: filter_channels(channels, path)

@@ -50,7 +50,7 @@ def gram_matrix(kernel: jax.Array, keep: Any) -> jax.Array:
     """Returns W Wᵀ (N, N) of the filters of a kernel (..., N), at full precision.
 
     Raises:
-        ValueError: a `keep` that is not one boolean a filter.
+        ValueError: a `keep` that is not one boolean per filter.
     """
     if jnp.shape(keep) != kernel.shape[-1:]:
         raise ValueError(

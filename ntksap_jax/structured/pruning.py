@@ -56,7 +56,7 @@ def prune_model(
         input_shape: shape of one example, without the batch axis.
         dtype: type of the inputs.
         batch: data for the criterion, if it needs any.
-        min_filters: every layer keeps at least so many (all, where it has fewer).
+        min_filters: every layer keeps at least this many (all, if it has fewer).
         multiple_of: the number that stays in a layer is rounded up to a multiple of this.
         **apply_kwargs: arguments that put the module in evaluation mode, such as `train=False`.
 

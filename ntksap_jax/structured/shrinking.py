@@ -30,11 +30,11 @@ _VERSION = "2"
 
 
 def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
-    """Sets to 0 what belongs to the filters that are not kept, so that they contribute nothing.
+    """Sets everything that belongs to the removed filters to 0, so that they contribute nothing.
 
-    That is their kernels' entries, biases, scales and shifts, in all layers that are tied (and the
-    running mean of a normalisation without scale). Other layers' inputs and the other statistics
-    stay as they are. The filters' activations are then 0, in training mode too.
+    These are the entries of kernels, biases, scales and shifts, in all layers that are tied (and
+    the running mean of a normalisation without a scale). The inputs of later layers and the other
+    statistics stay as they are. The activations of these filters are then 0, in training mode too.
 
     Args:
         variables: `{"params": ..., "batch_stats": ...}` of the model that was traced; may be
@@ -78,10 +78,10 @@ def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
 def shrink(
     model: nn.Module, variables: Any, channels: Channels, keep: Keep
 ) -> tuple[nn.Module, Any]:
-    """Removes the filters that are not kept, and all that belongs to them.
+    """Removes the filters that are not kept, and everything that belongs to them.
 
-    Nothing is rescaled or compensated for. After `zero_out` with the same `keep` the function stays
-    the same to rounding; without it, what the removed filters did is lost.
+    Nothing is rescaled or compensated for. After `zero_out` with the same `keep`, the function is
+    the same up to rounding; without it, the contribution of the removed filters is lost.
 
     Args:
         model: the module that was traced; perhaps the result of another `shrink`.

@@ -45,15 +45,15 @@ class Settings(NamedTuple):
     Attributes:
         gram_weight: w, the factor of the Gram penalties (`lw_opp`).
         gram: the penalty of one layer.
-        l2: which of a pruned filter's own values are pulled to zero: names among `"kernel"`,
-            `"bias"`, `"scale"` and `"shift"` (the latter two of the normalisation behind it).
+        l2: which parameters of a pruned filter are pulled to zero: any of `"kernel"`, `"bias"`,
+            `"scale"` and `"shift"` (the last two are those of the normalisation behind it).
         update_interval: steps between two increments of λ (K_u).
         increment: how much λ grows at each (Δ).
         ceiling: λ grows until it is at least this. It is not clamped: Δ = 0.3 ends at 1.2.
         stabilise_steps: further steps at the final λ (K_s).
-        zero_out_interval: steps from one layer's being set to zero to the next layer's, counted
-            from the end of the growth and over all convolution and dense layers, pruned or not;
-            None sets nothing to zero (the code of the paper's time).
+        zero_out_interval: number of steps between setting one layer to zero and the next, from the
+            end of the growth on; all convolution and dense layers count, pruned or not. None sets
+            nothing to zero (as the code did when the paper came out).
 
     >>> settings = Settings(increment=1e-3, stabilise_steps=1000)  # a tenth of the growth
     >>> num_steps(settings), settings.gram_weight
@@ -251,10 +251,10 @@ def regularise(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimiser so that plain training becomes the regularised stage of TPP.
 
-    Each update adds the penalty's gradient at λ(t) to the loss's, lets the optimiser step, and sets
-    to zero what is due; momentum goes on underneath, as in the released code. Train `num_steps`
-    steps; then the pruned filters are zero and can be cut out. It must be the outermost
-    transformation. The released code's optimiser is SGD with momentum 0.9 at rate 0.001.
+    Every update adds the gradient of the penalty at λ(t) to that of the loss, lets the optimiser
+    step, and sets the filters of a layer to zero once it is their turn. Momentum goes on
+    underneath, as in the released code. After `num_steps` steps the pruned filters are zero and can
+    be cut out. This must be the outermost transformation. The released code's optimiser is SGD with momentum 0.9 at rate 0.001.
 
     Args:
         optimizer: any optax transformation, or a chain of them.

@@ -36,13 +36,12 @@ def trace(
 ) -> Channels:
     """Finds the channels of a model by tracing it; nothing is computed.
 
-    A filter is removable if the model without its channel computes what the whole model does after
-    `shrinking.zero_out`. That asks three things of the model: that every operation on the way is
-    understood (convolutions, dense layers, batch normalisation, sums, products, activations, pools,
-    flattening, concatenation, padding, slices); that activations f have f(0) = 0; and that its own
-    code goes on working when the number of channels changes, which is tried out on a few channels
-    of each group of layers. A layer for which something of that fails is not removable; `reasons`
-    says what.
+    A filter is removable if the model without its channel computes what the whole model computes
+    after `zero_out`. Three things are needed. Every operation on the way must be known:
+    convolutions, dense layers, batch normalisation, sums, products, activations, pools, flattening,
+    concatenation, padding and slices. Activations f must have f(0) = 0. And the code of the model
+    must still work when the number of channels changes, which is tried out on a few channels of
+    each group of layers. If one of these fails, the layer is not removable; `reasons` says why.
 
     Args:
         model: the (unbound) linen module, called as `model(inputs, **apply_kwargs)`.

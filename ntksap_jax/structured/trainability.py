@@ -146,7 +146,7 @@ def summarise(values: jax.Array) -> Spectrum:
 
 
 def orthp(params: Params, channels: Channels, *, gain: float = 1.0) -> Params:
-    r"""OrthP: replaces every kernel by the orthogonal one that QR decomposition finds of it.
+    r"""Replaces every kernel by the orthogonal factor of its QR decomposition (OrthP).
 
     With a row of W for each filter: W (if it is wide, Wᵀ) = Q R, the signs such that R's diagonal
     is positive, and Q (Qᵀ) times the gain replaces W. All singular values of the Jacobian of
