@@ -191,7 +191,7 @@ def removed_channels(channels: Channels, keep: Keep) -> np.ndarray:
             raise ValueError(
                 f"keep: layer {path!r} keeps filter {wrong[0]}, but "
                 + (
-                    f"{remover!r}, which is tied to it, removes it. Give the same channels to both, "
+                    f"{remover!r}, which is tied to it, removes it. Give both the same channels, "
                     "or leave one of the two out: structured.groups(channels) lists what is tied."
                     if remover != path
                     else "removes another filter that is tied to it."

@@ -254,7 +254,8 @@ def regularise(
     Every update adds the gradient of the penalty at λ(t) to that of the loss, lets the optimiser
     step, and sets the filters of a layer to zero once it is their turn. Momentum goes on
     underneath, as in the released code. After `num_steps` steps the pruned filters are zero and can
-    be cut out. This must be the outermost transformation. The released code's optimiser is SGD with momentum 0.9 at rate 0.001.
+    be cut out. This must be the outermost transformation. The optimiser of the released code is SGD
+    with momentum 0.9 at rate 0.001.
 
     Args:
         optimizer: any optax transformation, or a chain of them.
