@@ -13,7 +13,6 @@ import optax
 import pytest
 from hypothesis import strategies as st
 
-from experiments.tpp import schedules
 from experiments.training import steps as training
 from ntksap_jax import masks, structured
 from ntksap_jax.structured import baselines, gram, tpp, tpp_presets
@@ -241,7 +240,7 @@ def test_accuracy_is_the_authors_top_1():
 @pytest.mark.parametrize("text", RECORDED["lr_schedule"])
 def test_learning_rates_by_epoch(text):
     rates = {int(e): float(r) for e, r in (entry.split(":") for entry in text.split(","))}
-    schedule = schedules.drops(rates[0], list(rates)[1:], steps_per_epoch=1)
+    schedule = training.drops(rates[0], list(rates)[1:], steps_per_epoch=1)
     for epoch, want in RECORDED["lr_schedule"][text]:
         assert float(schedule(epoch)) == pytest.approx(want)
     recipes = tpp_presets.PRESETS.values()
