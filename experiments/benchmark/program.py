@@ -187,45 +187,43 @@ def time_cases(options: Options, chosen: dict[str, Any], console: Console) -> in
                     for side in times.sides.values():
                         versions |= side.ready.versions
                     measured.append(times)
-                    summaries.append(results.summarise(times))
-                    tracker.line(describe(summaries[-1]))
+                    summaries += results.summarise(times)
+                    tracker.line(describe(results.summarise(times)[0]))
                 else:
                     tables.append(case())
             except ChildLost as lost:
                 print(f"error: {name}: {lost}", file=sys.stderr)
             else:
-                _write(options.json, results.to_json(measured, summaries, tables, setting))
+                _write(options.json, results.to_json(measured, tables, setting))
             tracker.advance()
 
+    about = []
     if summaries:
         tables = [*results.tables(summaries), *tables]
         machine = f"{cores} cores, {setting['processor']}"
+        names = [f"{name} {version}" for name, version in versions.items()]
         about = [
-            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+            ("matrix product", results.peak_text(summaries)),
+            ("versions", ", ".join(names)),
             ("machine", machine),
             ("rounds", str(options.repeats)),
         ]
-        _show(console, tables, results.notes(summaries))
+    if options.picture and summaries:
+        figure = picture.draw(summaries, f"Time and rate of a step on {machine}")
+        figure.savefig(options.picture, dpi=130)
+    _show(console, tables)
+    if about:
         show_plan(console, "Measured with", about)
-        items = [*results.notes(summaries), *(f"{name}: {value}" for name, value in about)]
-        _write(options.markdown, results.markdown(tables, items))
-        if options.picture:
-            figure = picture.draw(summaries, f"Time and rate of a step on {machine}")
-            figure.savefig(options.picture, dpi=130)
-    elif tables:
-        _show(console, tables)
-        _write(options.markdown, results.markdown(tables))
-    return 0 if len(summaries) == sum(isinstance(case, Case) for case in chosen.values()) else 1
+    _write(options.markdown, results.markdown(tables, [": ".join(pair) for pair in about]))
+    return 0 if len(measured) == sum(isinstance(case, Case) for case in chosen.values()) else 1
 
 
-def _show(console: Console, tables: Sequence[Table], sentences: Sequence[str] = ()) -> None:
+def _show(console: Console, tables: Sequence[Table]) -> None:
     console.print()
     for table in tables:
         show_table(console, table.title, table.header, table.rows)
         console.print(table.legend)
         console.print()
-    for sentence in sentences:
-        console.print(sentence)
 
 
 def _write(path: Path | None, text: str) -> None:

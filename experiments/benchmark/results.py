@@ -1,4 +1,4 @@
-"""From times to what people read: ratios with their spread, rates, tables, sentences."""
+"""From times to what people read: ratios with their spread, rates, tables."""
 
 from __future__ import annotations
 
@@ -46,45 +46,32 @@ class Side(NamedTuple):
     memory_warm: float | None
 
 
-class Extra(NamedTuple):
-    """Something that was timed beside our step.
-
-    Attributes:
-        name: what.
-        seconds: how long it took.
-        step_ratio: time of the case's step over its time.
-        torch_ratio: its time over that of the same by PyTorch, or else of PyTorch's step; None
-            without PyTorch.
-    """
-
-    name: str
-    seconds: Quartiles
-    step_ratio: Quartiles
-    torch_ratio: Quartiles | None
-
-
 class Summary(NamedTuple):
-    """What is said of a case.
+    """What is said of a step of a case.
 
     Attributes:
-        name: of the case.
-        rounds: how many counted.
+        case: name of the case.
+        step: `STEP`, or the name of something that was timed beside it.
         ours: our side.
         torch: PyTorch's in the layout that was faster; None without PyTorch.
-        ratio: our time over its time, round by round; None without PyTorch.
+        ratio: our time over its time, round by round; None without PyTorch. Where PyTorch's side
+            has no such step, over the time of its `STEP`.
         peak: GFLOP/s of the matrix product: the better side's median; None where not taken.
         compile_seconds: ours; None where compilation is part of the time.
-        extras: what was timed beside.
     """
 
-    name: str
-    rounds: int
+    case: str
+    step: str
     ours: Side
     torch: Side | None
     ratio: Quartiles | None
     peak: float | None
     compile_seconds: float | None
-    extras: list[Extra]
+
+    @property
+    def name(self) -> str:
+        """What the row of a table is called."""
+        return self.case if self.step == STEP else f"{self.case}, {self.step}"
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
@@ -108,52 +95,46 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Quartiles:
     return quartiles([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
-def summarise(measurement: Measurement) -> Summary:
-    """Says what the times of a case mean."""
-    sides = measurement.sides
-    ours = sides[OURS]
+def summarise(measurement: Measurement) -> list[Summary]:
+    """Says what the times of a case mean: of its step, and of each that was timed beside it."""
+    sides = measurement.sides.values()
     products = [
-        quartiles(side.seconds(MATMUL)).median
-        for side in sides.values()
-        if MATMUL in side.rounds[0].seconds
+        quartiles(side.seconds(MATMUL)).median for side in sides if MATMUL in side.rounds[0].seconds
     ]
     peak = 2 * MATMUL_SIZE**3 / min(products) / 1e9 if products else None
-    described = {name: _side(name, side, ours.ready.flops, peak) for name, side in sides.items()}
+    names = [name for name in measurement.sides[OURS].rounds[0].seconds if name != MATMUL]
+    return [_summarise(measurement, name, peak) for name in names]
+
+
+def _summarise(measurement: Measurement, step: str, peak: float | None) -> Summary:
+    sides = measurement.sides
+    ours = sides[OURS]
+    described = {
+        name: _side(name, side, step, ours.ready.flops, peak) for name, side in sides.items()
+    }
     torch = min(
         (side for name, side in described.items() if name != OURS),
         key=lambda side: side.seconds.median,
         default=None,
     )
-    step = ours.seconds(STEP)
     compile_seconds = None
     if ours.warm_up is not None:
-        more = ours.warm_up.seconds[STEP] - quartiles(step).median
+        more = ours.warm_up.seconds[step] - described[OURS].seconds.median
         compile_seconds = ours.ready.compile_seconds + max(0.0, more)
-    theirs = None if torch is None else sides[torch.name]
-
-    def extra(name: str) -> Extra:
-        seconds = ours.seconds(name)
-        against = None
-        if theirs is not None:
-            their_name = name if name in theirs.rounds[0].seconds else STEP
-            against = ratio(seconds, theirs.seconds(their_name))
-        return Extra(name, quartiles(seconds), ratio(step, seconds), against)
-
     return Summary(
-        name=measurement.case.name,
-        rounds=len(step),
+        case=measurement.case.name,
+        step=step,
         ours=described[OURS],
         torch=torch,
-        ratio=None if theirs is None else ratio(step, theirs.seconds(STEP)),
+        ratio=None if torch is None else ratio(ours.seconds(step), sides[torch.name].seconds(step)),
         peak=peak,
         compile_seconds=compile_seconds,
-        extras=[extra(name) for name in ours.rounds[0].seconds if name not in (STEP, MATMUL)],
     )
 
 
-def _side(name: str, side: types.Side, flops: float | None, peak: float | None) -> Side:
-    seconds = quartiles(side.seconds(STEP))
-    gflops = None if flops is None else flops / seconds.median / 1e9
+def _side(name: str, side: types.Side, step: str, flops: float | None, peak: float | None) -> Side:
+    seconds = quartiles(side.seconds(step))
+    gflops = None if flops is None or step != STEP else flops / seconds.median / 1e9
     warm = _more(side, side.rounds)
     cold = _more(side, [side.warm_up]) if side.warm_up else warm
     return Side(
@@ -210,7 +191,7 @@ def interval(values: Quartiles) -> str:
 
 
 def tables(summaries: Sequence[Summary]) -> list[Table]:
-    """Makes the tables, with a row for each case."""
+    """Makes the tables of times, and of compilation and memory."""
     header = (
         "case",
         "ours, ms",
@@ -231,7 +212,7 @@ def tables(summaries: Sequence[Summary]) -> list[Table]:
     resources = Table(
         "Compilation and memory",
         ("case", "compile, s", "memory, MiB", "once compiled", "PyTorch's"),
-        [_resources(summary) for summary in summaries],
+        [_resources(summary) for summary in summaries if summary.step == STEP],
         "Memory: what the process held before the first step, and what it held more at its peak, "
         "compilation included. Once compiled: the peak of the rounds after the first.",
     )
@@ -266,23 +247,12 @@ def _memory(side: Side) -> str:
     return NONE if side.memory is None else f"{side.memory:.0f} + {side.memory_more:.0f}"
 
 
-def notes(summaries: Sequence[Summary]) -> list[str]:
-    """Makes the sentences about what has no column."""
-    sentences = []
-    for summary in summaries:
-        for extra in summary.extras:
-            against = ""
-            if extra.torch_ratio is not None:
-                against = f", {interval(extra.torch_ratio)} times PyTorch's time"
-            sentences.append(
-                f"{summary.name}: {extra.name} takes {number(1e3 * extra.seconds.median)} ms"
-                f"{against}; the case takes {interval(extra.step_ratio)} times as long as that."
-            )
+def peak_text(summaries: Sequence[Summary]) -> str:
+    """Says how fast the matrix product was."""
     peaks = [summary.peak for summary in summaries if summary.peak is not None]
-    if peaks:
-        span = f"{number(min(peaks))} to {number(max(peaks))}"
-        sentences.append(f"Matrix product: {span} GFLOP/s, by case.")
-    return sentences
+    if not peaks:
+        return "not taken"
+    return f"{number(min(peaks))} to {number(max(peaks))} GFLOP/s, by case"
 
 
 def markdown(shown: Sequence[Table], items: Sequence[str] = ()) -> str:
@@ -298,14 +268,17 @@ def markdown(shown: Sequence[Table], items: Sequence[str] = ()) -> str:
 
 def to_json(
     measurements: Sequence[Measurement],
-    summaries: Sequence[Summary],
     other_tables: Sequence[Table],
     setting: Mapping[str, Any],
 ) -> str:
     """Returns all that was measured, raw times included, and what was made of it."""
     cases = [
-        {"case": dataclasses.asdict(measured.case), "sides": measured.sides, "summary": summary}
-        for measured, summary in zip(measurements, summaries, strict=True)
+        {
+            "case": dataclasses.asdict(measured.case),
+            "sides": measured.sides,
+            "summaries": summarise(measured),
+        }
+        for measured in measurements
     ]
     content = {"setting": setting, "cases": cases, "tables": other_tables}
     return json.dumps(_plain(content), indent=1) + "\n"

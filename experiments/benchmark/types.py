@@ -118,8 +118,8 @@ class Side(NamedTuple):
     rounds: list[Round]
 
     def seconds(self, step: str) -> list[float]:
-        """Returns the times of a step, one for each round."""
-        return [measured.seconds[step] for measured in self.rounds]
+        """Returns the times of a step, or of `STEP` if there is none of this name, by round."""
+        return [measured.seconds.get(step, measured.seconds[STEP]) for measured in self.rounds]
 
 
 class Measurement(NamedTuple):
