@@ -25,6 +25,7 @@ from experiments.shell import command_line
 from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
+from experiments.tpp import program as tpp
 
 EITHER = [0, pytest.param(1, marks=pytest.mark.by_hand)]
 """Which of two processes something happens to."""
@@ -45,7 +46,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(number, port, arguments, *, count=2, folder, through="flags"):
+def start(number, port, arguments, *, folder, through, program):
     """Starts one of the processes of a run, each in a folder of its own."""
     environment = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(DEVICES_EACH))
     flags = ["--distributed"]
@@ -53,20 +54,20 @@ def start(number, port, arguments, *, count=2, folder, through="flags"):
         environment |= {
             "SLURM_JOB_ID": "7",
             "SLURM_STEP_NODELIST": "localhost",
-            "SLURM_NTASKS": str(count),
+            "SLURM_NTASKS": "2",
             "SLURM_PROCID": str(number),
             "SLURM_LOCALID": str(number),
             "JAX_COORDINATOR_PORT": str(port),
         }
     else:
-        flags += ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(count)]
+        flags += ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"]
         flags += ["--process-id", str(number)]
     own = folder / f"process-{number}"
     own.mkdir(parents=True, exist_ok=True)
     environment["PYTHONPATH"] = str(kill_harness.ROOT)
     with (folder / f"output-{number}.txt").open("a") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "experiments.cifar", *arguments, *flags],
+            [sys.executable, "-m", program, *arguments, *flags],
             cwd=own,
             env=environment,
             stdout=output,
@@ -75,7 +76,7 @@ def start(number, port, arguments, *, count=2, folder, through="flags"):
 
 
 @contextlib.contextmanager
-def two_processes(folder, *arguments, others=(), through="flags"):
+def two_processes(folder, *arguments, others=(), through="flags", program="experiments.cifar"):
     """Starts two processes of a run, and kills them in the end.
 
     Args:
@@ -83,10 +84,11 @@ def two_processes(folder, *arguments, others=(), through="flags"):
         arguments: of both.
         others: more of them, for process 1 only.
         through: how they find each other.
+        program: what they run.
     """
     port = free_port()
     processes = [
-        start(number, port, [*arguments, *more], folder=folder, through=through)
+        start(number, port, [*arguments, *more], folder=folder, through=through, program=program)
         for number, more in enumerate([(), others])
     ]
     try:
@@ -145,12 +147,12 @@ def assert_near(runs, others):
                 assert float(row[column]) == pytest.approx(float(other[column]), rel=1e-3), column
 
 
-@pytest.mark.long
+@pytest.mark.programs
 def test_two_processes_come_to_the_result_of_one(together, alone):
     assert_near(together / "process-0" / "runs", alone)
 
 
-@pytest.mark.long
+@pytest.mark.programs
 def test_the_leader_alone_writes(together):
     assert written(together / "process-1") == []
     assert output(together, 1).replace("\n", "").count("Plan") == 0
@@ -160,7 +162,7 @@ def test_the_leader_alone_writes(together):
     assert len(session["devices"]) == 2 * DEVICES_EACH
 
 
-@pytest.mark.long
+@pytest.mark.programs
 @pytest.mark.parametrize("number", EITHER)
 def test_preempted_in_one_process_all_save_and_the_run_goes_on(together, tmp_path, number):
     folder = tmp_path
@@ -187,6 +189,30 @@ def wait_for(processes, path):
         assert time.monotonic() < deadline, f"{path} does not come"
         assert all(process.poll() is None for process in processes), "a process ended"
         time.sleep(0.01)
+
+
+TPP = [
+    *("demo", "--model", "mlp", "--width", "10", "--pretrain-epochs", "2", "--increment", "0.1"),
+    *("--pretrain-drop-epochs", "1", "--update-interval", "1", "--stabilise-steps", "23"),
+    *("--zero-out-interval", "3", "--finetune-epochs", "2", "--latency-repeats", "3"),
+    *("--jsv-images", "4", "--compare"),
+]
+
+
+@pytest.mark.programs
+def test_filters_are_pruned_by_two_processes_as_by_one(tmp_path):
+    with two_processes(tmp_path, *TPP, program="experiments.tpp") as processes:
+        assert codes(processes) == [0, 0], output(tmp_path, 0) + output(tmp_path, 1)
+    assert written(tmp_path / "process-1") == []
+    tpp.main([*TPP, "--runs-dir", str(tmp_path / "alone")])
+    [ours] = (tmp_path / "process-0" / "runs" / "tpp").glob("digits-*")
+    theirs = tmp_path / "alone" / ours.name
+    assert (ours / "keep.json").read_bytes() == (theirs / "keep.json").read_bytes()
+    for name in ("regularise.csv", "metrics.csv"):
+        tables = [run_folder.read_table(folder / name) for folder in (ours, theirs)]
+        for row, other in zip(*tables, strict=True):
+            del row["seconds"], other["seconds"]
+            assert row == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
 # -- What goes wrong -----------------------------------------------------------------------------
@@ -279,7 +305,7 @@ def test_alone_in_the_world(capfd, monkeypatch):
     assert error.count("\n") == 1
 
 
-@pytest.mark.long
+@pytest.mark.programs
 def test_an_error_in_one_process_ends_the_others(tmp_path):
     with two_processes(tmp_path, *OPTIONS, others=["--num-samples", "4"]) as processes:
         assert codes(processes) == [1, 1]
@@ -289,7 +315,7 @@ def test_an_error_in_one_process_ends_the_others(tmp_path):
         assert "another --num-samples than process 0: 4, not 3" in output(tmp_path, number)
 
 
-@pytest.mark.long
+@pytest.mark.programs
 @pytest.mark.parametrize("number", EITHER)
 def test_a_process_that_is_killed_does_not_leave_the_other_waiting(tmp_path, number):
     with two_processes(tmp_path, *OPTIONS, "--epochs", "1000") as processes:

@@ -23,6 +23,7 @@ from experiments.cifar import program as cifar
 from experiments.data import catalogue, crops, streaming
 from experiments.data.crops import CentreCrop, RandomCrop
 from experiments.data.streaming import StreamedDataset
+from experiments.tpp import program as tpp
 
 CLASSES = ("n03", "n01", "n02")  # As in wnids.txt: not sorted.
 NUM_TRAIN, NUM_TEST = 14, 5
@@ -447,6 +448,24 @@ def test_the_program_prunes_and_trains_on_image_files(root, tmp_path, capsys):
     assert "14 training and 5 test images of 8x8x3, 3 classes" in output
     [path] = (tmp_path / "runs").rglob("summary.json")
     assert json.loads(path.read_text())["dataset_source"].startswith("image files")
+
+
+@pytest.mark.long
+def test_filters_are_pruned_on_image_files(root, tmp_path, capsys):
+    options = [
+        *("demo", "--dataset", "tiny_imagenet", "--data-dir", str(root), "--data-workers", "0"),
+        *("--image-size", "8", "--model", "mlp", "--width", "5", "--batch-size", "8"),
+        *("--method", "l1", "--compare", "--pretrain-epochs", "2", "--finetune-epochs", "1"),
+        *("--jsv-images", "2", "--latency-repeats", "3", "--runs-dir", str(tmp_path / "runs")),
+    ]
+    with pytest.raises(SystemExit):
+        tpp.main([*options, "--no-augment"])
+    assert "--no-augment: the random crops of tiny_imagenet are part" in capsys.readouterr().err
+    tpp.main(options)
+    [path] = (tmp_path / "runs").glob("tiny*/summary.json")
+    summary = json.loads(path.read_text())
+    assert summary["dataset_source"].startswith("image files")
+    assert summary["filters"]["hidden_0/kernel"] == [1, 5]
 
 
 def test_an_image_that_cannot_be_read_ends_the_program_with_one_line(root, tmp_path, capsys):
