@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ntksap_jax as nts
 from experiments.examples import language_model, physics, pretrained, vision_transformer
 from ntksap_jax import criteria, masks, ntk
 
@@ -43,7 +44,7 @@ def check(runs, density):
 # -- Physics ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
+@pytest.mark.programs
 def test_physics(capsys):
     runs = physics.main(
         width=16, depth=1, density=0.5, rounds=2, steps=500, num_points=40, seeds=(0, 1)
@@ -129,7 +130,7 @@ def test_physics_prunes_by_the_kernel_of_the_residual():
 SMALL_LM = {"length": 8, "features": 8, "depth": 1, "num_heads": 2}
 
 
-@pytest.mark.long
+@pytest.mark.programs
 def test_language_model(capsys):
     runs = language_model.main(
         **SMALL_LM, density=0.5, rounds=2, num_samples=1, score_size=4, steps=60, test_windows=32
@@ -147,13 +148,13 @@ def test_the_text_is_all_there_and_its_end_is_kept_for_testing():
     assert int(train.max()) < language_model.VOCABULARY
     text = bytes(np.asarray(train).tolist()).decode()
     assert 'The "assert" statement' in text
-    found = language_model.draw_windows(jax.random.key(0), train, 3, 20)
-    assert all(bytes(window.tolist()).decode() in text for window in np.asarray(found))
+    windows = language_model.draw_windows(jax.random.key(0), train, 3, 20)
+    assert all(bytes(window.tolist()).decode() in text for window in np.asarray(windows))
 
 
 def test_no_character_sees_the_next_and_noise_goes_in_behind_the_embedding():
     model = language_model.LanguageModel(8, 1, 2)
-    network = language_model.nts.linen(model, (6,), dtype=jnp.int32)
+    network = nts.linen(model, (6,), dtype=jnp.int32)
     params = network.init(jax.random.key(0))
     characters = jax.random.randint(jax.random.key(1), (2, 6), 0, language_model.VOCABULARY)
     apply = jax.jit(network.apply)
@@ -170,34 +171,31 @@ def test_no_character_sees_the_next_and_noise_goes_in_behind_the_embedding():
 SMALL_VIT = {"patch_size": 8, "features": 8, "depth": 1, "num_heads": 2}
 
 
-@pytest.mark.long
+@pytest.mark.programs
 def test_vision_transformer(capsys):
     runs = vision_transformer.main(
         **SMALL_VIT, density=0.5, rounds=2, num_samples=1, score_size=4, steps=60, batch_size=32
     )
     by_method = check(runs, 0.5)
     assert by_method["dense"].accuracy > 0.2
-    assert "positions too" in capsys.readouterr().out.replace("\n", " ")
+    assert "NTK-SAP by layer" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_every_prunable_weight_has_one_role_and_attention_kernels_have_three_axes():
     model = vision_transformer.VisionTransformer(10, **SMALL_VIT)
-    network = vision_transformer.nts.linen(model, (32, 32, 1))
-    params = jax.eval_shape(network.init, jax.random.key(0))
-    mask = masks.create(params, include=["/kernel$", "^positions$"])
-    roles = vision_transformer.ROLES.values()
+    params = jax.eval_shape(nts.linen(model, (32, 32, 1)).init, jax.random.key(0))
+    mask = masks.create(params)
     for path, leaf in masks.leaf_paths(mask).items():
+        roles = vision_transformer.ROLES.values()
         assert sum(bool(re.search(pattern, path)) for pattern in roles) == 1, path
         assert leaf.ndim == (3 if "attention" in path else leaf.ndim), path
     assert set(vision_transformer.densities_by_role(mask).values()) == {1.0}
-    without = masks.create(params, exclude="^head/")
-    assert vision_transformer.densities_by_role(without)["head"] is None
 
 
 # -- Pretrained ------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
+@pytest.mark.programs
 def test_pretrained(capsys):
     runs = pretrained.main(
         channels=(8, 16), density=0.5, rounds=2, num_samples=1, per_class=2, steps=60

@@ -1,4 +1,4 @@
-"""The notebooks: pairs in step, and every one run from a clean kernel at a small size."""
+"""The notebooks: in step with their scripts, and each run from a clean kernel at a small size."""
 
 import json
 import os
@@ -14,51 +14,34 @@ import pytest
 from experiments.benchmark import aot
 from experiments.notebooks.aot import tagged_cells
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "notebooks"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "experiments" / "notebooks"
 NAMES = ("quickstart", "your_own_model", "inside_ntk_sap", "structured", "many_devices")
-STORED_BYTES = 4_000
-"""Of the outputs in a notebook that is committed: none, or hardly any."""
 SHOWN_BYTES = 500_000
 """Of the outputs of a run: a reader who keeps them should not keep megabytes."""
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def pair(request):
-    """The script and the notebook made of it."""
-    script = jupytext.read(FOLDER / f"{request.param}.py")
-    return script, nbformat.read(FOLDER / f"{request.param}.ipynb", as_version=4)
-
-
-def cells(notebook):
-    return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
-
-
-def output_bytes(notebook):
-    return sum(len(json.dumps(cell.get("outputs", []))) for cell in notebook.cells)
-
-
-def printed(notebook):
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "".join(output.text for output in outputs if output.output_type == "stream")
-
-
-def pictures(notebook):
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return ["image/png" in output.get("data", {}) for output in outputs].count(True)
+def outputs(notebook):
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
 def execute(name, monkeypatch, folder, *, devices=None):
-    """Runs a notebook from a clean kernel in an empty folder; an error in a cell raises."""
+    """Runs a notebook in an empty folder, as if it had cloned the repository there.
+
+    Returns what it printed and how many pictures it drew; an error in a cell raises.
+    """
+    (folder / "ntksap_jax-clone").symlink_to(ROOT)
     monkeypatch.setenv("NTKSAP_SMALL", "1")
-    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parents[1]))
     if devices:
         flag = f"--xla_force_host_platform_device_count={devices}"
         monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {flag}")
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     resources = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
-    assert output_bytes(notebook) < SHOWN_BYTES
-    return notebook
+    shown = outputs(notebook)
+    assert len(json.dumps(shown)) < SHOWN_BYTES
+    text = "".join(output.text for output in shown if output.output_type == "stream")
+    return text, sum("image/png" in output.get("data", {}) for output in shown)
 
 
 # -- The files -------------------------------------------------------------------------------------
@@ -68,90 +51,80 @@ def test_the_list_is_complete():
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(NAMES)
 
 
-def test_the_notebook_is_made_of_the_script(pair):
-    script, notebook = pair
-    assert cells(notebook) == cells(script), "run `make notebooks`"
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_made_of_its_script_and_begins_as_all_do(name):
+    script = jupytext.read(FOLDER / f"{name}.py")
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    first, second = (
+        [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in one.cells]
+        for one in (notebook, script)
+    )
+    assert first == second, "run `make notebooks`"
     assert notebook.metadata["kernelspec"] == script.metadata["kernelspec"]
-
-
-def test_next_to_nothing_is_stored(pair):
-    assert output_bytes(pair[1]) < STORED_BYTES
-
-
-def test_all_install_in_the_same_way(pair):
-    """One cell, copied: it asks for the repository, and installs nothing but the library."""
-    first = next(cell.source for cell in pair[0].cells if cell.cell_type == "code")
-    quickstart = jupytext.read(FOLDER / "quickstart.py")
-    assert first == next(cell.source for cell in quickstart.cells if cell.cell_type == "code")
-    assert "--no-deps" in first
+    assert not outputs(notebook)
+    start = next(cell.source for cell in script.cells if cell.cell_type == "code")
+    assert 'REPOSITORY = ""' in start and "git" in start
+    assert "pip" not in start
 
 
 # -- Runs ------------------------------------------------------------------------------------------
 
 
-def test_quickstart(monkeypatch, tmp_path):
-    notebook = execute("quickstart", monkeypatch, tmp_path)
-    text = printed(notebook)
-    assert "kept 8 of 152 weights" in text
-    assert "pruned weights that are not 0 after training: 0" in text
-    assert text.rstrip().endswith("equal: True")
-    assert pictures(notebook) == 2
+@pytest.mark.programs
+@pytest.mark.parametrize(
+    ("name", "lines", "pictures"),
+    [
+        (
+            "quickstart",
+            [
+                "kept 8 of 152 weights",
+                "pruned weights that are not 0 after training: 0",
+                "equal: True",
+            ],
+            2,
+        ),
+        (
+            "your_own_model",
+            [f"{model}: 519 of 5192 weights kept" for model in ("linen", "nnx", "plain", "Equinox")]
+            + ["pruned weights that moved: 0"],
+            0,
+        ),
+        ("inside_ntk_sap", ["outputs: 6 inputs with 4 each"], 4),
+        ("structured", ["equal: True"], 1),
+    ],
+)
+def test_a_notebook_runs(name, lines, pictures, monkeypatch, tmp_path):
+    text, drawn = execute(name, monkeypatch, tmp_path)
+    assert all(line in text for line in lines)
+    assert drawn == pictures
 
 
-@pytest.mark.long
-def test_your_own_model(monkeypatch, tmp_path):
-    notebook = execute("your_own_model", monkeypatch, tmp_path)
-    text = printed(notebook)
-    for name in ("linen", "nnx", "plain", "Equinox"):
-        assert f"\n{name}: 519 of 5192 weights kept" in text
-    assert "pruned weights that moved: 0" in text
-    assert pictures(notebook) == 1
-
-
-@pytest.mark.long
-def test_inside_ntk_sap(monkeypatch, tmp_path):
-    notebook = execute("inside_ntk_sap", monkeypatch, tmp_path)
-    assert pictures(notebook) == 6
-
-
-@pytest.mark.long
-def test_structured(monkeypatch, tmp_path):
-    notebook = execute("structured", monkeypatch, tmp_path)
-    assert printed(notebook).rstrip().endswith("equal: True")
-    assert pictures(notebook) == 2
-
-
-@pytest.mark.long
+@pytest.mark.programs
 @pytest.mark.parametrize("devices", [1, 8])
 def test_many_devices(monkeypatch, tmp_path, devices):
-    notebook = execute("many_devices", monkeypatch, tmp_path, devices=devices)
-    text = printed(notebook)
+    text, _ = execute("many_devices", monkeypatch, tmp_path, devices=devices)
     assert f"{devices} device(s), 8 samples: at most {8 // devices} for each" in text
     assert f"each device has {128 // devices} of 128 examples" in text
     assert f"each device has (256, {256 // min(devices, 2)})" in text
-    assert pictures(notebook) == 2
 
 
 # -- On a TPU --------------------------------------------------------------------------------------
 
 
-def test_cells_are_found_by_their_tag():
+def test_cells_are_taken_by_their_tag():
     source = (FOLDER / "quickstart.py").read_text()
-    found = tagged_cells(source, "tpu")
-    assert "def train_step(" in found
-    assert "nts.prune(" not in found
+    cells = tagged_cells(source, "tpu")
+    assert "def train_step(" in cells and "nts.prune(" not in cells
     assert not tagged_cells(source, "gpu")
 
 
-@pytest.mark.long
+@pytest.mark.programs
 @pytest.mark.skipif(not aot.compiler_is_installed(), reason="libtpu is not installed")
 def test_the_quickstarts_programs_compile_for_a_tpu():
     """A score costs about nine forward passes over its inputs, a training step three."""
     environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "default"}
     command = [sys.executable, "-m", "experiments.notebooks.aot"]
-    finished = subprocess.run(
-        command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True, check=False
-    )
+    finished = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-2000:]
     costs = json.loads(finished.stdout)
     forward = costs["evaluation"]["flops"] / 360

@@ -9,27 +9,14 @@ by `inputs="data"`. The text is that of `help()`: the module `pydoc_data.topics`
 Python. The network is a decoder of pre-norm blocks (Radford et al., "Language models are
 unsupervised multitask learners", 2019), much smaller.
 
-On one CPU core it takes about a minute and a half, most of it compilation, and printed at density
-0.05 (one seed; kept of the weights of attention, MLPs and head):
-
-    kept by          weights  attention    MLP   head  nats/char   bits
-    dense            106,496      1.000  1.000  1.000      2.070  2.987
-    random             5,325      0.049  0.050  0.055      2.280  3.289
-    NTK-SAP, noise     5,325      0.090  0.008  0.225      2.261  3.263
-    NTK-SAP, random    5,325      0.095  0.009  0.197      2.257  3.257
-    NTK-SAP, text      5,325      0.120  0.005  0.131      2.267  3.270
-    by frequency                                           3.236  4.669
-
-The three ways agree, and are hardly better than chance. The noise must be as large as embeddings
-are: with a variance of 1 instead of 1 / features all weights but the head's went (0.000, 0.000,
-0.650), and such a network, which sees one character only, was worse than chance (2.314 nats after
-50 more steps, where chance had 2.232).
+What came out is in docs/results/other-models.md.
 """
 
 from __future__ import annotations
 
+import functools
 import pydoc_data.topics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -37,10 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
-from rich.table import Table
 
 import ntksap_jax as nts
+from experiments.examples import shared
 from ntksap_jax import criteria, masks, schedules
 from ntksap_jax.types import Key, Mask, Network, Params
 
@@ -86,22 +72,6 @@ def entropy_of_characters(train_text: jax.Array, test_text: jax.Array) -> float:
 # -- The network -----------------------------------------------------------------------------------
 
 
-class Block(nn.Module):
-    """Attention to what came before, then an MLP; both added to what came in."""
-
-    num_heads: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, length, features) to the same shape."""
-        causal = nn.make_causal_mask(jnp.ones(x.shape[:2]))
-        y = nn.LayerNorm()(x)
-        x = x + nn.MultiHeadDotProductAttention(self.num_heads, name="attention")(y, mask=causal)
-        y = nn.LayerNorm()(x)
-        y = nn.gelu(nn.Dense(4 * x.shape[-1], name="mlp_in")(y))
-        return x + nn.Dense(x.shape[-1], name="mlp_out")(y)
-
-
 class LanguageModel(nn.Module):
     """Embeddings of characters and positions, blocks, a linear head."""
 
@@ -115,37 +85,11 @@ class LanguageModel(nn.Module):
         x = nn.Embed(VOCABULARY, self.features, name="characters")(characters)
         x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
         for index in range(self.depth):
-            x = Block(self.num_heads, name=f"block_{index}")(x)
+            x = shared.Block(self.num_heads, causal=True, name=f"block_{index}")(x)
         return nn.Dense(VOCABULARY, name="head")(nn.LayerNorm()(x))
 
 
 # -- Pruning and training --------------------------------------------------------------------------
-
-
-def make_train(
-    network: Network, text: jax.Array, *, length: int, steps: int, batch_size: int
-) -> Callable[..., Any]:
-    """Makes `train(key, params, mask) -> (params, losses)`, compiled once for all masks."""
-
-    @jax.jit
-    def train(key: Key, params: Params, mask: Mask) -> tuple[Params, jax.Array]:
-        warmup = min(steps // 10, 50)
-        rate = optax.warmup_cosine_decay_schedule(0.0, 5e-3, warmup, steps)
-        optimizer = nts.constrain_to_mask(optax.adamw(rate, weight_decay=0.05), mask)
-        params = masks.apply(mask, params)
-
-        def step(state: Any, key: Key) -> tuple[Any, jax.Array]:
-            params, opt_state = state
-            windows = draw_windows(key, text, batch_size, length + 1)
-            loss, gradients = jax.value_and_grad(cross_entropy, argnums=1)(network, params, windows)
-            updates, opt_state = optimizer.update(gradients, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), loss
-
-        state = (params, optimizer.init(params))
-        (params, _), losses = jax.lax.scan(step, state, jax.random.split(key, steps))
-        return params, losses
-
-    return train
 
 
 def cross_entropy(network: Network, params: Params, windows: jax.Array) -> jax.Array:
@@ -190,18 +134,23 @@ def main(
         "NTK-SAP, random": criteria.ntk_sap(network, inputs=random_characters, **sizes),
         "NTK-SAP, text": criteria.ntk_sap(network, inputs="data", **sizes),
     }
-    text_batch = (draw_windows(text_key, train_text, score_size, length), None)
+    batch = (draw_windows(text_key, train_text, score_size, length), None)
     schedule = schedules.exponential(density, rounds=rounds)
-    found = {"dense": masks.create(params)}
+    to_train = {"dense": masks.create(params)}
     for method, score in scores.items():
-        found[method], _ = nts.prune(mask_key, params, score, schedule=schedule, batch=text_batch)
+        to_train[method], _ = nts.prune(mask_key, params, score, schedule=schedule, batch=batch)
 
-    train = make_train(network, train_text, length=length, steps=steps, batch_size=batch_size)
+    def loss_fn(params: Params, state: None, key: Key) -> tuple[jax.Array, None]:
+        windows = draw_windows(key, train_text, batch_size, length + 1)
+        return cross_entropy(network, params, windows), state
+
+    optimizer = functools.partial(shared.adamw_with_warmup, steps=steps)
+    train = shared.make_train(loss_fn, optimizer, steps=steps)
     test = draw_windows(text_key, test_text, test_windows, length + 1)
     test_loss = jax.jit(lambda params: cross_entropy(network, params, test))
     runs = []
-    for method, mask in found.items():
-        trained, losses = train(train_key, params, mask)
+    for method, mask in to_train.items():
+        trained, _, losses = train(train_key, params, mask, 5e-3)
         nats = float(test_loss(trained))
         runs.append(Run(method, mask, trained, np.asarray(losses), nats))
     show(runs, entropy_of_characters(train_text, test_text))
@@ -209,26 +158,21 @@ def main(
 
 
 def show(runs: Sequence[Run], without_context: float) -> None:
-    """Prints a row a network: what it keeps, and how well it tells the next character."""
-    table = Table("kept by", "weights", "attention", "MLP", "head", "nats/char", "bits")
-    for run in runs:
-        table.add_row(
+    """Prints a row for each network: what it keeps, and how well it tells the next character."""
+    columns = ("kept by", "weights", "attention", "MLP", "head", "nats/char", "bits")
+    parts = ("attention", "mlp", "head")
+    rows = [
+        (
             run.method,
             f"{masks.num_kept(run.mask):,}",
-            *(f"{density_of(part, run.mask):.3f}" for part in ("attention", "mlp", "head")),
+            *(f"{density_of(part, run.mask):.3f}" for part in parts),
             f"{run.nats:.3f}",
             f"{run.nats / np.log(2):.3f}",
         )
-    table.add_row(
-        "by frequency",
-        "",
-        "",
-        "",
-        "",
-        f"{without_context:.3f}",
-        f"{without_context / np.log(2):.3f}",
-    )
-    Console().print(table)
+        for run in runs
+    ]
+    frequency = ("by frequency", *[""] * 4, f"{without_context:.3f}")
+    shared.show(columns, [*rows, (*frequency, f"{without_context / np.log(2):.3f}")])
 
 
 def density_of(part: str, mask: Mask) -> float:

@@ -10,17 +10,7 @@ governs its training is not that of its outputs but that of these residuals (Wan
 the kernel of any function of a network's outputs: here `apply` returns u, Δu − f and u − g at every
 point, and `output_fn` says which of them the kernel is of.
 
-On one CPU core it takes about a minute, much of it compilation, and printed at density 0.05 (median
-and range of three seeds, kept of each of the four layers):
-
-    kept by                weights  relative error          kept of each layer
-    dense                    8,384   2.0 (1.7 to 2.5) %     1.00 1.00 1.00 1.00
-    random                     419  97.8 (95.3 to 112.0) %  0.04 0.05 0.05 0.06
-    NTK of u                   419  11.7 (7.9 to 15.3) %    0.34 0.04 0.04 0.50
-    NTK of the residual        419  11.7 (10.3 to 12.5) %   0.34 0.04 0.04 0.62
-
-Either kernel keeps a third of the few weights of the first layer, of which chance leaves five. That
-decides: between the two kernels themselves three seeds show no difference.
+What came out is in docs/results/other-models.md.
 """
 
 from __future__ import annotations
@@ -33,10 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
-from rich.table import Table
 
 import ntksap_jax as nts
+from experiments.examples import shared
 from ntksap_jax import criteria, masks, schedules
 from ntksap_jax.types import Key, Mask, Network, Params
 
@@ -154,32 +143,6 @@ def value(outputs: Outputs) -> jax.Array:
 # -- Pruning and training --------------------------------------------------------------------------
 
 
-def make_train(network: Network, *, steps: int, num_points: int) -> Callable[..., Any]:
-    """Makes `train(key, params, mask) -> (params, losses)`, compiled once for all masks."""
-
-    @jax.jit
-    def train(key: Key, params: Params, mask: Mask) -> tuple[Params, jax.Array]:
-        schedule = optax.cosine_decay_schedule(5e-3, steps)
-        optimizer = nts.constrain_to_mask(optax.adam(schedule), mask)
-        params = masks.apply(mask, params)
-
-        def loss_fn(params: Params, points: jax.Array) -> jax.Array:
-            return jnp.sum(residual(network.apply(params, points)) ** 2)
-
-        def step(state: Any, key: Key) -> tuple[Any, jax.Array]:
-            params, opt_state = state
-            points = draw_points(key, num_points)
-            loss, gradients = jax.value_and_grad(loss_fn)(params, points)
-            updates, opt_state = optimizer.update(gradients, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), loss
-
-        state = (params, optimizer.init(params))
-        (params, _), losses = jax.lax.scan(step, state, jax.random.split(key, steps))
-        return params, losses
-
-    return train
-
-
 def relative_error(network: Network, params: Params, *, side: int = 64) -> float:
     """Returns ‖u − solution‖ / ‖solution‖ over a grid of side × side points."""
     ticks = (jnp.arange(side) + 0.5) / side
@@ -201,7 +164,15 @@ def main(
 ) -> list[Run]:
     """Compares dense, random, and pruned by the kernel of the outputs and of the residual."""
     network = make_network(width, depth)
-    train = make_train(network, steps=steps, num_points=num_points)
+
+    def loss_fn(params: Params, state: None, key: Key) -> tuple[jax.Array, None]:
+        points = draw_points(key, num_points)
+        return jnp.sum(residual(network.apply(params, points)) ** 2), state
+
+    def optimizer(rate: Any) -> optax.GradientTransformation:
+        return optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+    train = shared.make_train(loss_fn, optimizer, steps=steps)
     scores = {
         "random": criteria.random(),
         "NTK of u": criteria.ntk_sap(network, inputs=draw_points, output_fn=value),
@@ -212,11 +183,11 @@ def main(
     for seed in seeds:
         init_key, mask_key, train_key = jax.random.split(jax.random.key(seed), 3)
         params = network.init(init_key)
-        found = {"dense": masks.create(params)}
+        to_train = {"dense": masks.create(params)}
         for method, score in scores.items():
-            found[method], _ = nts.prune(mask_key, params, score, schedule=schedule)
-        for method, mask in found.items():
-            trained, losses = train(train_key, params, mask)
+            to_train[method], _ = nts.prune(mask_key, params, score, schedule=schedule)
+        for method, mask in to_train.items():
+            trained, _, losses = train(train_key, params, mask, 5e-3)
             error = relative_error(network, trained)
             runs.append(Run(method, seed, mask, trained, np.asarray(losses), error))
     show(runs)
@@ -224,20 +195,18 @@ def main(
 
 
 def show(runs: Sequence[Run]) -> None:
-    """Prints a row a method: median and range over the seeds."""
-    table = Table("kept by", "weights", "loss", "relative error", "kept of each layer")
+    """Prints a row for each method: median and range over the seeds."""
+    columns = ("kept by", "weights", "loss", "relative error", "kept of each layer")
+    rows = []
     for method in dict.fromkeys(run.method for run in runs):
         of_method = [run for run in runs if run.method == method]
         errors = [100 * run.error for run in of_method]
         layers = masks.layer_densities(of_method[0].mask).values()
-        table.add_row(
-            method,
-            f"{masks.num_kept(of_method[0].mask):,}",
-            f"{np.median([run.losses[-100:].mean() for run in of_method]):.2g}",
-            f"{np.median(errors):.1f} ({min(errors):.1f} to {max(errors):.1f}) %",
-            " ".join(f"{layer:.2f}" for layer in layers),
-        )
-    Console().print(table)
+        loss = np.median([run.losses[-100:].mean() for run in of_method])
+        error = f"{np.median(errors):.1f} ({min(errors):.1f} to {max(errors):.1f}) %"
+        kept = f"{masks.num_kept(of_method[0].mask):,}"
+        rows.append((method, kept, f"{loss:.2g}", error, " ".join(f"{x:.2f}" for x in layers)))
+    shared.show(columns, rows)
 
 
 if __name__ == "__main__":

@@ -7,21 +7,7 @@ images. With `reinit=False, inputs="data"` it scores the weights that are there 
 there. Batch normalisation then takes its statistics from those images; by the network's
 `apply_running` they are the running averages of the training instead, as SynFlow has them too.
 
-On one CPU core it takes about a minute and printed at density 0.05 (one seed; a test image is
-0.27 %):
-
-    kept by                weights  just pruned  averages anew  trained on
-    dense                   23,824       98.6 %         98.6 %      98.4 %
-    random                   1,191        9.9 %          8.8 %      67.6 %
-    magnitude                1,191       36.3 %         59.1 %      97.3 %
-    SynFlow                  1,191       29.7 %         55.2 %      97.0 %
-    NTK-SAP, fresh, noise    1,191        9.9 %          9.3 %      94.8 %
-    NTK-SAP                  1,191       11.5 %         34.3 %      97.3 %
-    NTK-SAP, averages        1,191        9.6 %         33.0 %      95.1 %
-
-What the given weights and images add to NTK-SAP is seen right after pruning; magnitude, which keeps
-the function rather than how it trains, is ahead there. After training on, other keys moved the
-three rows of NTK-SAP by up to two points, so that nothing separates them, nor them from magnitude.
+What came out is in docs/results/other-models.md.
 """
 
 from __future__ import annotations
@@ -35,11 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
-from rich.table import Table
 
 import ntksap_jax as nts
 from experiments import data
+from experiments.examples import shared
 from ntksap_jax import criteria, masks, ops, schedules
 from ntksap_jax.types import Key, Mask, Params, ScoreFn
 
@@ -89,42 +74,21 @@ class ConvNet(nn.Module):
 
 def make_train(
     model: nn.Module, dataset: data.Dataset, *, steps: int, batch_size: int
-) -> Callable[..., Any]:
-    """Makes `train(key, variables, mask, rate) -> (variables, losses)`, compiled once for all."""
+) -> shared.Train:
+    """Makes the training; its state are the running averages of batch normalisation."""
     images, labels = to_inputs(dataset, dataset.train_images), jnp.asarray(dataset.train_labels)
 
-    @jax.jit
-    def train(
-        key: Key, variables: Variables, mask: Mask, rate: float
-    ) -> tuple[Variables, jax.Array]:
-        schedule = optax.cosine_decay_schedule(rate, steps)
-        optimizer = nts.constrain_to_mask(optax.sgd(schedule, momentum=0.9), mask)
-        params = masks.apply(mask, variables["params"])
+    def loss_fn(params: Params, batch_stats: Any, key: Key) -> tuple[jax.Array, Any]:
+        batch = jax.random.randint(key, (batch_size,), 0, len(labels))
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, updated = model.apply(variables, images[batch], train=True, mutable=["batch_stats"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch])
+        return jnp.mean(losses), updated["batch_stats"]
 
-        def loss_fn(params: Params, batch_stats: Any, batch: jax.Array) -> tuple[jax.Array, Any]:
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                images[batch],
-                train=True,
-                mutable=["batch_stats"],
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch])
-            return jnp.mean(losses), updated["batch_stats"]
+    def optimizer(rate: Any) -> optax.GradientTransformation:
+        return optax.sgd(optax.cosine_decay_schedule(rate, steps), momentum=0.9)
 
-        def step(state: Any, key: Key) -> tuple[Any, jax.Array]:
-            params, batch_stats, opt_state = state
-            batch = jax.random.randint(key, (batch_size,), 0, len(labels))
-            (loss, batch_stats), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-                params, batch_stats, batch
-            )
-            updates, opt_state = optimizer.update(gradients, opt_state, params)
-            return (optax.apply_updates(params, updates), batch_stats, opt_state), loss
-
-        state = (params, variables["batch_stats"], optimizer.init(params))
-        (params, batch_stats, _), losses = jax.lax.scan(step, state, jax.random.split(key, steps))
-        return {"params": params, "batch_stats": batch_stats}, losses
-
-    return train
+    return shared.make_train(loss_fn, optimizer, steps=steps)
 
 
 def make_accuracy(model: nn.Module, dataset: data.Dataset) -> Callable[..., float]:
@@ -192,38 +156,35 @@ def main(
 
     train = make_train(model, dataset, steps=steps, batch_size=batch_size)
     accuracy = make_accuracy(model, dataset)
-    trained, _ = train(train_key, fresh, dense, 0.1)
+    params, stats, _ = train(train_key, fresh["params"], dense, 0.1, fresh["batch_stats"])
 
     schedule = schedules.exponential(density, rounds=rounds)
     batch = data.pruning_batch(dataset, data_key, per_class)
-    scores = make_scores(
-        model, dataset.image_shape, trained["batch_stats"], num_samples=num_samples
-    )
-    found = {"dense": dense}
+    scores = make_scores(model, dataset.image_shape, stats, num_samples=num_samples)
+    to_tune = {"dense": dense}
     for method, score in scores.items():
-        found[method], _ = nts.prune(
-            mask_key, trained["params"], score, schedule=schedule, batch=batch
-        )
+        to_tune[method], _ = nts.prune(mask_key, params, score, schedule=schedule, batch=batch)
 
     runs = []
-    for method, mask in found.items():
-        pruned = {**trained, "params": masks.apply(mask, trained["params"])}
-        tuned, losses = train(tune_key, pruned, mask, 0.02)
-        accuracies = accuracy(pruned), accuracy(pruned, anew=True), accuracy(tuned)
-        runs.append(Run(method, mask, tuned["params"], np.asarray(losses), *accuracies))
+    for method, mask in to_tune.items():
+        pruned = {"params": masks.apply(mask, params), "batch_stats": stats}
+        tuned, tuned_stats, losses = train(tune_key, params, mask, 0.02, stats)
+        after = accuracy({"params": tuned, "batch_stats": tuned_stats})
+        before = accuracy(pruned), accuracy(pruned, anew=True)
+        runs.append(Run(method, mask, tuned, np.asarray(losses), *before, after))
     show(runs)
     return runs
 
 
 def show(runs: Sequence[Run]) -> None:
-    """Prints a row a criterion."""
-    table = Table("kept by", "weights", "just pruned", "averages anew", "trained on")
+    """Prints a row for each criterion."""
+    columns = ("kept by", "weights", "just pruned", "averages anew", "trained on")
+    rows = []
     for run in runs:
         accuracies = (run.pruned_accuracy, run.measured_accuracy, run.accuracy)
-        table.add_row(
-            run.method, f"{masks.num_kept(run.mask):,}", *(f"{each:.1%}" for each in accuracies)
-        )
-    Console().print(table)
+        kept = f"{masks.num_kept(run.mask):,}"
+        rows.append((run.method, kept, *(f"{accuracy:.1%}" for accuracy in accuracies)))
+    shared.show(columns, rows)
 
 
 if __name__ == "__main__":

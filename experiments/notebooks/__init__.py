@@ -1,1 +1,23 @@
-"""Notebooks: `NAME.py` is the source (jupytext's percent format), `NAME.ipynb` is made of it."""
+"""Notebooks for a TPU, a GPU or a CPU, and what each of them begins with."""
+
+from __future__ import annotations
+
+import flax
+import jax
+import matplotlib.pyplot as plt
+
+from experiments.shell.pictures import COLOURS as COLOURS
+from experiments.shell.pictures import STYLE
+
+
+def start() -> None:
+    """Sets the style of the plots, and says what this runs on (XLA's flag for CPUs is set already).
+
+    Raises:
+        RuntimeError: a version of JAX that is too old.
+    """
+    plt.rcParams.update(STYLE)
+    device = jax.devices()[0].device_kind
+    print(f"jax {jax.__version__}, flax {flax.__version__}; {jax.device_count()} x {device}")
+    if jax.__version_info__ < (0, 7, 2):
+        raise RuntimeError("JAX 0.7.2 or newer is needed: choose a newer version of the runtime")

@@ -3,11 +3,6 @@
 #   accelerator: TPU
 #   colab:
 #     gpuType: V5E1
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -25,61 +20,42 @@
 # dynamics*, ICLR 2023.
 
 # %%
-# Where the library comes from: the address of its git repository, or a folder with a copy of it.
-# Leave it empty where this notebook lies in a checkout, or where the library is installed already.
+# Leave this empty in a checkout. Elsewhere: the address of the library's git repository, which is
+# then cloned. Nothing is installed, so that the runtime keeps its own JAX.
 REPOSITORY = ""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-# True: small sizes, to see quickly that every cell runs. The numbers then mean little.
-SMALL = bool(os.environ.get("NTKSAP_SMALL"))
+SMALL = bool(os.environ.get("NTKSAP_SMALL"))  # To see quickly that every cell runs.
 
-above = [Path.cwd(), *Path.cwd().parents]
-checkout = next((folder for folder in above if (folder / "ntksap_jax/__init__.py").is_file()), None)
-if REPOSITORY:
-    # --no-deps: the runtime keeps its own jax, flax, optax, numpy and libtpu.
-    is_address = "://" in REPOSITORY
-    source = "git+" + REPOSITORY.removeprefix("git+") if is_address else REPOSITORY
-    if not is_address and not Path(source := str(Path(REPOSITORY).expanduser())).is_dir():
-        raise ValueError(f"REPOSITORY: no folder {source}; an address begins with https://")
-    # --force-reinstall: else pip keeps an older commit that calls itself by the same version.
-    pip_install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip_install, "--force-reinstall", source], check=True)
-elif checkout:
-    sys.path.insert(0, str(checkout))
-elif importlib.util.find_spec("ntksap_jax") is None:
-    raise ImportError("ntksap_jax is not here: set REPOSITORY at the top of this cell")
+clone = Path("ntksap_jax-clone")
+if REPOSITORY and not clone.exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, clone], check=True)
+folders = [Path.cwd(), *Path.cwd().parents, clone.resolve()]
+checkout = next((folder for folder in folders if (folder / "ntksap_jax").is_dir()), None)
+if checkout is None:
+    raise FileNotFoundError("no checkout of ntksap_jax here: set REPOSITORY in this cell")
+sys.path.insert(0, str(checkout))
 
-from experiments.shell.platform_flags import turn_ynnpack_off
+from experiments.notebooks import COLOURS, start
 
-turn_ynnpack_off()  # Sets the flag that XLA needs on CPU; it must be there before JAX starts.
+start()
 
 # %%
 import functools
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogLocator, NullLocator
 
 import ntksap_jax as nts
-from experiments.shell.pictures import COLOURS, STYLE
 
-plt.rcParams.update(STYLE)
 jax.config.update("jax_default_matmul_precision", "highest")  # On a TPU: float32, here everywhere.
-device = jax.devices()[0]
-print(
-    f"jax {jax.__version__}, flax {flax.__version__}; {jax.device_count()} x {device.device_kind}"
-)
-if jax.__version_info__ < (0, 7, 2):
-    raise RuntimeError("JAX 0.7.2 or newer is needed: choose a newer version of the runtime")
 
 # %% [markdown]
 # ## The kernel and its trace
@@ -114,15 +90,10 @@ def outputs(params):
 kernel = jax.jit(lambda params: nts.ntk.exact(outputs, params))(params)
 jacobian = jax.jit(jax.jacrev(outputs))(params)
 trace = float(jnp.trace(kernel))
-print(
-    f"{sum(leaf.size for leaf in jax.tree.leaves(params))} weights, "
-    f"{kernel.shape[0]} outputs (6 inputs with 4 each)"
-)
-print(f"trace of the kernel:       {trace:.2f}")
-print(f"sum of its eigenvalues:    {float(np.linalg.eigvalsh(kernel).sum()):.2f}")
-print(
-    f"squared norm of Jacobian:  {sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(jacobian)):.2f}"
-)
+squared = sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(jacobian))
+print(f"{kernel.shape[0]} outputs: 6 inputs with 4 each")
+print(f"trace {trace:.2f}, sum of eigenvalues {float(np.linalg.eigvalsh(kernel).sum()):.2f}")
+print(f"squared norm of the Jacobian {squared:.2f}")
 
 # %% [markdown]
 # ## Three estimators
@@ -153,21 +124,9 @@ estimates = {
 theory = np.sqrt(2) * float(jnp.linalg.norm(kernel)) / trace
 print(f"standard deviation by theory: {theory:.1%} of the trace")
 for name, values in estimates.items():
-    print(
-        f"{name:18} mean {values.mean() / trace:.3f} of the trace "
-        f"± {values.std() / trace / np.sqrt(NUM_DRAWS):.3f}, standard deviation "
-        f"{values.std() / trace:.1%}"
-    )
-
-# %%
-figure, axes = plt.subplots(figsize=(6.5, 3), layout="constrained")
-bins = np.linspace(0, 3, 46)
-for colour, (name, values) in zip(COLOURS, estimates.items(), strict=False):
-    axes.hist(values / trace, bins, histtype="step", color=colour, linewidth=1.6, label=name)
-axes.axvline(1, color="black", linewidth=1, linestyle="--")
-axes.set(xlabel="one estimate, relative to the trace", ylabel=f"how many of {NUM_DRAWS}")
-axes.legend()
-plt.show()
+    mean, deviation = values.mean() / trace, values.std() / trace
+    error = deviation / np.sqrt(NUM_DRAWS)
+    print(f"{name:18} mean {mean:.3f} ± {error:.3f} of it, standard deviation {deviation:.1%}")
 
 # %% [markdown]
 # ## From the trace to a score
@@ -202,28 +161,21 @@ def mask_gradient(key, estimator, network):
 
 # %%
 MANY = 128 if SMALL else 2048
-gradients = {
-    name: np.asarray(
-        jax.jit(
-            lambda keys, e=estimator: jax.lax.map(
-                lambda key: mask_gradient(key, e, network), keys, batch_size=64
-            )
-        )(jax.random.split(jax.random.key(3), 2 * MANY))
-    )
-    for name, estimator in ESTIMATORS.items()
-}
+keys = jax.random.split(jax.random.key(3), 2 * MANY)
 
-# %%
+
+@functools.partial(jax.jit, static_argnames="estimator")
+def samples_by(estimator, keys):
+    return jax.lax.map(lambda key: mask_gradient(key, estimator, network), keys, batch_size=64)
+
+
 figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
 counts = 2 ** np.arange(int(np.log2(MANY)) + 1)
-for colour, marker, (name, samples) in zip(COLOURS, "o^s", gradients.items(), strict=False):
+for colour, marker, (name, estimator) in zip(COLOURS, "o^s", ESTIMATORS.items(), strict=False):
+    samples = np.asarray(samples_by(estimator, keys))
     many = samples[MANY:].mean(axis=0)
     agreement = [np.corrcoef(samples[:n].mean(axis=0), many)[0, 1] for n in counts]
     axes.plot(counts, agreement, color=colour, marker=marker, markersize=4, label=name)
-    print(
-        f"{name:18} {counts[2]} samples: correlation {agreement[2]:.2f}; "
-        f"{counts[-1]} samples: {agreement[-1]:.2f}"
-    )
 axes.set_xscale("log", base=2)
 axes.set(xlabel="samples in the mean", ylabel=f"correlation with\nthe mean of {MANY} others")
 axes.legend()
@@ -276,9 +228,7 @@ plt.show()
 # %% [markdown]
 # ## Round by round
 #
-# Now a convolutional network for the 8×8 digits, pruned to 5 %. A criterion is any function `(key,
-# params, mask, batch) -> (scores, metrics)`, so one that keeps a copy of the scores is easily
-# wrapped around ours.
+# Now a convolutional network for the 8×8 digits, pruned to 5 %.
 
 
 # %%
@@ -294,25 +244,11 @@ class ConvNet(nn.Module):
 DENSITY, ROUNDS = 0.05, 4 if SMALL else 20
 network = nts.linen(ConvNet(), (8, 8, 1), train=False)
 params = network.init(jax.random.key(0))
-score = nts.criteria.ntk_sap(
-    network, num_samples=1 if SMALL else 5, batch_size=20 if SMALL else 100
-)
-seen = []
-
-
-def recorded(key, params, mask, batch):
-    scores, metrics = score(key, params, mask, batch)
-    seen.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(scores)]))
-    return scores, metrics
-
-
-def report(info, mask):
-    print(f"round {info.round:2} of {ROUNDS}, {info.seconds:.2f} s ", end="\r", flush=True)
-
-
+num_samples, batch_size = (1, 20) if SMALL else (5, 100)
+score = nts.criteria.ntk_sap(network, num_samples=num_samples, batch_size=batch_size)
 schedule = nts.schedules.exponential(DENSITY, rounds=ROUNDS)
-mask, history = nts.prune(jax.random.key(1), params, recorded, schedule=schedule, on_round=report)
-print(f"\n{nts.masks.num_kept(mask)} of {nts.masks.num_prunable(mask)} weights kept")
+mask, history = nts.prune(jax.random.key(1), params, score, schedule=schedule)
+print(f"{nts.masks.num_kept(mask)} of {nts.masks.num_prunable(mask)} weights kept")
 
 # %%
 rounds = [info.round for info in history]
@@ -322,37 +258,16 @@ for colour, marker, path in zip(COLOURS, "o^sD", history[0].layer_densities, str
     left.plot(rounds, kept, color=colour, marker=marker, markersize=3, label=path.split("/")[0])
 left.plot(rounds, [100 * info.density for info in history], "k--", linewidth=1, label="all")
 left.set(xlabel="round", ylabel="weights kept (%)", yscale="log")
-left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-left.yaxis.set_major_formatter("{x:g}")
-left.yaxis.set_minor_locator(NullLocator())
 left.legend()
-right.plot(
-    rounds, [info.metrics["trace"] for info in history], "o-", color=COLOURS[0], markersize=3
-)
+traces = [info.metrics["trace"] for info in history]
+right.plot(rounds, traces, "o-", color=COLOURS[0], markersize=3)
 right.set(xlabel="round", ylabel="trace before the round, estimated", ylim=(0, None))
 plt.show()
 
 # %% [markdown]
 # Layers are not treated alike, though nothing but the trace was asked for. The trace itself is
 # estimated anew in every round, from few samples, so it jumps; what the search wants is that it
-# stays while the weights go. The next picture shows the scores of the weights that are still there,
-# and which of them go.
-
-# %%
-chosen = [0, ROUNDS // 2, ROUNDS - 1]
-figure, axes_list = plt.subplots(1, 3, figsize=(8, 2.6), layout="constrained")
-for axes, index in zip(axes_list, chosen, strict=True):
-    scores = seen[index][seen[index] > 0]
-    bins = np.geomspace(scores.min(), scores.max(), 40)
-    threshold = history[index].threshold
-    parts = [scores[scores < threshold], scores[scores >= threshold]]
-    axes.hist(parts, bins, stacked=True, color=[COLOURS[4], COLOURS[0]])
-    axes.set(xscale="log", xlabel="score", title=f"round {index + 1}")
-axes_list[0].set(ylabel="number of weights")
-axes_list[0].plot([], [], color=COLOURS[0], linewidth=6, label="kept")
-axes_list[0].plot([], [], color=COLOURS[4], linewidth=6, label="pruned")
-axes_list[0].legend(loc="upper left")
-plt.show()
+# stays while the weights go.
 
 # %% [markdown]
 # ## The spectrum that is left
@@ -389,14 +304,13 @@ criteria = {
     "magnitude": (nts.criteria.magnitude(), [DENSITY]),
     "random": (nts.criteria.random(), [DENSITY]),
 }
-found = {"dense": nts.masks.create(params), "NTK-SAP": mask}
+pruned = {"dense": nts.masks.create(params), "NTK-SAP": mask}
 for name, (criterion, its_schedule) in criteria.items():
-    found[name], _ = nts.prune(jax.random.key(5), params, criterion, schedule=its_schedule)
-spectra = {name: eigenvalues(each) for name, each in found.items()}
+    pruned[name], _ = nts.prune(jax.random.key(5), params, criterion, schedule=its_schedule)
+spectra = {name: eigenvalues(mask) for name, mask in pruned.items()}
 
-# %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-colours = dict(zip(found, ["black", *COLOURS], strict=False))
+colours = dict(zip(pruned, ["black", *COLOURS], strict=False))
 for name, values in spectra.items():
     values = np.where(values > 1e-6 * values[0], values, np.nan)  # Below that is rounding.
     left.plot(np.arange(1, len(values) + 1), values, color=colours[name], label=name)
@@ -408,12 +322,9 @@ left.legend()
 right.set(xlabel="eigenvalue, in order of size", ylabel="of the dense network's (%)", yscale="log")
 plt.show()
 
-dense = spectra["dense"]
 for name, values in spectra.items():
-    print(
-        f"{name:10} trace {values.sum() / dense.sum():7.1%} of the dense network's, "
-        f"rank (above 1e-6 of its largest) {np.sum(values > 1e-6 * values[0]):4}"
-    )
+    share, rank = values.sum() / spectra["dense"].sum(), np.sum(values > 1e-6 * values[0])
+    print(f"{name:10} trace {share:7.1%} of the dense network's, rank {rank:4}")
 
 # %% [markdown]
 # A spectrum before training says how learning starts, not how well it ends: `python -m

@@ -3,11 +3,6 @@
 #   accelerator: TPU
 #   colab:
 #     gpuType: V5E1
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -28,62 +23,41 @@
 # devices. They share its cores, so the times say little.
 
 # %%
-# Where the library comes from: the address of its git repository, or a folder with a copy of it.
-# Leave it empty where this notebook lies in a checkout, or where the library is installed already.
+# Leave this empty in a checkout. Elsewhere: the address of the library's git repository, which is
+# then cloned. Nothing is installed, so that the runtime keeps its own JAX.
 REPOSITORY = ""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-# True: small sizes, to see quickly that every cell runs. The numbers then mean little.
-SMALL = bool(os.environ.get("NTKSAP_SMALL"))
+SMALL = bool(os.environ.get("NTKSAP_SMALL"))  # To see quickly that every cell runs.
 
-above = [Path.cwd(), *Path.cwd().parents]
-checkout = next((folder for folder in above if (folder / "ntksap_jax/__init__.py").is_file()), None)
-if REPOSITORY:
-    # --no-deps: the runtime keeps its own jax, flax, optax, numpy and libtpu.
-    is_address = "://" in REPOSITORY
-    source = "git+" + REPOSITORY.removeprefix("git+") if is_address else REPOSITORY
-    if not is_address and not Path(source := str(Path(REPOSITORY).expanduser())).is_dir():
-        raise ValueError(f"REPOSITORY: no folder {source}; an address begins with https://")
-    # --force-reinstall: else pip keeps an older commit that calls itself by the same version.
-    pip_install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip_install, "--force-reinstall", source], check=True)
-elif checkout:
-    sys.path.insert(0, str(checkout))
-elif importlib.util.find_spec("ntksap_jax") is None:
-    raise ImportError("ntksap_jax is not here: set REPOSITORY at the top of this cell")
+clone = Path("ntksap_jax-clone")
+if REPOSITORY and not clone.exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, clone], check=True)
+folders = [Path.cwd(), *Path.cwd().parents, clone.resolve()]
+checkout = next((folder for folder in folders if (folder / "ntksap_jax").is_dir()), None)
+if checkout is None:
+    raise FileNotFoundError("no checkout of ntksap_jax here: set REPOSITORY in this cell")
+sys.path.insert(0, str(checkout))
 
-from experiments.shell.platform_flags import turn_ynnpack_off
+from experiments.notebooks import start
 
-turn_ynnpack_off()  # Sets the flag that XLA needs on CPU; it must be there before JAX starts.
+start()
 
 # %%
 import time
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from matplotlib.patches import Rectangle
 
 import ntksap_jax as nts
-from experiments.shell.pictures import COLOURS, STYLE
-
-plt.rcParams.update(STYLE)
-device = jax.devices()[0]
-print(
-    f"jax {jax.__version__}, flax {flax.__version__}; {jax.device_count()} x {device.device_kind}"
-)
-if jax.__version_info__ < (0, 7, 2):
-    raise RuntimeError("JAX 0.7.2 or newer is needed: choose a newer version of the runtime")
 
 
 # %%
@@ -102,19 +76,16 @@ NUM_SAMPLES = 8 if SMALL else 16
 SCHEDULE = nts.schedules.exponential(0.05, rounds=2 if SMALL else 6)
 
 network = nts.linen(MLP(WIDTH), (64,))
-found, seconds = {}, {}
+found = {}
 
 
 def search(name, network, **options):
-    """Prunes on whatever devices `network` and `options` say; notes mask and time a round."""
+    """Prunes on whatever devices `network` and `options` say; notes the mask."""
     params = network.init(jax.random.key(0))
     score = nts.criteria.ntk_sap(network, num_samples=NUM_SAMPLES, batch_size=100, **options)
     found[name], history = nts.prune(jax.random.key(1), params, score, schedule=SCHEDULE)
-    seconds[name] = [info.seconds for info in history]
-    print(
-        f"{name}: first round {seconds[name][0]:.2f} s with compilation, "
-        f"the others {np.median(seconds[name][1:]):.2f} s each"
-    )
+    later = np.median([info.seconds for info in history[1:]])
+    print(f"{name}: first round {history[0].seconds:.2f} s, with compilation; later {later:.2f} s")
     return params
 
 
@@ -129,66 +100,37 @@ params = search("one device", network)
 #
 # A *mesh* names the devices: here one axis, `"data"`, over all of them. `shard_samples` says along
 # which axis the samples are spread. Every device draws the weights and inputs of its own; what it
-# draws does not depend on how many devices there are.
+# draws does not depend on how many devices there are. What the devices exchange does not grow with
+# the number of samples: the sum of the scores, one number for each weight, once a round.
 
 # %%
 mesh = nts.sharding.data_mesh()
 over_data = NamedSharding(mesh, PartitionSpec("data"))
-print(
-    f"{mesh.size} device(s), {NUM_SAMPLES} samples: at most {-(-NUM_SAMPLES // mesh.size)} for each"
-)
+most = -(-NUM_SAMPLES // mesh.size)
+print(f"{mesh.size} device(s), {NUM_SAMPLES} samples: at most {most} for each")
 _ = search("samples spread", network, shard_samples=over_data)
-
-# %% [markdown]
-# What the devices exchange does not grow with the number of samples: the sum of the scores, one
-# number a weight, once a round.
-
-# %%
-sums = nts.masks.num_prunable(found["one device"]) * 4 / 1e6
-print(f"exchanged in a round: {sums if mesh.size > 1 else 0:.2f} MB")
 
 # %% [markdown]
 # ## A network split over devices
 #
 # If the params do not fit on one device, a second axis of the mesh, `"model"`, splits them. `init`
-# then draws each part where it lies, and masks and scores lie as the params do: no device ever
-# holds all of them. Here over two devices if there are two; the rest of them spread the samples.
+# then draws each part on its device, and masks and scores are sharded as the params are: no device
+# ever holds all of them. Here over two devices, if there are two; the others share the samples.
 
 # %%
 MODEL_AXIS = 2 if jax.device_count() % 2 == 0 else 1
 mesh_2d = nts.sharding.model_mesh(MODEL_AXIS)
 split_network = nts.sharding.shard_network(network, mesh_2d)
-split_params = search(
-    "network split",
-    split_network,
-    shard_samples=NamedSharding(mesh_2d, PartitionSpec("data")),
-)
+over_data = NamedSharding(mesh_2d, PartitionSpec("data"))
+split_params = search("network split", split_network, shard_samples=over_data)
 for path, leaf in nts.masks.leaf_paths(split_params).items():
     print(f"{path:16} {str(leaf.shape):14} each device has {leaf.addressable_shards[0].data.shape}")
 
 # %% [markdown]
-# The picture shows which device holds which part of the second layer's kernel.
+# Which device holds which part of the second layer's kernel:
 
 # %%
-kernel = split_params["Dense_1"]["kernel"]
-holders = {}
-for shard in kernel.addressable_shards:
-    place = tuple(
-        (part.start or 0, part.stop or size)
-        for part, size in zip(shard.index, kernel.shape, strict=True)
-    )
-    holders.setdefault(place, []).append(shard.device.id)
-
-figure, axes = plt.subplots(figsize=(4.2, 3.4), layout="constrained")
-for colour, ((rows, columns), ids) in zip(COLOURS, holders.items(), strict=False):
-    size = (columns[1] - columns[0], rows[1] - rows[0])
-    axes.add_patch(Rectangle((columns[0], rows[0]), *size, facecolor=colour, edgecolor="white"))
-    label = f"device{'s' if len(ids) > 1 else ''}\n{', '.join(map(str, sorted(ids)))}"
-    axes.text(sum(columns) / 2, sum(rows) / 2, label, ha="center", va="center", color="white")
-axes.set(xlim=(0, kernel.shape[1]), ylim=(kernel.shape[0], 0))
-axes.set(xlabel="output of the layer", ylabel="input of the layer")
-axes.grid(visible=False)
-plt.show()
+jax.debug.visualize_array_sharding(split_params["Dense_1"]["kernel"])
 
 # %% [markdown]
 # ## The same masks?
@@ -203,22 +145,7 @@ for name, mask in found.items():
     differing = sum(
         int(np.sum(np.asarray(other[p]) != np.asarray(reference[p]))) for p in reference
     )
-    print(
-        f"{name:15} keeps {nts.masks.num_kept(mask):,} weights; "
-        f"{differing // 2} of them are others than on one device"
-    )
-
-# %% [markdown]
-# ## How long
-
-# %%
-figure, axes = plt.subplots(figsize=(6, 2), layout="constrained")
-for place, (colour, times) in enumerate(zip(COLOURS, seconds.values(), strict=False)):
-    axes.plot(times[1:], [place] * (len(times) - 1), "o", color=colour, alpha=0.6)
-axes.set_yticks(range(len(seconds)), list(seconds))
-axes.set(ylim=(len(seconds) - 0.5, -0.5), xlabel="seconds a round, without the first")
-axes.set_xlim(left=0)
-plt.show()
+    print(f"{name:15} keeps {nts.masks.num_kept(mask):,} weights, {differing // 2} of them others")
 
 # %% [markdown]
 # ## Training on all devices

@@ -3,11 +3,6 @@
 #   accelerator: TPU
 #   colab:
 #     gpuType: V5E1
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -23,59 +18,40 @@
 # training, shrinks it, and times it.
 
 # %%
-# Where the library comes from: the address of its git repository, or a folder with a copy of it.
-# Leave it empty where this notebook lies in a checkout, or where the library is installed already.
+# Leave this empty in a checkout. Elsewhere: the address of the library's git repository, which is
+# then cloned. Nothing is installed, so that the runtime keeps its own JAX.
 REPOSITORY = ""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-# True: small sizes, to see quickly that every cell runs. The numbers then mean little.
-SMALL = bool(os.environ.get("NTKSAP_SMALL"))
+SMALL = bool(os.environ.get("NTKSAP_SMALL"))  # To see quickly that every cell runs.
 
-above = [Path.cwd(), *Path.cwd().parents]
-checkout = next((folder for folder in above if (folder / "ntksap_jax/__init__.py").is_file()), None)
-if REPOSITORY:
-    # --no-deps: the runtime keeps its own jax, flax, optax, numpy and libtpu.
-    is_address = "://" in REPOSITORY
-    source = "git+" + REPOSITORY.removeprefix("git+") if is_address else REPOSITORY
-    if not is_address and not Path(source := str(Path(REPOSITORY).expanduser())).is_dir():
-        raise ValueError(f"REPOSITORY: no folder {source}; an address begins with https://")
-    # --force-reinstall: else pip keeps an older commit that calls itself by the same version.
-    pip_install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip_install, "--force-reinstall", source], check=True)
-elif checkout:
-    sys.path.insert(0, str(checkout))
-elif importlib.util.find_spec("ntksap_jax") is None:
-    raise ImportError("ntksap_jax is not here: set REPOSITORY at the top of this cell")
+clone = Path("ntksap_jax-clone")
+if REPOSITORY and not clone.exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, clone], check=True)
+folders = [Path.cwd(), *Path.cwd().parents, clone.resolve()]
+checkout = next((folder for folder in folders if (folder / "ntksap_jax").is_dir()), None)
+if checkout is None:
+    raise FileNotFoundError("no checkout of ntksap_jax here: set REPOSITORY in this cell")
+sys.path.insert(0, str(checkout))
 
-from experiments.shell.platform_flags import turn_ynnpack_off
+from experiments.notebooks import COLOURS, start
 
-turn_ynnpack_off()  # Sets the flag that XLA needs on CPU; it must be there before JAX starts.
+start()
 
 # %%
 import time
 
-import flax
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
 import ntksap_jax as nts
-from experiments.shell.pictures import COLOURS, STYLE
 from ntksap_jax import structured
-
-plt.rcParams.update(STYLE)
-device = jax.devices()[0]
-print(
-    f"jax {jax.__version__}, flax {flax.__version__}; {jax.device_count()} x {device.device_kind}"
-)
-if jax.__version_info__ < (0, 7, 2):
-    raise RuntimeError("JAX 0.7.2 or newer is needed: choose a newer version of the runtime")
 
 # %% [markdown]
 # ## What goes with a filter
@@ -105,20 +81,9 @@ print("must stay whole:", ", ".join(channels.reasons))
 ROUNDS = 2 if SMALL else 10
 variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *INPUT_SHAPE)))
 network = nts.linen(model, INPUT_SHAPE, train=False)
-score = nts.criteria.ntk_sap(
-    network, num_samples=1 if SMALL else 2, batch_size=10 if SMALL else 30, signed=True
-)
+num_samples, batch_size = (1, 10) if SMALL else (2, 30)
+score = nts.criteria.ntk_sap(network, num_samples=num_samples, batch_size=batch_size, signed=True)
 after_round = []
-
-
-def report(round, keep):
-    after_round.append(keep)
-    print(
-        f"round {round:2} of {ROUNDS}: {structured.cost(channels, keep).flops / 1e6:.1f} MFLOP an "
-        "image ",
-        end="\r",
-        flush=True,
-    )
 
 
 keep = structured.prune(
@@ -128,7 +93,7 @@ keep = structured.prune(
     channels,
     schedule=nts.schedules.exponential(0.25, rounds=ROUNDS),
     cost="flops",
-    on_round=report,
+    on_round=lambda round, keep: after_round.append(keep),
 )
 
 # %%
@@ -160,16 +125,13 @@ def shrunk(keep):
 
 
 zeroed, (small, fewer) = shrunk(keep)
-for name, cost in (
-    ("dense", structured.cost(channels)),
-    ("small", structured.cost(channels, keep)),
-):
+for name, kept in (("dense", None), ("small", keep)):
+    cost = structured.cost(channels, kept)
     print(f"{name}: {cost.flops / 1e6:6.1f} MFLOP an image, {cost.params:,} parameters")
 
-forward = jax.jit(lambda variables, x: model.apply(variables, x))
-forward_small = jax.jit(lambda variables, x: small.apply(variables, x))
 images = jax.random.normal(jax.random.key(2), (16, *INPUT_SHAPE))
-large_outputs, small_outputs = forward(zeroed, images), forward_small(fewer, images)
+large_outputs = jax.jit(model.apply)(zeroed, images)
+small_outputs = jax.jit(small.apply)(fewer, images)
 difference = jnp.max(jnp.abs(large_outputs - small_outputs)) / jnp.max(jnp.abs(large_outputs))
 print(f"outputs of the two differ by {float(difference):.1e} of the largest")
 
@@ -187,13 +149,11 @@ images = jax.random.normal(jax.random.key(3), (BATCH, *INPUT_SHAPE))
 
 def seconds_of(model, variables):
     """Returns the median time of a forward pass over the batch, in seconds."""
-    compiled = (
-        jax.jit(lambda variables, x: model.apply(variables, x)).lower(variables, images).compile()
-    )
+    forward = jax.jit(model.apply)
     times = []
     for _ in range(REPEATS + 1):
         started = time.perf_counter()
-        compiled(variables, images).block_until_ready()
+        forward(variables, images).block_until_ready()
         times.append(time.perf_counter() - started)
     return float(np.median(times[1:]))
 
@@ -206,28 +166,12 @@ for round in sorted({ROUNDS // 4, ROUNDS // 2, ROUNDS} - {0}):
     timed[f"shrunk {fraction:.0%}"] = (fraction, seconds_of(*shrunk(keep_then)[1]))
 
 reference = timed["dense"][1]
-for name, (fraction, seconds) in timed.items():
-    print(
-        f"{name:12} {1000 * seconds:7.2f} ms a batch of {BATCH}, "
-        f"{seconds / reference:5.0%} of dense, with {fraction:4.0%} of the FLOPs done"
-    )
-
-# %%
-figure, axes = plt.subplots(figsize=(5, 3.4), layout="constrained")
-axes.plot([0, 100], [0, 100], color="black", linewidth=1, linestyle="--", label="time as the FLOPs")
-for name, (fraction, seconds) in timed.items():
-    style = {"dense": ("o", COLOURS[4]), "masked": ("s", COLOURS[1])}.get(name, ("D", COLOURS[0]))
-    label = name.split()[0]
-    label = None if label in axes.get_legend_handles_labels()[1] else label
-    axes.plot(100 * fraction, 100 * seconds / reference, style[0], color=style[1], label=label)
-axes.set(xlabel="FLOPs, of the dense network's (%)", ylabel="time, of the dense network's (%)")
-axes.set(xlim=(0, 105), ylim=(0, None))
-axes.legend(loc="lower right")
-plt.show()
+for name, (_, seconds) in timed.items():
+    print(f"{name:12} {1000 * seconds:7.2f} ms, {seconds / reference:5.0%} of dense")
 
 # %% [markdown]
-# A point above the line means that time did not fall as fast as the FLOPs: smaller layers use a
-# device less well, and reading and normalising activations takes time too. What a network takes on
+# Time does not fall as fast as the FLOPs: smaller layers use a device less well, and reading and
+# normalising activations takes time too. What a network takes on
 # *your* device is for you to measure, as here. TPUs compute in blocks of 128 channels, so odd
 # numbers of filters buy little there: `multiple_of=` rounds them.
 #

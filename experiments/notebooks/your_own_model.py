@@ -3,11 +3,6 @@
 #   accelerator: TPU
 #   colab:
 #     gpuType: V5E1
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -24,70 +19,50 @@
 # needed.
 
 # %%
-# Where the library comes from: the address of its git repository, or a folder with a copy of it.
-# Leave it empty where this notebook lies in a checkout, or where the library is installed already.
+# Leave this empty in a checkout. Elsewhere: the address of the library's git repository, which is
+# then cloned. Nothing is installed, so that the runtime keeps its own JAX.
 REPOSITORY = ""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-# True: small sizes, to see quickly that every cell runs. The numbers then mean little.
-SMALL = bool(os.environ.get("NTKSAP_SMALL"))
+SMALL = bool(os.environ.get("NTKSAP_SMALL"))  # To see quickly that every cell runs.
 
-above = [Path.cwd(), *Path.cwd().parents]
-checkout = next((folder for folder in above if (folder / "ntksap_jax/__init__.py").is_file()), None)
-if REPOSITORY:
-    # --no-deps: the runtime keeps its own jax, flax, optax, numpy and libtpu.
-    is_address = "://" in REPOSITORY
-    source = "git+" + REPOSITORY.removeprefix("git+") if is_address else REPOSITORY
-    if not is_address and not Path(source := str(Path(REPOSITORY).expanduser())).is_dir():
-        raise ValueError(f"REPOSITORY: no folder {source}; an address begins with https://")
-    # --force-reinstall: else pip keeps an older commit that calls itself by the same version.
-    pip_install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip_install, "--force-reinstall", source], check=True)
-elif checkout:
-    sys.path.insert(0, str(checkout))
-elif importlib.util.find_spec("ntksap_jax") is None:
-    raise ImportError("ntksap_jax is not here: set REPOSITORY at the top of this cell")
+clone = Path("ntksap_jax-clone")
+if REPOSITORY and not clone.exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, clone], check=True)
+folders = [Path.cwd(), *Path.cwd().parents, clone.resolve()]
+checkout = next((folder for folder in folders if (folder / "ntksap_jax").is_dir()), None)
+if checkout is None:
+    raise FileNotFoundError("no checkout of ntksap_jax here: set REPOSITORY in this cell")
+sys.path.insert(0, str(checkout))
 
-from experiments.shell.platform_flags import turn_ynnpack_off
+from experiments.notebooks import start
 
-turn_ynnpack_off()  # Sets the flag that XLA needs on CPU; it must be there before JAX starts.
+start()
 
 # %%
-import flax
+from importlib.util import find_spec
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from flax import nnx
 
 import ntksap_jax as nts
-from experiments.shell.pictures import COLOURS, STYLE
-
-plt.rcParams.update(STYLE)
-device = jax.devices()[0]
-print(
-    f"jax {jax.__version__}, flax {flax.__version__}; {jax.device_count()} x {device.device_kind}"
-)
-if jax.__version_info__ < (0, 7, 2):
-    raise RuntimeError("JAX 0.7.2 or newer is needed: choose a newer version of the runtime")
 
 # %% [markdown]
 # The network: a convolution with batch normalisation and a classifier, for images of 8×8 pixels
-# with one channel. One function prunes whatever `Network` it is given, and keeps the result for the
-# picture at the end.
+# with one channel. One function prunes whatever `Network` it is given.
 
 # %%
 INPUT_SHAPE = (8, 8, 1)  # of one image, without the batch axis
 FEATURES = 8 if SMALL else 32
 DENSITY, ROUNDS = 0.1, 2 if SMALL else 10
-found = {}
 
 
 def prune(name, network, **options):
@@ -95,13 +70,9 @@ def prune(name, network, **options):
     params = network.init(jax.random.key(0))
     score = nts.criteria.ntk_sap(network, num_samples=2 if SMALL else 5, batch_size=20, **options)
     schedule = nts.schedules.exponential(DENSITY, rounds=ROUNDS)
-    mask, history = nts.prune(jax.random.key(1), params, score, schedule=schedule)
-    found[name] = nts.masks.layer_densities(mask)
-    print(
-        f"{name}: {nts.masks.num_kept(mask)} of {nts.masks.num_prunable(mask)} weights kept, "
-        f"{sum(info.seconds for info in history):.1f} s with compilation"
-    )
-    for path, density in found[name].items():
+    mask, _ = nts.prune(jax.random.key(1), params, score, schedule=schedule)
+    print(f"{name}: {nts.masks.num_kept(mask)} of {nts.masks.num_prunable(mask)} weights kept")
+    for path, density in nts.masks.layer_densities(mask).items():
         print(f"  {path:20} {density:6.1%}")
     return params, mask
 
@@ -152,22 +123,8 @@ _ = prune("nnx", nnx_network)
 
 # %% [markdown]
 # The masks differ by the random weights that were drawn: each framework draws its own way. From the
-# same weights (`reinit=False`) and the same key both give the same scores, up to rounding:
-
-
-# %%
-def score_given(network):
-    """Scores the weights of the linen network, without drawing fresh ones."""
-    score = nts.criteria.ntk_sap(network, num_samples=1, batch_size=20, reinit=False)
-    return score(jax.random.key(2), params, nts.masks.create(params), None)[0]
-
-
-by_linen, by_nnx = (nts.masks.leaf_paths(score_given(n)) for n in (linen_network, nnx_network))
-for path, scores in by_linen.items():
-    difference = np.max(np.abs(scores - by_nnx[path])) / np.max(scores)
-    print(f"{path:12} largest difference, relative to the largest score: {difference:.1e}")
-
-# %% [markdown]
+# same weights (`reinit=False`) and the same key both give the same scores, up to rounding.
+#
 # ## Two functions of your own
 #
 # `nts.plain(init, apply, input_shape)`. Params may be any pytree. By default the leaves with
@@ -206,7 +163,7 @@ _ = prune("plain", nts.plain(init, apply, INPUT_SHAPE))
 # `GroupNorm`, whose `weight` has one axis and is not prunable, stands in.)
 
 # %%
-if importlib.util.find_spec("equinox") is None:
+if find_spec("equinox") is None:
     print("Skipped: Equinox is not installed. To install it and leave JAX as it is, run")
     print("  pip install --no-deps equinox jaxtyping wadler-lindig")
     print("and restart the runtime.")
@@ -237,22 +194,6 @@ else:
         return jax.vmap(eqx.combine(params, static))(x)
 
     _ = prune("Equinox", nts.plain(init_equinox, apply_equinox, INPUT_SHAPE))
-
-# %% [markdown]
-# ## What was kept
-
-# %%
-figure, axes = plt.subplots(figsize=(6, 2.8), layout="constrained")
-width = 0.8 / len(found)
-for index, (name, densities) in enumerate(found.items()):
-    places = np.arange(2) + (index - (len(found) - 1) / 2) * width
-    heights = [100 * density for density in densities.values()]
-    axes.bar(places, heights, 0.92 * width, color=COLOURS[index], label=name)
-axes.set_xticks(range(2), ["convolution", "classifier"])
-axes.set(ylabel="weights kept (%)")
-axes.grid(axis="x", visible=False)
-axes.legend()
-plt.show()
 
 # %% [markdown]
 # ## Which weights
