@@ -56,8 +56,8 @@ def make_train(
 
 def adamw_with_warmup(rate: Any, *, steps: int) -> optax.GradientTransformation:
     """AdamW with weight decay 0.05; the rate rises for a while and falls as a cosine."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(steps // 10, 50), steps)
-    return optax.adamw(schedule, weight_decay=0.05)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, min(steps // 10, 50), steps)
+    return optax.adamw(lambda count: rate * schedule(count), weight_decay=0.05)
 
 
 class Block(nn.Module):
