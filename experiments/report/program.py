@@ -39,8 +39,7 @@ from experiments.report.comparison import Comparison
 from experiments.report.numbers import Verdict
 from experiments.report.runs import Found, Session
 from experiments.report.setups import Section
-from experiments.shell import exits
-from experiments.shell.command_line import one_line_errors
+from experiments.shell import command_line, exits
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 
@@ -71,8 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with exits.in_one_line(PROG, arguments):
-        with one_line_errors():
-            options = tyro.cli(Options, prog=PROG, args=arguments, description=__doc__)
+        options = command_line.read(Options, arguments, prog=PROG, about=__doc__ or "")
         if not options.runs:
             raise UserError(f"name a folder that holds run folders. For example: {PROG} runs")
         found = runs.find(options.runs)

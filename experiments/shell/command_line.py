@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -63,33 +63,26 @@ def read(kind: Any, arguments: Sequence[str], *, prog: str, about: str, default:
         SystemExit: after `--help`.
     """
     options = {} if default is None else {"default": default}
-    with one_line_errors(f"{prog} --help"):
-        return tyro.cli(
-            kind,
-            prog=prog,
-            description=about,
-            args=list(arguments),
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-            **options,
-        )
-
-
-@contextlib.contextmanager
-def one_line_errors(help_command: str = "") -> Iterator[None]:
-    """Turns what tyro prints about a mistake, before it exits, into a `UserError`."""
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
-            yield
+            return tyro.cli(
+                kind,
+                prog=prog,
+                description=about,
+                args=list(arguments),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+                **options,
+            )
     except SystemExit as stop:
         if not stop.code:
             raise
         # What a configuration says of its values is said better than in tyro's frame.
         ours = [str(error) for error in causes(stop) if isinstance(error, UserError)]
-        raise UserError(ours[0] if ours else _one_line(message.getvalue(), help_command)) from None
+        raise UserError(ours[0] if ours else _one_line(message.getvalue(), prog)) from None
 
 
-def _one_line(box: str, help_command: str) -> str:
+def _one_line(box: str, prog: str) -> str:
     """Turns tyro's framed message into one line: its first paragraph, and what it suggests.
 
     Where standard output is not UTF-8 the frame is of blanks, and its rules are of hyphens.
@@ -104,4 +97,4 @@ def _one_line(box: str, help_command: str) -> str:
     words = " ".join(" ".join(lines).removeprefix("Error parsing ").split()) or box.strip()
     suggestion = re.search(r"Perhaps you meant:\W+(--[\w-]+)", box)
     near = f". Did you mean {suggestion[1]}?" if suggestion else ""
-    return words + near + (f" See: {help_command}" if "nrecognized" in words else "")
+    return words + near + (f" See: {prog} --help" if "nrecognized" in words else "")

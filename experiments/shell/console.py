@@ -14,13 +14,10 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
-    Task,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
-from rich.text import Text
 
 LINE_EVERY = 5.0
 """Seconds, at least, between two lines that stay on the screen (the last one always does)."""
@@ -83,7 +80,7 @@ class Tracker(NamedTuple):
 def track(
     console: Console, description: str, *, done: int = 0, total: int, unit: str
 ) -> Iterator[Tracker]:
-    """Shows progress: a bar with rate and time left on a terminal, lines now and then elsewhere.
+    """Shows progress: a bar with the time left on a terminal, lines now and then elsewhere.
 
     Args:
         console: where to.
@@ -104,7 +101,6 @@ def track(
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TextColumn(unit + "s"),
-        _RateColumn(unit),
         TimeRemainingColumn(),
         TextColumn("left"),
         console=console,
@@ -135,17 +131,6 @@ def track(
                 show(text)
 
         yield Tracker(advance, line)
-
-
-class _RateColumn(ProgressColumn):
-    """Units a second, or seconds a unit where that reads better."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
-
-    def render(self, task: Task) -> Text:
-        return Text(_rate(task.speed, self._unit) if task.speed else "compiling")
 
 
 def _rate(per_second: float, unit: str) -> str:
