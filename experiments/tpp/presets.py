@@ -11,6 +11,7 @@ theirs are MNIST, resized to 32×32 and not augmented like theirs.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from experiments.tpp.config import (
     Config,
@@ -22,43 +23,36 @@ from experiments.tpp.config import (
 from ntksap_jax.structured import tpp_presets
 
 
-def _finetune(name: str) -> FinetuneConfig:
+def _study(name: str, **values: Any) -> Config:
+    """Returns the configuration of a study of the authors'."""
     recipe = tpp_presets.PRESETS[name]
-    return FinetuneConfig(
-        finetune_epochs=recipe.fine_tune_epochs,
-        finetune_lr=recipe.fine_tune_rates[0],
-        finetune_drop_epochs=tuple(recipe.fine_tune_rates)[1:],
-        small_lr_drop_epochs=tuple(recipe.fine_tune_rates_small)[1:],
-    )
-
-
-def _regularise(name: str) -> RegulariseConfig:
-    recipe = tpp_presets.PRESETS[name]
-    return RegulariseConfig(
-        reg_lr=recipe.learning_rate,
-        gram_weight=recipe.settings.gram_weight,
-        update_interval=recipe.settings.update_interval,
-        increment=recipe.settings.increment,
-        stabilise_steps=recipe.settings.stabilise_steps,
-        zero_out_interval=recipe.settings.zero_out_interval or 0,
-    )
-
-
-def _base(name: str) -> Config:
-    recipe = tpp_presets.PRESETS[name]
+    settings = recipe.settings
     return Config(
         patterns=recipe.patterns,
         skip=recipe.skip,
         batch_size=recipe.batch_size,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
-        regularise=_regularise(name),
-        finetune=_finetune(name),
+        regularise=RegulariseConfig(
+            reg_lr=recipe.learning_rate,
+            gram_weight=settings.gram_weight,
+            update_interval=settings.update_interval,
+            increment=settings.increment,
+            stabilise_steps=settings.stabilise_steps,
+            zero_out_interval=settings.zero_out_interval or 0,
+        ),
+        finetune=FinetuneConfig(
+            finetune_epochs=recipe.fine_tune_epochs,
+            finetune_lr=recipe.fine_tune_rates[0],
+            finetune_drop_epochs=tuple(recipe.fine_tune_rates)[1:],
+            small_lr_drop_epochs=tuple(recipe.fine_tune_rates_small)[1:],
+        ),
+        **values,
     )
 
 
-MLP_LINEAR = dataclasses.replace(
-    _base("mlp-linear"),
+MLP_LINEAR = _study(
+    "mlp-linear",
     dataset="fashion_mnist",
     image_size=32,
     augment=False,
@@ -66,8 +60,8 @@ MLP_LINEAR = dataclasses.replace(
     ratio=0.8,
     pretrain=PretrainConfig(pretrain_epochs=90, pretrain_lr=1e-2, pretrain_drop_epochs=(30, 60)),
 )
-RESNET56 = dataclasses.replace(_base("resnet56-cifar10"), dataset="cifar10", model="resnet56")
-VGG19 = dataclasses.replace(_base("vgg19-cifar100"), dataset="cifar100", model="vgg19_bn")
+RESNET56 = _study("resnet56-cifar10", dataset="cifar10", model="resnet56")
+VGG19 = _study("vgg19-cifar100", dataset="cifar100", model="vgg19_bn")
 
 MLP_LINEAR_SHORT = dataclasses.replace(
     MLP_LINEAR,

@@ -10,18 +10,6 @@ over the first and falls to 0. With seed 0, on images re-encoded as JPEG: 64.7 %
 minutes of search, 11 minutes an epoch.
 """
 
-from experiments.cifar.config import Config, SearchConfig, TrainingConfig
+from experiments.cifar.config import Config, TrainingConfig
 
-CONFIG = Config(
-    dataset="cifar10",
-    model="resnet20",
-    search=SearchConfig(density=0.05, rounds=20, num_samples=5, noise_batch_size=100),
-    training=TrainingConfig(
-        epochs=3,
-        batch_size=128,
-        learning_rate=0.1,
-        lr_schedule="cosine",
-        warmup_epochs=1,
-        weight_decay=1e-4,
-    ),
-)
+CONFIG = Config(training=TrainingConfig(epochs=3, lr_schedule="cosine", warmup_epochs=1))
