@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen
@@ -12,7 +10,6 @@ import flax.nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from ntksap_jax import masks
 from ntksap_jax.types import Network, Params
@@ -78,7 +75,7 @@ def describe(model: Any) -> str:
 
 
 def check_network(network: Network, *, name: str, advice: str) -> None:
-    """Raises unless `network.apply` is a pure function whose outputs a kernel can be taken of.
+    """Raises unless `network.apply` takes the inputs, and a kernel can be taken of its outputs.
 
     Args:
         network: the network.
@@ -94,7 +91,7 @@ def check_network(network: Network, *, name: str, advice: str) -> None:
         return jax.ShapeDtypeStruct((count, *network.input_shape), network.input_dtype)
 
     try:
-        outputs = check_repeatable(network.apply, params, example(2), name=name)
+        outputs = jax.eval_shape(network.apply, params, example(2))
         several = len(jax.tree.leaves(outputs)) > 1
         more = jax.eval_shape(network.apply, params, example(3)) if several else None
     except ModelError:
@@ -143,78 +140,6 @@ def _check_outputs(outputs: Any, more: Any, name: str) -> None:
 
 def _at(tree: Any, path: str) -> Any:
     return masks.leaf_paths(tree).get(path)
-
-
-def check_repeatable(function: Callable[..., Any], *arguments: Any, name: str) -> Any:
-    """Traces a function twice; raises unless it did the same both times.
-
-    Args:
-        function: the function, not one that is jitted: JAX would remember the first time.
-        *arguments: arrays or their shapes.
-        name: what to call it in messages.
-
-    Returns:
-        The shapes of what it returns.
-
-    Raises:
-        ValueError: a function that is not pure: one that draws numbers from NumPy, counts its
-            calls, or uses what an earlier call left behind.
-    """
-
-    def trace() -> tuple[Any, Any]:
-        return jax.make_jaxpr(lambda *given: function(*given), return_shape=True)(*arguments)
-
-    advice = (
-        "so it is not pure. It must compute from its arguments alone: random numbers from "
-        "jax.random and a key, states as arguments and results."
-    )
-    try:
-        (first, shapes), (again, _) = trace(), trace()
-    except jax.errors.UnexpectedTracerError as error:
-        raise ModelError(
-            f"{name}: uses a value that an earlier call of it left behind, {advice}"
-        ) from error
-    pairs = itertools.zip_longest(_facts(first), _facts(again))
-    if not all(are_same(one, other) for one, other in pairs):
-        raise ModelError(
-            f"{name}: does something else each time it is called, as by numbers of NumPy or what "
-            f"an earlier call left behind, {advice}"
-        )
-    return shapes
-
-
-def _facts(closed: Any) -> Iterator[Any]:
-    """What a traced function does: its operations and constants, without the names in it."""
-    yield from closed.consts
-    yield from _operations(closed.jaxpr)
-
-
-def _operations(jaxpr: Any) -> Iterator[Any]:
-    for eqn in jaxpr.eqns:
-        yield eqn.primitive.name
-        yield from (atom.val for atom in eqn.invars if isinstance(atom, core.Literal))
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else [value]:
-                if hasattr(inner, "consts") and hasattr(inner, "jaxpr"):
-                    yield from _facts(inner)
-                elif hasattr(inner, "eqns"):
-                    yield from _operations(inner)
-
-
-def are_same(one: Any, other: Any) -> bool:
-    """Whether two strings, numbers or arrays are the same, bit for bit."""
-    if one is other:
-        return True
-    if isinstance(one, str) or isinstance(other, str) or one is None or other is None:
-        return one == other
-    one, other = (
-        np.asarray(jax.random.key_data(each) if _is_key(each) else each) for each in (one, other)
-    )
-    return (one.shape, one.dtype, one.tobytes()) == (other.shape, other.dtype, other.tobytes())
-
-
-def _is_key(value: Any) -> bool:
-    return jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key)
 
 
 def check_params(params: Params, *, name: str) -> Params:

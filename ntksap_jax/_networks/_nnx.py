@@ -123,7 +123,6 @@ def nnx(
         input_shape=input_shape,
         input_dtype=jnp.dtype(dtype),
     )
-    _checks.check_repeatable(draw, jax.random.key(0), name="make")
     _checks.check_network(
         network,
         name="model",

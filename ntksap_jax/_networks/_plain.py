@@ -45,8 +45,8 @@ def plain(
 
     Raises:
         TypeError: `init` or `apply` is not a function, but a model for example.
-        ValueError: functions that JAX cannot trace or that are not pure; params that are no arrays;
-            outputs that are not floating point, or no outputs but a state or a loss.
+        ValueError: functions that JAX cannot trace; params that are no arrays; outputs that are not
+            floating point, or that are a state or a loss instead.
 
     >>> import jax, jax.numpy as jnp
     >>> def init(key):
@@ -80,7 +80,7 @@ def plain(
         input_dtype=jnp.dtype(dtype),
     )
     try:
-        _checks.check_repeatable(checked_init, jax.random.key(0), name="init")
+        jax.eval_shape(checked_init, jax.random.key(0))
     except ModelError:
         raise
     except Exception as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ntksap_jax import masks
+from ntksap_jax import _checks, masks
 from ntksap_jax._placement import is_traced
 from ntksap_jax.types import ApplyFn, Batch, Inputs, Mask, Network, Params
 
@@ -39,8 +38,8 @@ def check_network(network: Any) -> None:
 
 def check_micro_batch_size(size: int | None) -> None:
     """Raises a ValueError unless `size` is None or an integer of at least 1."""
-    if size is not None and not (isinstance(size, numbers.Integral) and size >= 1):
-        raise ValueError(f"micro_batch_size: got {size!r}, expected an integer of at least 1.")
+    if size is not None:
+        _checks.integer("micro_batch_size", size)
 
 
 def apply_with(network: Network, statistics: Statistics) -> ApplyFn:

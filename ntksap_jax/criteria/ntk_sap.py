@@ -17,7 +17,6 @@ under differentiation.
 from __future__ import annotations
 
 import functools
-import numbers
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -27,20 +26,12 @@ from jax.sharding import NamedSharding
 
 from ntksap_jax import _networks, _placement, _platform, masks, ntk
 from ntksap_jax._draws import random_like, typed_key
-from ntksap_jax._placement import Layout, is_traced
 from ntksap_jax._precision import scoring_precision
-from ntksap_jax.criteria import _batches
-from ntksap_jax.types import (
-    Batch,
-    Inputs,
-    Key,
-    Mask,
-    Metrics,
-    Network,
-    Params,
-    ScoreFn,
-    Scores,
-)
+from ntksap_jax.criteria import _batches, _ntk_sap_checks
+from ntksap_jax.types import Batch, Inputs, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
+
+Total = tuple[jax.Array, Scores]
+"""A trace and its gradient with respect to the mask, summed over samples."""
 
 
 def ntk_sap(
@@ -115,140 +106,129 @@ def ntk_sap(
     >>> scores["layers_0"]["kernel"].shape, scores["layers_0"]["bias"], sorted(metrics)
     ((3, 8), None, ['trace'])
     """
-    _batches.check_network(network)
-    if not callable(estimator):
-        raise TypeError(f"estimator: got {estimator!r}, expected a function such as ntk.jvp.")
-    sizes = {"num_samples": num_samples, "vmap_samples": vmap_samples, "batch_size": batch_size}
-    for name, size in sizes.items():
-        if not isinstance(size, numbers.Integral) or size < 1:
-            raise ValueError(f"{name}: got {size!r}, expected an integer of at least 1.")
-    if num_samples % vmap_samples:
-        raise ValueError(
-            f"vmap_samples: got {vmap_samples}, expected a divisor of num_samples={num_samples}."
-        )
-    if not callable(inputs) and not (isinstance(inputs, str) and inputs in ("noise", "data")):
-        raise ValueError(f"inputs: got {inputs!r}, expected 'noise', 'data' or a function.")
-    if inputs == "noise" and not jnp.issubdtype(network.input_dtype, jnp.floating):
-        raise ValueError(
-            f"inputs: 'noise' is Gaussian, but the network takes {network.input_dtype}. Draw such "
-            "inputs by a function: inputs=lambda key, n: jax.random.randint(key, (n, length), 0, "
-            "vocabulary). Or put the noise after the embedding: inputs=lambda key, n: "
-            "jax.random.normal(key, (n, length, features)) / features**0.5, which nn.Embed and "
-            "nnx.Embed pass on. Or inputs='data'."
-        )
-    if calibrate not in ("one_pass", "two_pass"):
-        raise ValueError(f"calibrate: got {calibrate!r}, expected 'one_pass' or 'two_pass'.")
+    _ntk_sap_checks.check_options(
+        network,
+        estimator=estimator,
+        num_samples=num_samples,
+        vmap_samples=vmap_samples,
+        batch_size=batch_size,
+        inputs=inputs,
+        calibrate=calibrate,
+    )
 
-    def draw_inputs(key: Key, batch: Batch, batch_size: int = batch_size) -> Inputs:
-        if callable(inputs):
-            return inputs(key, batch_size)
+    # -- One sample: inputs, weights and a probe -----------------------------------------------
+
+    def draw_inputs(key: Key, batch: Batch, size: int) -> Inputs:
         if inputs == "data":
-            return batch[0]
-        return random_like(
-            key, jax.ShapeDtypeStruct((batch_size, *network.input_shape), network.input_dtype)
-        )
+            drawn = batch[0]
+        elif callable(inputs):
+            drawn = inputs(key, size)
+        else:
+            shape = (size, *network.input_shape)
+            drawn = random_like(key, jax.ShapeDtypeStruct(shape, network.input_dtype))
+        return drawn
 
-    def place(drawn: Inputs) -> Inputs:
-        if shard_inputs is None:
-            return drawn
-        return jax.lax.with_sharding_constraint(drawn, shard_inputs)
-
-    @jax.jit
-    def outputs_are_finite(key: Key, params: Params, mask: Mask, batch: Batch) -> jax.Array:
-        few = jax.tree.map(lambda x: x[:2], draw_inputs(key, batch, min(batch_size, 2)))
-        with scoring_precision():
-            return _networks.are_finite(network.apply(masks.apply(mask, params), few))
-
-    def sample(weights: Params, keys: Key, mask: Mask, batch: Batch) -> tuple[jax.Array, Scores]:
+    def sample(weights: Params, keys: Key, mask: Mask, batch: Batch) -> Total:
         inputs_key, probe_key = keys
+        drawn = draw_inputs(inputs_key, batch, batch_size)
+        if shard_inputs is not None:
+            drawn = jax.lax.with_sharding_constraint(drawn, shard_inputs)
         with scoring_precision():
             return trace_and_gradient(
                 network,
                 weights,
                 mask,
-                place(draw_inputs(inputs_key, batch)),
+                drawn,
                 estimate=functools.partial(estimator, probe_key),
                 output_fn=output_fn,
                 unbiased=calibrate == "two_pass",
             )
 
-    def chunk(weights: Params, keys: Key, mask: Mask, batch: Batch) -> tuple[jax.Array, Scores]:
-        """One sample, or the sum of `vmap_samples` with their weights and keys stacked."""
-        if vmap_samples == 1:
-            return sample(weights, keys, mask, batch)
-        in_axes = (0 if reinit else None, 0, None, None)
-        samples = jax.vmap(sample, in_axes)(weights, keys, mask, batch)
-        return jax.tree.map(lambda s: jnp.sum(s, axis=0), samples)
+    @jax.jit
+    def outputs_are_finite(key: Key, params: Params, mask: Mask, batch: Batch) -> jax.Array:
+        drawn = draw_inputs(key, batch, min(batch_size, 2))
+        few = jax.tree.map(lambda x: x[:2], drawn)
+        with scoring_precision():
+            return _networks.are_finite(network.apply(masks.apply(mask, params), few))
 
-    def draw_weights(keys: Key, layout: Layout | None) -> Params:
-        """Draws weights where the params lie; they are never anywhere else."""
+    # -- A chunk: one sample, or `vmap_samples` of them with weights and keys stacked ----------
+
+    def draw_weights(keys: Key, layout: _placement.Layout | None) -> Params:
+        """Draws weights in the place of the params; they are never anywhere else."""
 
         def draw(key: Key) -> Params:
             return _placement.constrain(network.init(key), layout)
 
         return draw(keys) if vmap_samples == 1 else jax.vmap(draw)(keys)
 
-    jitted_draw_weights = jax.jit(draw_weights, static_argnames="layout")
+    draw_placed_weights = jax.jit(draw_weights, static_argnames="layout")
 
     @functools.partial(jax.jit, static_argnames="layout", donate_argnames="total")
-    def add_chunk(
-        total: Any, weights: Params, keys: Key, mask: Mask, batch: Batch, *, layout: Layout | None
-    ) -> Any:
-        total = jax.tree.map(jnp.add, total, chunk(weights, keys, mask, batch))
-        return _placement.constrain(total, layout)
+    def add_drawn(
+        total: Total,
+        weights: Params,
+        keys: Key,
+        mask: Mask,
+        batch: Batch,
+        *,
+        layout: _placement.Layout | None,
+    ) -> Total:
+        if vmap_samples == 1:
+            chunk = sample(weights, keys, mask, batch)
+        else:
+            in_axes = (0 if reinit else None, 0, None, None)
+            stacked = jax.vmap(sample, in_axes)(weights, keys, mask, batch)
+            chunk = jax.tree.map(lambda s: jnp.sum(s, axis=0), stacked)
+        return _placement.constrain(jax.tree.map(jnp.add, total, chunk), layout)
 
-    def sum_one_by_one(
-        total: Any, params: Params, keys: Key, mask: Mask, batch: Batch, *, layouts: _Layouts
-    ) -> Any:
+    def add_chunk(
+        total: Total, keys: Key, params: Params, mask: Mask, batch: Batch, layouts: _Layouts
+    ) -> Total:
         # Weights are drawn outside of the compiled sample: random generators take long to compile,
         # and the caller has most likely compiled `network.init` already.
-        draw = draw_weights if layouts.weights is None else jitted_draw_weights
-        for chunk_keys in keys:
-            weights = draw(chunk_keys[..., 0], layout=layouts.weights) if reinit else params
-            total = add_chunk(
-                total, weights, chunk_keys[..., 1:], mask, batch, layout=layouts.total
-            )
-        return total
+        draw = draw_weights if layouts.weights is None else draw_placed_weights
+        weights = draw(keys[..., 0], layout=layouts.weights) if reinit else params
+        return add_drawn(total, weights, keys[..., 1:], mask, batch, layout=layouts.total)
 
-    def sum_all(
-        total: Any, params: Params, keys: Key, mask: Mask, batch: Batch, *, layouts: _Layouts
-    ) -> Any:
-        """In one program: on the devices of `shard_samples`, or by a `lax.scan`."""
+    # -- All chunks: on the devices of `shard_samples`, in a `lax.scan`, or in a loop ----------
 
-        def drawn_chunk(keys: Key) -> Any:
-            weights = draw_weights(keys[..., 0], layouts.weights) if reinit else params
-            return chunk(weights, keys[..., 1:], mask, batch)
+    @functools.partial(jax.jit, static_argnames="layouts")
+    def add_spread(
+        total: Total, keys: Key, params: Params, mask: Mask, batch: Batch, layouts: _Layouts
+    ) -> Total:
+        def chunk(keys: Key) -> Total:
+            zeros = _zeros(mask, params, layout=None)
+            return add_chunk(zeros, keys, params, mask, batch, layouts._replace(total=None))
 
-        def add(total: Any, keys: Key) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, drawn_chunk(keys)), None
-
-        if shard_samples is None:
-            return jax.lax.scan(add, total, keys)[0]
-        added = _placement.sum_over(drawn_chunk, keys, shard_samples)
-        return _placement.constrain(jax.tree.map(jnp.add, total, added), layouts.total)
-
-    jitted_sum_all = jax.jit(sum_all, static_argnames="layouts")
+        assert shard_samples is not None
+        spread = _placement.sum_over(chunk, keys, shard_samples)
+        return _placement.constrain(jax.tree.map(jnp.add, total, spread), layouts.total)
 
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         _platform.warn_if_miscompiling()
         masks.check(mask, params)
         if inputs == "data":
-            _check_batch(network, batch)
+            _batches.check_batch(network, batch, labels=False, why="inputs='data'")
         if reinit:
-            _check_fresh(network, params)
+            _ntk_sap_checks.check_fresh(network, params)
+        layouts = _layouts(params, mask)
+        if shard_samples is not None:
+            _ntk_sap_checks.check_axes(shard_samples, layouts.weights)
+        is_traced = _placement.is_traced((key, params, mask, batch))
+        if not is_traced:
+            _networks.check_are_finite(outputs_are_finite(key, params, mask, batch))
 
         stack = (vmap_samples,) if vmap_samples > 1 else ()
         keys = jax.random.split(typed_key(key), (num_samples // vmap_samples, *stack, 3))
-        layouts = _layouts(params, mask)
-        if shard_samples is not None:
-            _check_axes(shard_samples, layouts.weights)
         total = _zeros(mask, params, layout=layouts.total)
-        if is_traced((keys, params, mask, batch)):
-            total = sum_all(total, params, keys, mask, batch, layouts=layouts)
+        arguments = (params, mask, batch, layouts)
+        if shard_samples is not None:
+            total = add_spread(total, keys, *arguments)
+        elif is_traced:
+            total, _ = jax.lax.scan(lambda t, k: (add_chunk(t, k, *arguments), None), total, keys)
         else:
-            _networks.check_are_finite(outputs_are_finite(key, params, mask, batch))
-            sum_samples = sum_one_by_one if shard_samples is None else jitted_sum_all
-            total = sum_samples(total, params, keys, mask, batch, layouts=layouts)
+            for chunk_keys in keys:
+                total = add_chunk(total, chunk_keys, *arguments)
         trace, scores = _finish(total, mask, signed=signed)
         return scores, {"trace": trace / num_samples}
 
@@ -312,33 +292,10 @@ def trace_and_gradient(
     return jax.value_and_grad(trace)(relaxed)
 
 
-class _Layouts(NamedTuple):
-    """Where weights, and the sum of (trace, gradient), lie that are spread over devices."""
-
-    weights: Layout | None
-    total: Layout | None
-
-
-def _layouts(params: Params, mask: Mask) -> _Layouts:
-    """Everything lies as the params do."""
-    trace, gradient = 0.0, masks.map_prunable(lambda m, p: p, mask, params)
-    return _Layouts(_placement.layout(params), _placement.layout((trace, gradient)))
-
-
-def _check_axes(shard_samples: NamedSharding, layout: Layout | None) -> None:
-    """Raises if the devices that samples are spread over have no whole params."""
-    wanted = _placement.axes_of(shard_samples)
-    for each in layout or ():
-        if isinstance(each, NamedSharding) and (shared := wanted & _placement.axes_of(each)):
-            raise ValueError(
-                f"shard_samples: spreads samples over the axes {sorted(shared)}, which split the "
-                "params too. Use another axis of the mesh for each: sharding.model_mesh(2) has "
-                "'data' and 'model'."
-            )
-
-
 @functools.partial(jax.jit, static_argnames="layout")
-def _zeros(mask: Mask, params: Params, *, layout: Layout | None) -> tuple[jax.Array, Scores]:
+def _zeros(
+    mask: Mask, params: Params, *, layout: _placement.Layout | None
+) -> tuple[jax.Array, Scores]:
     """A sum of no samples. Half precision is for the network, not for sums over samples."""
     zeros = masks.map_prunable(
         lambda m, p: jnp.zeros(m.shape, jnp.promote_types(p.dtype, jnp.float32)), mask, params
@@ -348,45 +305,21 @@ def _zeros(mask: Mask, params: Params, *, layout: Layout | None) -> tuple[jax.Ar
 
 
 @functools.partial(jax.jit, static_argnames="signed")
-def _finish(
-    total: tuple[jax.Array, Scores], mask: Mask, *, signed: bool
-) -> tuple[jax.Array, Scores]:
+def _finish(total: Total, mask: Mask, *, signed: bool) -> tuple[jax.Array, Scores]:
     """The summed trace, and the scores from the summed gradient."""
     trace, gradient = total
     size = (lambda g: g) if signed else jnp.abs
     return trace, masks.map_prunable(lambda m, g: size(g) * m, mask, gradient)
 
 
-def _check_batch(network: Network, batch: Batch) -> None:
-    expected = (
-        f"(inputs, labels) with inputs of shape (N, {', '.join(map(str, network.input_shape))})"
-    )
-    if batch is None:
-        raise ValueError(
-            f"batch: got None, expected {expected}, since inputs='data'. Pass batch=, or use "
-            "inputs='noise'."
-        )
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise TypeError(
-            f"batch: got {type(batch).__name__}, expected {expected}; labels may be None."
-        )
+class _Layouts(NamedTuple):
+    """Where weights, and the sum of (trace, gradient), lie that are spread over devices."""
+
+    weights: _placement.Layout | None
+    total: _placement.Layout | None
 
 
-def _check_fresh(network: Network, params: Params) -> None:
-    """Raises unless `network.init` makes params like the given ones."""
-    fresh = jax.eval_shape(network.init, jax.random.key(0))
-    advice = "Pass params that network.init made, or score the given ones with reinit=False."
-    wanted, found = masks.leaf_paths(fresh), masks.leaf_paths(params)
-    for path in wanted | found:
-        want, got = (
-            None if tree.get(path) is None else (jnp.shape(tree[path]), jnp.result_type(tree[path]))
-            for tree in (wanted, found)
-        )
-        if want != got:
-            raise ValueError(f"params: leaf {path!r} is {got}, network.init makes {want}. {advice}")
-    made: Any = jax.tree.structure(fresh)
-    if made != jax.tree.structure(params):
-        raise ValueError(
-            f"params: a tree of other types than network.init makes: {jax.tree.structure(params)}, "
-            f"expected {made}. {advice}"
-        )
+def _layouts(params: Params, mask: Mask) -> _Layouts:
+    """Everything lies as the params do."""
+    trace, gradient = 0.0, masks.map_prunable(lambda m, p: p, mask, params)
+    return _Layouts(_placement.layout(params), _placement.layout((trace, gradient)))

@@ -1,0 +1,81 @@
+"""Checks of what `ntk_sap` is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from ntksap_jax import _checks, _placement, masks
+from ntksap_jax.criteria import _batches
+from ntksap_jax.types import Network, Params
+
+
+def check_options(
+    network: Network,
+    *,
+    estimator: Any,
+    inputs: str | Callable[..., Any],
+    calibrate: str,
+    num_samples: int,
+    vmap_samples: int,
+    batch_size: int,
+) -> None:
+    """Raises a TypeError or ValueError that names the option unless they fit each other."""
+    _batches.check_network(network)
+    if not callable(estimator):
+        raise TypeError(f"estimator: got {estimator!r}, expected a function such as ntk.jvp.")
+    sizes = {"num_samples": num_samples, "vmap_samples": vmap_samples, "batch_size": batch_size}
+    for name, size in sizes.items():
+        _checks.integer(name, size)
+    if num_samples % vmap_samples:
+        raise ValueError(
+            f"vmap_samples: got {vmap_samples}, expected a divisor of num_samples={num_samples}."
+        )
+    if not callable(inputs) and not (isinstance(inputs, str) and inputs in ("noise", "data")):
+        raise ValueError(f"inputs: got {inputs!r}, expected 'noise', 'data' or a function.")
+    if inputs == "noise" and not jnp.issubdtype(network.input_dtype, jnp.floating):
+        raise ValueError(
+            f"inputs: 'noise' is Gaussian, but the network takes {network.input_dtype}. Draw such "
+            "inputs by a function: inputs=lambda key, n: jax.random.randint(key, (n, length), 0, "
+            "vocabulary). Or put the noise after the embedding: inputs=lambda key, n: "
+            "jax.random.normal(key, (n, length, features)) / features**0.5, which nn.Embed and "
+            "nnx.Embed pass on. Or inputs='data'."
+        )
+    if calibrate not in ("one_pass", "two_pass"):
+        raise ValueError(f"calibrate: got {calibrate!r}, expected 'one_pass' or 'two_pass'.")
+
+
+def check_axes(shard_samples: NamedSharding, layout: _placement.Layout | None) -> None:
+    """Raises if the devices that samples are spread over have no whole params."""
+    wanted = _placement.axes_of(shard_samples)
+    for each in layout or ():
+        if isinstance(each, NamedSharding) and (shared := wanted & _placement.axes_of(each)):
+            raise ValueError(
+                f"shard_samples: spreads samples over the axes {sorted(shared)}, which split the "
+                "params too. Use another axis of the mesh for each: sharding.model_mesh(2) has "
+                "'data' and 'model'."
+            )
+
+
+def check_fresh(network: Network, params: Params) -> None:
+    """Raises unless `network.init` makes params like the given ones."""
+    fresh = jax.eval_shape(network.init, jax.random.key(0))
+    advice = "Pass params that network.init made, or score the given ones with reinit=False."
+    wanted, found = masks.leaf_paths(fresh), masks.leaf_paths(params)
+    for path in wanted | found:
+        want, got = (
+            None if tree.get(path) is None else (jnp.shape(tree[path]), jnp.result_type(tree[path]))
+            for tree in (wanted, found)
+        )
+        if want != got:
+            raise ValueError(f"params: leaf {path!r} is {got}, network.init makes {want}. {advice}")
+    made: Any = jax.tree.structure(fresh)
+    if made != jax.tree.structure(params):
+        raise ValueError(
+            f"params: a tree of other types than network.init makes: {jax.tree.structure(params)}, "
+            f"expected {made}. {advice}"
+        )
