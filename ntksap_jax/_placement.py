@@ -1,4 +1,4 @@
-"""Where arrays lie on devices, and sums over devices.
+"""Where arrays are placed on devices, and sums over devices.
 
 A layout is taken of a concrete tree, outside of `jit`, and given to another tree inside of it.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
 Layout = tuple[Sharding | None, ...]
-"""Where each leaf of a pytree lies, in the order of `jax.tree.leaves`; None: on one device."""
+"""The sharding of each leaf of a pytree, in the order of `jax.tree.leaves`; None: one device."""
 
 
 def is_traced(tree: Any) -> bool:
@@ -31,7 +31,7 @@ def is_traced(tree: Any) -> bool:
 
 
 def of(array: Any) -> Sharding | None:
-    """Returns where an array lies that is spread over devices; None for others, and under `jit`.
+    """Returns the sharding of an array if it is spread over devices; None under `jit`.
 
     >>> import jax.numpy as jnp
     >>> of(jnp.ones(3)) is None
@@ -43,7 +43,7 @@ def of(array: Any) -> Sharding | None:
 
 
 def layout(tree: Any) -> Layout | None:
-    """Returns where each leaf lies, for `constrain`; None if none of them is spread over devices.
+    """Returns the sharding of each leaf, for `constrain`; None if no leaf is spread over devices.
 
     Raises:
         ValueError: an array on a mesh with axes that are not of type Auto.
@@ -95,7 +95,7 @@ def is_on_host(leaf: Any) -> bool:
 
 
 def constrain(tree: Any, layout: Layout | None) -> Any:
-    """Has the leaves of a tree lie as those of the tree that `layout` was taken of. Traceable.
+    """Places the leaves of a tree as those of the tree that `layout` was taken of. Traceable.
 
     Args:
         tree: with as many leaves as the other one.

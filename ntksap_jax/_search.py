@@ -115,8 +115,8 @@ def prune(
 ) -> tuple[Mask, list[RoundInfo]]:
     """Searches for a mask round by round, with checks, reports and the means to resume.
 
-    Everything is compiled in the first round; the others reuse it. The masks lie as the params do,
-    on one device or spread over several; see `sharding.shard_params`.
+    The first round compiles everything, and the others reuse it. Masks are placed as the params
+    are, on one device or sharded over several; see `sharding.shard_params`.
 
     Args:
         key: PRNG key of the search.
@@ -164,7 +164,7 @@ def prune(
     scope = Scope.of(scope)
     mask, plan = _plan(params, mask, density, schedule, scope)
     _check_start(mask, plan, start_round, scope, regrow)
-    # As the params lie: one that lies elsewhere in the first round makes the second compile again.
+    # Placed as the params are: a mask placed otherwise would make the second round compile again.
     mask = masks.map_prunable(
         lambda m, p: m if _placement.of(p) is None else jax.device_put(m, _placement.of(p)),
         mask,

@@ -54,7 +54,7 @@ def analyse(network: Network, mask: Mask) -> Connectivity:
     on, and biases begin no path.
 
     Args:
-        network: the model, from `ntksap_jax._networks`; convolutions, dense layers, pools,
+        network: the model, from `linen`, `nnx` or `plain`; convolutions, dense layers, pools,
             shortcuts, ReLU-like activations and normalisation.
         mask: the mask.
 

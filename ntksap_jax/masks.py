@@ -1,4 +1,4 @@
-"""Masks: create, check, apply, measure, save and load them (`selection` decides what they keep).
+"""Masks: create, check, apply, measure, save and load them (`scopes` decide what they keep).
 
 A mask is a pytree shaped like the params, with a boolean array at every prunable leaf and `None` at
 every other. `True` keeps the weight. Nothing here knows how scores are made.
@@ -91,7 +91,7 @@ def create(
         exclude: regular expression(s); leaves that match are not prunable.
 
     Returns:
-        The mask, shaped like `params`; it lies as they do where they are spread over devices.
+        The mask, shaped like `params`, and sharded like them where they are spread over devices.
 
     Raises:
         ValueError: a pattern that matches no leaf, or no prunable leaf at all.
@@ -145,7 +145,7 @@ def check(mask: Mask, params: Params) -> None:
     ValueError: mask: leaf 'kernel' has shape (3,), params have (2,) there. ...
     """
     wanted, found = leaf_paths(params), leaf_paths(mask)
-    advice = "Make masks with masks.create(params) from the very params they are used with."
+    advice = "Make masks with masks.create(params) from the params that they are used with."
     for path, leaf in found.items():
         if path not in wanted:
             raise ValueError(f"mask: leaf {path!r} does not exist in params. {advice}")
@@ -265,8 +265,8 @@ def shuffle(key: Key, mask: Mask) -> Mask:
     >>> num_kept(shuffled), bool(jnp.all(shuffled["kernel"] == mask["kernel"]))
     (3, False)
     """
-    # Exactly as many of the leaf's weights as it keeps, by lot: much quicker than a permutation,
-    # which sorts. (Of 2^32 numbers, so that equal ones, which go by position, hardly occur.)
+    # Random selection of as many weights as the leaf keeps, which is much quicker than a random
+    # permutation, since that sorts. (Equal numbers go by position; of 2^32 they hardly occur.)
     drawn = random_like(
         typed_key(key),
         map_prunable(lambda m: jax.ShapeDtypeStruct(m.shape, jnp.uint32), mask),

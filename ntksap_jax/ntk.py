@@ -1,4 +1,4 @@
-r"""Estimators of the trace of the neural tangent kernel, and the exact kernel for small networks.
+r"""The neural tangent kernel: estimators of its trace, and the kernel itself for few outputs.
 
 For a function f: params -> outputs with Jacobian J (outputs flattened to n, params to p), the
 empirical NTK is Θ = J Jᵀ (n × n) and its trace is the squared Frobenius norm of the Jacobian,
@@ -6,8 +6,8 @@ empirical NTK is Θ = J Jᵀ (n × n) and its trace is the squared Frobenius nor
     tr Θ = ‖J‖²_F = E_v ‖J v‖² = E_u ‖Jᵀ u‖²,   v ~ N(0, I_p), u ~ N(0, I_n).
 
 Each estimate contracts the Jacobian with one random *probe*: a tangent v in parameter space or a
-cotangent u in output space. Both are unbiased with variance 2 ‖Θ‖²_F. Nothing here knows of masks,
-models or data: for the trace under a mask, tr Θ(m) = ‖J(θ⊙m) diag(m)‖²_F, pass f(θ) = g(θ⊙m).
+cotangent u in output space. Both are unbiased with variance 2 ‖Θ‖²_F. The estimators know nothing
+of masks: for the trace under a mask, tr Θ(m) = ‖J(θ⊙m) diag(m)‖²_F, pass f(θ) = g(θ⊙m).
 
 On accelerators, differentiate under `jax.default_matmul_precision("highest")`, as `exact` does and
 `criteria.ntk_sap` unless told otherwise: by default they multiply in bfloat16 or TF32.
@@ -22,9 +22,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
 from ntksap_jax import _platform
 from ntksap_jax._draws import random_like
+from ntksap_jax._pruned_kernel import pruned_kernel as pruned_kernel
 from ntksap_jax.types import Key, Params
 
 Fn = Callable[[Params], Any]
@@ -126,7 +129,7 @@ def tangent_norm(fn: Fn, params: Params, tangent: Params) -> jax.Array:
     >>> float(tangent_norm(lambda w: w**2, jnp.array([1.0, 2.0]), jnp.array([1.0, 1.0])))
     20.0
     """
-    return squared_norm(jax.jvp(fn, (params,), (tangent,))[1])
+    return _squared_norm(jax.jvp(fn, (params,), (tangent,))[1])
 
 
 def difference_norm(
@@ -154,7 +157,7 @@ def difference_norm(
         if central
         else (shifted(sigma), fn(params), sigma)
     )
-    return squared_norm(jax.tree.map(jnp.subtract, ahead, behind)) / width**2
+    return _squared_norm(jax.tree.map(jnp.subtract, ahead, behind)) / width**2
 
 
 def cotangent_norm(fn: Fn, params: Params, cotangent: Any) -> jax.Array:
@@ -176,20 +179,15 @@ def cotangent_norm(fn: Fn, params: Params, cotangent: Any) -> jax.Array:
     pulled_back = jax.lax.stop_gradient(jax.vjp(fn, params)[1](cotangent)[0])
     pushed_forward = jax.jvp(fn, (params,), (pulled_back,))[1]
     inner = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, cotangent, pushed_forward)))
-    return 2 * inner - squared_norm(pulled_back)
+    return 2 * inner - _squared_norm(pulled_back)
 
 
-def squared_norm(tree: Any) -> jax.Array:
-    """Returns the sum of squares of all entries; a norm would have no gradient at 0.
-
-    >>> import jax.numpy as jnp
-    >>> float(squared_norm({"w": jnp.array([3.0, 4.0])}))
-    25.0
-    """
+def _squared_norm(tree: Any) -> jax.Array:
+    """The sum of squares of all entries; a norm would have no gradient at 0."""
     return sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), jnp.zeros(()))
 
 
-# -- The exact kernel ------------------------------------------------------------------------------
+# -- The kernel itself -----------------------------------------------------------------------------
 
 
 def exact(fn: Fn, params: Params) -> jax.Array:
@@ -214,14 +212,38 @@ def exact(fn: Fn, params: Params) -> jax.Array:
         return sum((leaf @ leaf.T for leaf in rows), jnp.zeros(()))
 
 
-def eigenvalues(kernel: jax.Array) -> jax.Array:
-    """Returns the eigenvalues of an NTK in descending order.
+def eigenvalues(kernel: ArrayLike) -> np.ndarray:
+    """Returns the eigenvalues of an NTK in descending order, in float64 and on the host.
 
     Their sum is the trace that NTK-SAP keeps from changing; their spread sets how fast gradient
-    descent learns in each direction.
+    descent learns in each direction. The smallest are often a millionth of the largest, which is
+    beyond a solver in float32.
 
-    >>> import jax.numpy as jnp
-    >>> eigenvalues(jnp.array([[2.0, 0.0], [0.0, 5.0]])).tolist()
+    Args:
+        kernel: symmetric, (n, n), such as from `exact` or `pruned_kernel`.
+
+    >>> eigenvalues([[2.0, 0.0], [0.0, 5.0]]).tolist()
     [5.0, 2.0]
     """
-    return jnp.linalg.eigvalsh(kernel)[::-1]
+    return np.linalg.eigvalsh(np.asarray(kernel, np.float64))[::-1]
+
+
+def kernel_distance(kernel: ArrayLike, other: ArrayLike) -> float:
+    """Returns 1 − ⟨Θ, Θ'⟩ / (‖Θ‖ ‖Θ'‖), from 0 (equal up to a factor) to 1.
+
+    How far a kernel moves in training. Source: Fort et al., "Deep learning versus kernel learning",
+    NeurIPS 2020.
+
+    Args:
+        kernel: Θ, (n, n).
+        other: Θ', of the same shape.
+
+    Returns:
+        The distance; NaN if a kernel is 0, that of a network whose outputs depend on no weight.
+
+    >>> kernel_distance([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]])
+    1.0
+    """
+    a, b = (np.asarray(theta, np.float64).ravel() for theta in (kernel, other))
+    norms = np.linalg.norm(a) * np.linalg.norm(b)
+    return max(0.0, float(1 - a @ b / norms)) if norms else float("nan")

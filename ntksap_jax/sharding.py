@@ -2,7 +2,7 @@
 
 Programs keep the global view: `jax.jit` splits the work by where its arguments lie, and results do
 not depend on the number of devices beyond rounding. Batch statistics are those of the whole batch.
-Meshes of your own do as well as those made here, if their axes are of type Auto.
+You may use a mesh of your own; its axes must be of type Auto.
 """
 
 from __future__ import annotations
@@ -152,9 +152,9 @@ def split_outputs(mesh: Mesh, *, axis: str = "model", min_size: int = 2**16) -> 
 def shard_params(tree: Any, mesh: Mesh, *, rule: Rule | None = None) -> Any:
     """Splits params over the `"model"` axis of a mesh, each leaf as a rule says. Traceable.
 
-    All that is made of them lies as they do: `masks.create(params)`, scores, the masks that a
-    search finds, the weights that it draws, and the state of an optimiser. Results are those of one
-    device, to rounding.
+    What is computed from them is placed in the same way: `masks.create(params)`, scores, the masks
+    and the fresh weights of a search, and the state of an optimiser. Results are those of a single
+    device, up to rounding.
 
     Args:
         tree: pytree of arrays.
@@ -162,7 +162,7 @@ def shard_params(tree: Any, mesh: Mesh, *, rule: Rule | None = None) -> Any:
         rule: `rule(path, shape) -> PartitionSpec`; `split_outputs(mesh)` by default.
 
     Returns:
-        The tree, placed; under `jit`, constrained to lie so.
+        The tree, placed; under `jit`, constrained to that placement.
 
     Raises:
         ValueError: a spec that does not fit its leaf, whose path is named; axes that are not of
@@ -199,14 +199,14 @@ def shard_params(tree: Any, mesh: Mesh, *, rule: Rule | None = None) -> Any:
 
 
 def shard_network(network: Network, mesh: Mesh, *, rule: Rule | None = None) -> Network:
-    """Returns the network with an `init` that draws params where they lie, as `shard_params` does.
+    """Returns the network with an `init` that draws params already sharded, as by `shard_params`.
 
-    No device ever holds all of them. The numbers are the same on any mesh.
+    No device ever holds all params. The numbers are the same on any mesh.
 
     Args:
-        network: from `ntksap_jax._networks`.
-        mesh: as for `shard_params`.
-        rule: as for `shard_params`.
+        network: from `linen`, `nnx` or `plain`.
+        mesh: see `shard_params`.
+        rule: see `shard_params`.
 
     >>> import flax.linen as nn, jax
     >>> import ntksap_jax as nts

@@ -1,4 +1,4 @@
-"""The words that every module speaks: aliases and the few records that cross module borders."""
+"""The types that all modules share: aliases, and the few records that cross module borders."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Scores = Any
 Inputs = Any
 """What the network takes: an array with the examples along axis 0.
 
-A `Network` of your own making may take a pytree of such arrays (then give NTK-SAP `inputs="data"`
-or a function); those that `networks` makes take one array.
+A `Network` that you make yourself may take a pytree of such arrays. NTK-SAP then needs
+`inputs="data"` or a function. Networks from `linen`, `nnx` and `plain` take one array.
 """
 
 Batch = Any
 """The data that a criterion may need: `(inputs, labels)`; `None` where it needs none."""
 
 Metrics = dict[str, jax.Array]
-"""Scalars that a criterion reports beside its scores, such as the estimated trace."""
+"""Scalars that a criterion reports in addition to its scores, such as the estimated trace."""
 
 ApplyFn = Callable[[Params, Inputs], Any]
 """`apply(params, inputs) -> outputs`, pure."""
@@ -42,12 +42,12 @@ ApplyFn = Callable[[Params, Inputs], Any]
 ScoreFn = Callable[[Key, Params, Mask, Batch], tuple[Scores, Metrics]]
 """A criterion: `score(key, params, mask, batch) -> (scores, metrics)`, pure.
 
-Pruned entries score 0 (save with FORCE, where they may come back).
+Pruned entries score 0, except with FORCE, where they may come back.
 """
 
 
 class Network(NamedTuple):
-    """A model as pure functions; see `ntksap_jax._networks` for how to make one.
+    """A model as pure functions; `linen`, `nnx` and `plain` make one.
 
     Attributes:
         init: `init(key) -> params`, drawing fresh weights; compiled.

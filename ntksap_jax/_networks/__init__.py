@@ -1,4 +1,4 @@
-"""Models as `Network`s, the pure functions that criteria work on. All that knows Flax is here.
+"""Models as `Network`s, the pure functions that criteria work on. Only these files know Flax.
 
 `linen` and `nnx` make one of a Flax model, `plain` of two functions, and so of any other framework.
 All three give the same scores. Batch normalisation uses the statistics of each batch, held constant

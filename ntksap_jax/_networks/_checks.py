@@ -16,11 +16,11 @@ from ntksap_jax.types import Network, Params
 
 
 class ModelError(ValueError):
-    """A ValueError of ours, raised while a model is traced: it says all, and is not wrapped."""
+    """A ValueError of ours, raised while a model is traced. Its message is complete."""
 
 
 class ModelTypeError(TypeError):
-    """A TypeError of ours, likewise."""
+    """A TypeError of the same kind."""
 
 
 # -- Arguments -----------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def are_finite(outputs: Any) -> jax.Array:
 
 
 def check_are_finite(finite: Any) -> None:
-    """Raises a ValueError unless told True, by `are_finite`."""
+    """Raises a ValueError unless `are_finite` returned True."""
     if not finite:
         raise ValueError(
             "network: its outputs are not finite, so no score can be computed from them. Check "

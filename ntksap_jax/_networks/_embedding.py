@@ -9,7 +9,7 @@ from ntksap_jax._networks._checks import ModelError
 
 
 def is_embedded(inputs: jax.Array, features: int, name: str) -> bool:
-    """Whether the inputs of an embedding are embedded already, so that it shall pass them on.
+    """Whether the inputs of an embedding are embedded already, so that it passes them on.
 
     Flax refuses floating-point inputs there, so no valid model changes its meaning.
 

@@ -35,7 +35,7 @@ def linen(
 
     Every `nn.BatchNorm` in the module, however deep, normalises with the mean and (biased) variance
     of its own batch, computed in one extra pass over the activations and held constant under
-    differentiation. Running averages are not needed for that, and never updated.
+    differentiation. Running averages are neither needed for that nor updated.
 
     Integer inputs, as of a language model, need `dtype=jnp.int32`. An `nn.Embed` that is given
     floating-point inputs whose last axis is its `features` (which Flax itself refuses) passes them
@@ -49,7 +49,7 @@ def linen(
         dtype: type of the inputs.
         batch_stats: the module's `"batch_stats"` collection after training, for the criteria that
             score a pretrained network by its running averages; by default those before training.
-        conv_general_dilated: how every `nn.Conv` convolves that has no function of its own for it:
+        conv_general_dilated: the convolution of every `nn.Conv` that was not given one:
             `ops.conv_general_dilated`, or that of `jax.lax`, which is slower on CPU.
         **apply_kwargs: arguments that put the module in *evaluation* mode, such as `train=False`:
             dropout off, batch normalisation set to use its running averages.
@@ -82,7 +82,7 @@ def linen(
         with nn.intercept_methods(_pass_embedded_on(initialising=True)):
             return model.init(key, jnp.zeros((1, *input_shape), dtype), **apply_kwargs)
 
-    @jax.jit  # so that whoever draws weights, and however often, it is compiled once
+    @jax.jit  # Compiled once, however often weights are drawn.
     def init(key: Key) -> Params:
         return variables(key).get("params", {})
 

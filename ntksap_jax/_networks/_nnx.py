@@ -46,7 +46,7 @@ def nnx(
         dtype: type of the inputs.
         batch_stats: the running statistics of a trained model, `nnx_batch_stats(model)`, for the
             criteria that score by them; by default those before training.
-        conv_general_dilated: how every `nnx.Conv` convolves that has no function of its own for it:
+        conv_general_dilated: the convolution of every `nnx.Conv` that was not given one:
             `ops.conv_general_dilated`, or that of `jax.lax`, which is slower on CPU.
         **call_kwargs: further arguments of `model(inputs, **call_kwargs)`.
 
@@ -115,7 +115,7 @@ def nnx(
         return apply_calibrated
 
     network = Network(
-        init=jax.jit(draw),  # so that whoever draws weights, and however often, it is compiled once
+        init=jax.jit(draw),  # Compiled once, however often weights are drawn.
         apply=apply,
         apply_train=apply_train,
         apply_running=apply_running,

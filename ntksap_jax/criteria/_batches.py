@@ -23,7 +23,7 @@ them (`"train"`) or not (`"constant"`), or by the network's running averages (`"
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Softmax cross-entropy with integer labels, one a row."""
+    """Softmax cross-entropy with one integer label for each example."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -100,8 +100,8 @@ def check_labels(network: Network, params: Params, batch: Batch, loss_fn: LossFn
     """Raises unless the labels are class numbers, where the loss is the cross-entropy of them.
 
     Raises:
-        ValueError: labels that are no integers, one an example, or (concrete ones) out of range:
-            cross-entropy would take whatever it finds.
+        ValueError: labels that are not one integer for each example, or that are out of range (if
+            their values are known): cross-entropy itself would accept them.
     """
     if loss_fn is not cross_entropy:
         return

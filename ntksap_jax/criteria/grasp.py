@@ -38,13 +38,13 @@ def grasp(
     and without the memory of reverse over reverse.
 
     Args:
-        network: the model, from `ntksap_jax._networks`.
+        network: the model, from `ntksap_jax.linen`, `nnx` or `plain`.
         temperature: T, which the outputs are divided by.
         loss_fn: `loss_fn(outputs, labels) -> losses`, one for each example; by default softmax
             cross-entropy with integer labels.
         statistics: treatment of batch statistics, `"train"` in the source.
         micro_batch_size: examples at once, to save memory: g is of the whole batch, and H g the sum
-            of the micro-batches', so the score is that of the whole batch (save batch statistics).
+            over micro-batches. The score is that of the whole batch (but for batch statistics).
 
     Returns:
         The criterion; it ignores the key.

@@ -28,10 +28,10 @@ from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, ScoreFn, Scores
 
 
 def layerwise_random(densities: Mapping[str, float]) -> ScoreFn:
-    """Keeps weights by lot, layer by layer in proportion to the given densities.
+    """Keeps weights at random, with layer densities in proportion to the given ones.
 
     To get exactly these densities, search for the total density that they amount to. Another total
-    scales them in common; a layer that reaches 1 is dense, and the others take the rest.
+    scales them by a common factor; a layer that reaches 1 is dense, and the others share the rest.
 
     Args:
         densities: fraction to keep in each prunable leaf, by path, in [0, 1], such as
@@ -60,13 +60,13 @@ def layerwise_random(densities: Mapping[str, float]) -> ScoreFn:
 
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         del params, batch
-        return _by_lot(typed_key(key), mask, dict(densities)), {}
+        return _scores(typed_key(key), mask, dict(densities)), {}
 
     return score
 
 
 def erk() -> ScoreFn:
-    """Keeps weights by lot, with the layer densities of an Erdős-Rényi kernel.
+    """Keeps weights at random, with the layer densities of an Erdős-Rényi kernel.
 
     Small layers stay dense, large ones become sparse: the density falls with the product of the
     layer's dimensions while the number of weights grows with their sum.
@@ -89,12 +89,12 @@ def erk() -> ScoreFn:
             path: sum(leaf.shape) / math.prod(leaf.shape)
             for path, leaf in masks.leaf_paths(mask).items()
         }
-        return _by_lot(typed_key(key), mask, densities), {}
+        return _scores(typed_key(key), mask, densities), {}
 
     return score
 
 
-def _by_lot(key: Key, mask: Mask, densities: dict[str, float]) -> Scores:
+def _scores(key: Key, mask: Mask, densities: dict[str, float]) -> Scores:
     leaves = masks.leaf_paths(mask)
     for path in leaves | densities:
         if path not in densities or path not in leaves:
@@ -105,11 +105,13 @@ def _by_lot(key: Key, mask: Mask, densities: dict[str, float]) -> Scores:
             )
     # A density of 0 gets scores below all others, yet not 0, which would say that nothing is known.
     wanted = [max(densities[path], 1e-30) * leaf.size for path, leaf in leaves.items()]
-    return jax.tree.unflatten(jax.tree.structure(mask), _lots(key, list(leaves.values()), wanted))
+    return jax.tree.unflatten(
+        jax.tree.structure(mask), _layer_scores(key, list(leaves.values()), wanted)
+    )
 
 
 @jax.jit
-def _lots(key: Key, leaves: list[jax.Array], wanted: list[float]) -> list[jax.Array]:
+def _layer_scores(key: Key, leaves: list[jax.Array], wanted: list[float]) -> list[jax.Array]:
     """Returns, in each layer, the wanted number of weights over rank + 1/2 in a random order.
 
     One sort ranks all layers: XLA takes about a second to compile a sort of each shape.

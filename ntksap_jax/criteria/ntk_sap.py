@@ -55,14 +55,13 @@ def ntk_sap(
     and statistics are `estimator=ntk.finite_difference, calibrate="two_pass"`.
 
     Args:
-        network: the model, from `ntksap_jax._networks`.
+        network: the model, from `ntksap_jax.linen`, `nnx` or `plain`.
         estimator: how the trace is estimated: `ntk.jvp`, `ntk.vjp`, `ntk.finite_difference` (the
             authors') or any function `(key, fn, params) -> trace`.
         num_samples: draws of (weights, inputs, probe) that are summed in one score.
         vmap_samples: how many of them one `jax.vmap` evaluates together; divides `num_samples`.
-            On CPU vectorised kernels are convolved one after the other. On TPU, by its compiler's
-            count, 2 or 5 together take the same work, move 14 to 39 % more bytes a sample and hold
-            75 to 385 MB instead of one (ResNet-8): 1 is the default everywhere.
+            More than 1 has paid nowhere yet: a CPU convolves vectorised kernels one after the
+            other, and on TPU the compiler counts the same work and 14 to 39 % more bytes moved.
         batch_size: number of Gaussian inputs in a sample.
         reinit: draw fresh weights from `network.init` for every sample (the paper). `False` scores
             the given params, such as pretrained ones.
@@ -78,19 +77,19 @@ def ntk_sap(
             that is differentiated; `"two_pass"`: the authors' sequence, which normalises with the
             unbiased variance that an earlier pass stored. For parity; one more pass.
         shard_samples: spreads the samples over devices: `NamedSharding(mesh, P("data"))`. Every
-            device draws the weights and inputs of its own; one all-reduce of the scores in all.
+            device draws weights and inputs for its own samples; there is one all-reduce in all.
         shard_inputs: splits the inputs of a sample over devices, for those too large for one.
             Batch statistics remain those of all inputs. Both may be given, over different axes.
         signed: leave out the absolute value: the derivatives themselves, to be summed over whole
-            filters (`structured.by_gate`). They rank no single weights.
+            filters (`structured.by_gate`). They do not rank single weights.
 
     Returns:
         The criterion. Called on concrete arrays it compiles one sample (or one `vmap` of them) and
         loops over them in Python; traced by the caller's `jit`, it is a `lax.scan`. With
-        `shard_samples` it is one program. Params that are spread over devices are scored where they
-        lie, and fresh weights drawn there (traced, if `network` is a `sharding.shard_network`).
-        Random draws do not depend on the devices. Its metrics hold `"trace"`, the mean estimate per
-        sample: summed over inputs and outputs.
+        `shard_samples` it is one program. Params that are spread over devices are scored in place,
+        and fresh weights are drawn in the same place (under the caller's `jit` only if `network` is
+        from `sharding.shard_network`). Random draws do not depend on the devices. Its metrics hold
+        `"trace"`, the mean over samples of the estimate, which sums over inputs and outputs.
 
     Raises:
         ValueError: an option out of range. When called: params or data that do not fit, a
@@ -313,13 +312,13 @@ def _finish(total: Total, mask: Mask, *, signed: bool) -> tuple[jax.Array, Score
 
 
 class _Layouts(NamedTuple):
-    """Where weights, and the sum of (trace, gradient), lie that are spread over devices."""
+    """The placement of weights, and of the sum of (trace, gradient), if spread over devices."""
 
     weights: _placement.Layout | None
     total: _placement.Layout | None
 
 
 def _layouts(params: Params, mask: Mask) -> _Layouts:
-    """Everything lies as the params do."""
+    """Everything is placed as the params are."""
     trace, gradient = 0.0, masks.map_prunable(lambda m, p: p, mask, params)
     return _Layouts(_placement.layout(params), _placement.layout((trace, gradient)))

@@ -35,8 +35,8 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
     """Makes the PX criterion on the given weights and the inputs of the batch.
 
     Args:
-        network: the model, from `ntksap_jax._networks`, as for `synflow`; of a pretrained one, give
-            its running statistics to `ntksap_jax.linen(..., batch_stats=...)`.
+        network: the model, as for `synflow`; for pretrained weights, made with their running
+            statistics: `ntksap_jax.linen(..., batch_stats=...)`.
         micro_batch_size: examples at once, to save memory; the score is that of the whole batch.
 
     Returns:

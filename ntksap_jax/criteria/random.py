@@ -1,4 +1,4 @@
-"""Random: keep weights by lot, uniformly over the network. Needs nothing; the baseline to beat."""
+"""Random: keep weights drawn uniformly from the network. Needs nothing; the baseline to beat."""
 
 from __future__ import annotations
 

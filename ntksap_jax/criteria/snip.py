@@ -31,15 +31,15 @@ def snip(
     """Makes the SNIP criterion: |θ ∂L/∂θ| on the given weights and batch.
 
     Args:
-        network: the model, from `ntksap_jax._networks`.
+        network: the model, from `ntksap_jax.linen`, `nnx` or `plain`.
         loss_fn: `loss_fn(outputs, labels) -> losses`, one for each example; by default softmax
             cross-entropy with integer labels.
         statistics: batch normalisation by the batch's statistics with derivatives through them,
             `"train"` (the source), or held `"constant"`, or by `"running"` averages.
         micro_batch_size: examples at once, to save memory. The score is that of the whole batch
-            (save that batch statistics are those of the micro-batch).
+            (but for batch statistics, which are those of the micro-batch).
         signed: leave out the absolute value: the derivatives themselves, to be summed over whole
-            filters (`structured.by_gate`). They rank no single weights.
+            filters (`structured.by_gate`). They do not rank single weights.
 
     Returns:
         The criterion; it ignores the key. Its metrics hold nothing.

@@ -34,8 +34,8 @@ def synflow(network: Network) -> ScoreFn:
     """Makes the SynFlow criterion: |θ| ∂R/∂|θ|, R the sum over paths of the products of |θ|.
 
     Args:
-        network: the model, from `ntksap_jax._networks`; convolutions, dense layers, pools,
-            shortcuts, ReLU-like activations and normalisation by stored statistics.
+        network: the model, from `ntksap_jax.linen`, `nnx` or `plain`: of convolutions, dense layers,
+            pools, shortcuts, ReLU-like activations and normalisation by stored statistics.
 
     Returns:
         The criterion; it ignores the key and the batch.

@@ -1,4 +1,4 @@
-"""Criteria made of criteria: the same score on other weights or inputs, or turned around."""
+"""Criteria made of criteria: the score of other weights or inputs, or with its sign reversed."""
 
 from __future__ import annotations
 
