@@ -1,6 +1,7 @@
 """Slow and obvious computations to compare the library with, and small networks to do so on."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -48,10 +49,12 @@ class ConvBN(nn.Module):
         return nn.Dense(3)(x.mean(axis=(1, 2)))
 
 
+@functools.cache  # Made once: its functions are compiled once.
 def smooth_mlp() -> Network:
     return nts.linen(SmoothMLP(), (4,))
 
 
+@functools.cache
 def conv_bn(*features: int) -> Network:
     return nts.linen(ConvBN(features or (4,)), (6, 6, 2), train=False)
 

@@ -151,7 +151,7 @@ def test_a_resumed_run_measures_what_an_undisturbed_one_does(tmp_path, monkeypat
     ("samples", "message"),
     [
         ("41", "10 classes with as many outputs give 4100 eigenvalues, expected at most 4000"),
-        ("-1", "--spectrum-samples: expected an integer of at least 0"),
+        ("-1", "--spectrum-samples: expected greater than or equal to 0, got -1"),
     ],
 )
 def test_a_spectrum_that_is_too_large_is_refused_before_anything_runs(

@@ -34,7 +34,7 @@ def synflow(network: Network) -> ScoreFn:
     """Makes the SynFlow criterion: |θ| ∂R/∂|θ|, R the sum over paths of the products of |θ|.
 
     Args:
-        network: the model, from `ntksap_jax.linen`, `nnx` or `plain`: of convolutions, dense layers,
+        network: the model, from `ntksap_jax.linen`, `nnx` or `plain`: convolutions, dense layers,
             pools, shortcuts, ReLU-like activations and normalisation by stored statistics.
 
     Returns:
