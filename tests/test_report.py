@@ -99,29 +99,13 @@ def test_tables_hold_means_and_deviations(tmp_path, no_pictures, capsys):
 
     single = read_csv(out / "runs.csv")
     assert len(single) == 14
-    assert {
-        (row["line"], row["density"], row["seed"]): float(row["last_test_accuracy"])
-        for row in single
-        if row["line"] == "random"
-    } == pytest.approx(
-        {
-            ("random", "0.1", "0"): 50,
-            ("random", "0.1", "1"): 55,
-            ("random", "0.1", "2"): 51,
-            ("random", "0.02", "0"): 30,
-        }
-    )
+    of_random = [float(row["last_test_accuracy"]) for row in single if row["line"] == "random"]
+    assert of_random == pytest.approx([50, 55, 51, 30])
 
-
-def test_who_is_ahead_is_decided_by_the_pooled_deviation(tmp_path, no_pictures):
-    write_small(tmp_path)
-    text = (make_report(tmp_path) / "table.md").read_text()
-    # √((2·2² + 2·2²) / 4) = 2.
-    assert (
-        "At density 0.1 ntk_sap is 10.00 points ahead of ntk_sap, mask shuffled "
-        "(pooled standard deviation 2.00)." in text
-    )
-    assert "At density 0.02 there is one seed each: ntk_sap is highest, 31.00 points ahead" in text
+    # Who is ahead is decided by the pooled deviation, √((2·2² + 2·2²) / 4) = 2.
+    shuffled = "At density 0.1 ntk_sap is 10.00 points ahead of ntk_sap, mask shuffled (pooled"
+    assert f"{shuffled} standard deviation 2.00)." in table
+    assert "At density 0.02 there is one seed each: ntk_sap is highest, 31.00 points ahead" in table
 
 
 def test_a_lead_within_the_deviation_is_not_bold(tmp_path, no_pictures):
@@ -173,35 +157,47 @@ def test_runs_of_older_versions_lack_some_numbers(tmp_path, no_pictures):
 # -- Lines ---------------------------------------------------------------------------------------
 
 
-def names(root):
-    return [line.name for section in sections(root) for line in section.lines]
-
-
-def test_options_that_matter_make_another_line_and_are_named(tmp_path):
-    write(tmp_path, configure("ntk_sap", 0.1), 0.5)
-    write(tmp_path / "b", configure("ntk_sap", 0.1, rounds=5), 0.5)
-    write(tmp_path, configure("ntk_sap", 0.1, scope="layer", invert_scores=True), 0.5)
-    assert sorted(names(tmp_path)) == [
-        "ntk_sap, rounds 20",
-        "ntk_sap, rounds 5",
-        "ntk_sap, scores inverted, scope layer, rounds 20",
-    ]
-
-
-def test_options_that_do_not_matter_do_not(tmp_path):
-    write(tmp_path, configure("random", 0.1, seed=0), 0.5)
-    # One-shot, without data: neither changes what it does.
-    write(tmp_path, configure("random", 0.1, seed=1, rounds=5, samples_per_class=3), 0.5)
-    write(tmp_path, configure("snip", 0.1, seed=0), 0.5)
-    write(tmp_path, configure("snip", 0.1, seed=1, micro_batch_size=7), 0.5)
-    assert names(tmp_path) == ["random", "snip"]
-
-
-def test_labels_tell_lines_apart(tmp_path):
-    for label in ("long", "short"):
-        base = dataclasses.replace(TINY, label=label)
-        write(tmp_path, configure("random", 0.1, base=base), 0.5)
-    assert sorted(names(tmp_path)) == ["random, label long", "random, label short"]
+@pytest.mark.parametrize(
+    ("configs", "expected"),
+    [
+        pytest.param(
+            [
+                configure("ntk_sap", 0.1),
+                configure("ntk_sap", 0.1, rounds=5),
+                configure("ntk_sap", 0.1, scope="layer", invert_scores=True),
+            ],
+            [
+                "ntk_sap, rounds 20",
+                "ntk_sap, rounds 5",
+                "ntk_sap, scores inverted, scope layer, rounds 20",
+            ],
+            id="options that matter",
+        ),
+        pytest.param(
+            [
+                configure("random", 0.1, seed=0),
+                configure("random", 0.1, seed=1, rounds=5, samples_per_class=3),
+                configure("snip", 0.1, seed=0),
+                configure("snip", 0.1, seed=1, micro_batch_size=7),
+            ],
+            ["random", "snip"],
+            id="one-shot, or without data: options that do not",
+        ),
+        pytest.param(
+            [
+                configure("random", 0.1, base=dataclasses.replace(TINY, label=label))
+                for label in ("long", "short")
+            ],
+            ["random, label long", "random, label short"],
+            id="labels",
+        ),
+    ],
+)
+def test_lines_are_told_apart_by_what_matters(configs, expected, tmp_path):
+    for number, config in enumerate(configs):
+        write(tmp_path / str(number), config, 0.5)
+    names = [line.name for section in sections(tmp_path) for line in section.lines]
+    assert sorted(names) == expected
 
 
 def test_the_same_configuration_twice_names_both_folders(tmp_path, capsys):
