@@ -2,22 +2,18 @@
 
 import dataclasses
 import json
-import os
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.cifar import config as config_lib
 from experiments.cifar.job import init_variables, make_job
 from experiments.cifar.presets import PRESETS
-from experiments.processes import workers
-from experiments.shell import errors, interruption
+from experiments.shell import command_line
 from experiments.shell.configuration import to_dict
 from experiments.storage import run_folder
-from experiments.sweep import cells
+from experiments.sweep import grid, programs
 from experiments.sweep import program as sweep
 from experiments.sweep.options import parse, plan
 from ntksap_jax import masks
@@ -61,6 +57,7 @@ def lines(text, start):
 # -- For real ------------------------------------------------------------------------------------
 
 
+@pytest.mark.programs
 def test_a_grid_is_carried_out_and_what_is_done_is_skipped(grid_file, capsys):
     runs = Path("runs")
 
@@ -68,8 +65,9 @@ def test_a_grid_is_carried_out_and_what_is_done_is_skipped(grid_file, capsys):
     assert lines(capsys.readouterr().out, "2 cells: 2 complete")
 
     # A cell that was interrupted after its search, and whose mask is gone.
-    [config] = plan(parse([str(grid_file), "--criterion", "random", "--seed", "1"]))
-    broken = cells.folder(config)
+    [cell] = plan(*parse([str(grid_file), "--criterion", "random", "--seed", "1"]))
+    config = command_line.parse(cell.arguments, PRESETS, prog="")
+    broken = cell.folder
     assert broken == runs / NAMES[3]
     broken.mkdir()
     run_folder.write_json(broken / "config.json", to_dict(config))
@@ -116,129 +114,125 @@ def test_a_grid_is_carried_out_and_what_is_done_is_skipped(grid_file, capsys):
             np.testing.assert_array_equal(keep, sizes[path] >= threshold)
 
 
-# -- With a stand-in for the work ----------------------------------------------------------------
+# -- With a stand-in for the program -------------------------------------------------------------
 
+STAND_IN = """
+import json, os, signal, sys, time
+from pathlib import Path
 
-def stand_in(config):
-    """What the workers do in the tests below, depending on the cell."""
-    path = cells.folder(config)
-    path.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(path / "config.json", to_dict(config))
-    if config.label == "killed":
+def main(arguments):
+    after = dict(zip(arguments, arguments[1:]))
+    label, place = after["--label"], Path(after["--runs-dir"])
+    [folder] = place.glob(f"*-{label}-seed0")
+    assert arguments[-1] == "--resume"
+    (folder / "config.json").write_text((place / f"{label}.json").read_text())
+    if label == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    if config.label == "ctrl-c":
-        os.kill(os.getppid(), signal.SIGINT)
+    if label in ("ctrl-c", "all-preempted"):
+        number = signal.SIGINT if label == "ctrl-c" else signal.SIGTERM
+        os.kill(os.getppid(), number)
         time.sleep(60)
-    if config.label == "preempted" and not (path / "saved").exists():
-        with interruption.deferred() as stop_requested:
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop_requested()
-            (path / "saved").touch()
-            raise errors.Preempted
-    if config.label == "all-preempted":
-        os.kill(os.getppid(), signal.SIGTERM)
-        time.sleep(60)
-    if config.label == "fails" and (path.parent / "cause").exists():
-        return cells.fail(config, "the cause")
-    (path / "error.txt").unlink(missing_ok=True)
-    run_folder.write_json(path / "summary.json", {"last_test_accuracy": 0.5})
-    return cells.status(config)
+    if label == "preempted" and not (place / "saved").exists():
+        (place / "saved").touch()
+        sys.exit(75)
+    if label == "fails" and (place / "cause").exists():
+        print("error: the cause", file=sys.stderr)
+        sys.exit(2)
+    (folder / "summary.json").write_text(json.dumps({"last_test_accuracy": 0.5}))
+"""
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(cells, "carry_out", stand_in)
+def quick(tmp_path, monkeypatch):
+    """Has `demo` mean a stand-in; returns a function that makes a sweep's command line."""
+    code, runs = tmp_path / "code" / "stand_in", tmp_path / "runs"
+    code.mkdir(parents=True)
+    runs.mkdir()
+    (code / "program.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", str(code.parent))
+    program = programs.CIFAR._replace(module="stand_in")
+    monkeypatch.setitem(programs.PRESETS, "demo", (program, "demo"))
+
+    def command(*labels):
+        options = ["demo", "--label", *labels, "--runs-dir", str(runs)]
+        for label, cell in zip(labels, plan(*parse(options)), strict=True):
+            config = command_line.parse(cell.arguments, PRESETS, prog="")
+            run_folder.write_json(runs / f"{label}.json", to_dict(config))
+        return options
+
     # A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
+    yield command
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.long
-def test_a_killed_worker_costs_its_cell_and_the_grid_goes_on(quick, tmp_path, capsys):
-    options = ["demo", "--label", "a", "killed", "b", "--runs-dir", tmp_path]
-    assert run(*options) == 1
-    out = capsys.readouterr().out
-    assert lines(out, "3 cells: 2 complete, 1 failed")
-    [failure] = lines(out, "failed: ")
-    assert "demo" not in failure
-    assert "-killed-seed0: the worker process was ended by SIGKILL: out of memory?" in failure
-    # Not tried again unasked.
-    assert run(*options) == 1
-    assert lines(capsys.readouterr().out, "3 cells: 2 complete, 1 failed")
-
-
-@pytest.mark.long
-def test_what_failed_is_listed_and_retried_on_request(quick, tmp_path, capsys, monkeypatch):
-    options = ["demo", "--label", "a", "fails", "b", "--runs-dir", tmp_path]
-    (tmp_path / "cause").touch()
-    assert run(*options) == 1
-    out = capsys.readouterr().out
-    assert lines(out, "3 cells: 2 complete, 1 failed")
-    assert lines(out, "failed: digits-resnet8-ntk_sap-0.05-fails-seed0: the cause ")
-
-    (tmp_path / "cause").unlink()
-    with monkeypatch.context() as patched:
-        patched.setattr(workers, "run", lambda *args, **kwargs: pytest.fail("nothing to do"))
-        assert run(*options) == 1
-    shown = capsys.readouterr()
-    assert lines(shown.out, "failed: digits-resnet8-ntk_sap-0.05-fails-seed0: the cause ")
-    assert shown.err.rstrip().endswith("--retry-failed")
-
-    assert run(*options, "--retry-failed") == 0
-    out = capsys.readouterr().out
-    assert lines(out, "1 to do by 1 worker")
-    assert lines(out, "3 cells: 3 complete")
-    assert run(*options) == 0
-    assert capsys.readouterr().out == "3 cells: 3 complete\n"
-
-
-def test_an_interruption_says_how_to_go_on_and_loses_nothing_that_was_done(quick, tmp_path, capsys):
-    options = ["demo", "--label", "a", "ctrl-c", "b", "--runs-dir", str(tmp_path)]
-    assert run(*options) == 130
-    shown = capsys.readouterr()
-    assert shown.err == (
-        f"interrupted; to go on where it stopped: python -m experiments.sweep {' '.join(options)}\n"
-    )
+def states(options, capsys):
+    capsys.readouterr()
     assert run(*options, "--list") == 0
-    states = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
-    assert states == ["complete", "interrupted", "new"]
+    return [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
 
 
-@pytest.mark.long
-def test_a_worker_that_is_preempted_leaves_its_cell_interrupted_and_the_grid_goes_on(
-    quick, tmp_path, capsys
+@pytest.mark.programs
+@pytest.mark.parametrize(
+    ("label", "code", "state", "said"),
+    [
+        ("killed", 1, "failed", "ended by SIGKILL: out of memory?"),
+        ("fails", 1, "failed", "the cause"),
+        ("preempted", 75, "interrupted", "preempted, and saved"),
+    ],
+)
+def test_what_goes_wrong_costs_one_cell_and_can_be_tried_again(
+    label, code, state, said, quick, tmp_path, capsys
 ):
-    options = ["demo", "--label", "a", "preempted", "b", "--runs-dir", str(tmp_path)]
-    assert run(*options) == 75
+    (tmp_path / "runs" / "cause").touch()
+    options = quick("a", label, "b")
+    assert run(*options) == code
     shown = capsys.readouterr()
-    assert "-preempted-seed0  preempted, and saved  " in shown.out
-    assert lines(shown.out, "3 cells: 2 complete, 1 interrupted")
-    assert shown.err == (
-        "preempted, all is saved; to go on where it stopped: "
-        f"python -m experiments.sweep {' '.join(options)}\n"
+    assert lines(shown.out, f"3 cells: 2 complete, 1 {state}")
+    [line] = [line for line in shown.out.splitlines() if f"-{label}-seed0  " in line]
+    assert said in line
+    again = f"python -m experiments.sweep {' '.join(options)}"
+    if state == "interrupted":
+        assert shown.err == f"preempted, all is saved; to go on where it stopped: {again}\n"
+    else:
+        assert shown.err == f"to try the failed ones again: {again} --retry-failed\n"
+        [failure] = lines(shown.out, "failed: ")
+        assert f"-{label}-seed0: {said} (more in " in failure
+        # Not tried again unasked.
+        assert run(*options) == 1
+        assert "to do" not in capsys.readouterr().out
+        (tmp_path / "runs" / "cause").unlink()
+        options.append("--retry-failed")
+    if label != "killed":
+        assert run(*options) == 0
+        out = capsys.readouterr().out
+        assert lines(out, "1 to do by 1 worker")
+        assert lines(out, "3 cells: 3 complete")
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize(
+    ("label", "code", "said"),
+    [("ctrl-c", 130, "interrupted"), ("all-preempted", 75, "preempted, all is saved")],
+)
+def test_an_interruption_says_how_to_go_on_and_loses_nothing_that_was_done(
+    label, code, said, quick, capsys
+):
+    options = quick("a", label, "b")
+    assert run(*options) == code
+    assert capsys.readouterr().err == (
+        f"{said}; to go on where it stopped: python -m experiments.sweep {' '.join(options)}\n"
     )
-    assert run(*options) == 0
-    assert lines(capsys.readouterr().out, "3 cells: 3 complete")
-
-
-@pytest.mark.long
-def test_a_sweep_that_is_preempted_has_its_workers_save(quick, tmp_path, capsys):
-    options = ["demo", "--label", "a", "all-preempted", "b", "--runs-dir", str(tmp_path)]
-    assert run(*options) == 75
-    assert capsys.readouterr().err.startswith("preempted, all is saved; to go on")
-    assert run(*options, "--list") == 0
-    states = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
-    assert states == ["complete", "interrupted", "new"]
+    assert states(options, capsys) == ["complete", "interrupted", "new"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_cell_whose_folder_was_made_otherwise_is_a_mistake_before_anything_runs(
-    quick, tmp_path, capsys
-):
-    options = ["demo", "--seed", "0", "1", "--runs-dir", tmp_path]
-    assert run(*options) == 0
-    capsys.readouterr()
+def test_a_cell_whose_folder_was_made_otherwise_is_a_mistake_before_anything_runs(tmp_path, capsys):
+    options = ["demo", "--seed", "0", "--runs-dir", str(tmp_path)]
+    [cell] = plan(*parse(options))
+    run_folder.make(cell.folder)
+    _, demo = PRESETS["demo"]
+    run_folder.write_json(cell.folder / "config.json", to_dict(demo))
     assert run(*options, "--epochs", 3) == 2
     error = capsys.readouterr().err
     assert "was made with another configuration (epochs: 15 -> 3)" in error
@@ -253,10 +247,10 @@ def test_a_cell_whose_folder_was_made_otherwise_is_a_mistake_before_anything_run
         ("demo", "demo is a preset, and the grid is empty"),
         ("--workers 2", "a grid comes first, then flags; got '--workers'"),
         ("demo --sed 0", "unknown flag --sed. Did you mean --seed?"),
-        ("demo --seed x", "error: --seed: Could not find valid parse for arguments: ['x']"),
-        ("demo --seed 0 --workers 0", "--workers: expected an integer of at least 1, got 0"),
+        ("demo --seed x", "--seed: expected a valid integer"),
+        ("demo --seed 0 --workers 0", "--workers: expected greater than or equal to 1, got 0"),
         ("demo --criterion random rnd", "unknown criterion 'rnd'. Did you mean random?"),
-        ("demo --density 0.1 2", "--density: expected a fraction in (0, 1], got 2"),
+        ("demo --density 0.1 2", "--density: expected less than or equal to 1, got"),
         ("demo --epochs 2 3", "two cells go to the same run folder digits-resnet8-ntk_sap"),
         ("digits --density 0.5", "--density 0.5: the grid digits has no such cell"),
     ],
@@ -282,10 +276,54 @@ def test_flags_of_fields_that_hold_several_values_give_one_of_them(tmp_path, cap
 
 
 def test_the_time_left_goes_by_cells_of_the_same_kind():
-    _, demo = PRESETS["demo"]
-    fast, slow, other = (config_lib.with_criterion(demo, name) for name in ("random", "px", "snip"))
-    again = [dataclasses.replace(config, seed=1) for config in (fast, slow, other)]
+    arguments = ["demo", "--criterion", "random", "px", "snip", "--seed", "0", "1"]
+    cells = plan(*parse(arguments))
+    (fast, slow, _), again = cells[::2], cells[1::2]
     assert sweep.time_left(again, {}, 1) is None
     # random 10 s, px 40 s, and the mean of the two for snip, of which none is done.
     assert sweep.time_left(again, {fast: 10.0, slow: 40.0}, 1) == 10 + 40 + 25
     assert sweep.time_left(again, {fast: 10.0, slow: 40.0}, 3) == 25
+
+
+# -- Sweeps of experiments.tpp -------------------------------------------------------------------
+
+TPP_GRID = """
+preset = "tpp:demo"
+runs_dir = "runs"
+[set]
+pretrain_epochs = 1
+pretrain_drop_epochs = []
+finetune_epochs = 1
+finetune_drop_epochs = []
+latency_repeats = 3
+jsv_images = 10
+[grid]
+method = ["dense", "l1"]
+ratio = [0.8]
+"""
+
+
+@pytest.mark.programs
+def test_a_grid_of_tpp_is_carried_out_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("table.toml").write_text(TPP_GRID)
+    for _ in range(2):
+        assert run("table.toml") == 0
+        assert lines(capsys.readouterr().out, "2 cells: 2 complete")
+    assert run("table.toml", "--method", "l1", "--list") == 0
+    summary = json.loads(Path("runs/digits-mlp-l1-ratio0.8-lr0.01-seed0/summary.json").read_text())
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"complete     digits-mlp-l1-ratio0.8-lr0.01-seed0  {summary['last_accuracy']:.2%}"
+    )
+
+
+@pytest.mark.parametrize("name", [*grid.NAMED, "mlp-linear-short", "tpp:demo"])
+def test_the_command_of_a_cell_says_all_that_its_grid_does(name):
+    words = [] if name in grid.NAMED else ["--seed", "0", "1", "--label", "x"]
+    cells = plan(*parse([name, *words]))
+    program, _ = programs.PRESETS.get(name, (programs.CIFAR, ""))
+    for cell in cells[:: max(1, len(cells) // 5)]:
+        config = command_line.parse(cell.arguments, program.presets, prog="")
+        assert program.alone(config) == config
+        assert config.resume
+        assert config.runs_dir / program.run_name(config) == cell.folder

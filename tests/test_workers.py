@@ -1,32 +1,72 @@
-"""Worker processes: every task once, whatever happens to the workers."""
+"""Workers of a sweep: every cell once by its command, whatever happens to the workers."""
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
-from experiments.processes import workers
+from experiments.processes import cores
+from experiments.sweep import local, worker
+from experiments.sweep.cells import Cell
 
-CORES = workers.available_cores()
+STAND_IN = """
+import os, signal, sys, time
+from pathlib import Path
 
-
-def work(task):
-    """What the workers do in these tests: they import this module and call it by name."""
-    kind, number = task
+def main(arguments):
+    kind, *rest = arguments
+    print("does", kind, os.getpid(), *sorted(os.sched_getaffinity(0)), flush=True)
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "exits":
         os._exit(3)
-    if kind == "slow":
+    if kind == "mistake":
+        print("error: a mistake", file=sys.stderr)
+        sys.exit(2)
+    if kind == "bug":
+        1 / 0
+    if kind == "saves":
+        saved = []
+        signal.signal(signal.SIGTERM, lambda *_: saved.append(True))
+        Path("began").touch()
+        while not saved:
+            time.sleep(0.01)
+        Path("saved").touch()
+        sys.exit(75)
+    if kind == "hangs":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(60)
-    return number, os.getpid(), sorted(workers.available_cores())
+"""
 
 
-def run(tasks, **options):
-    with contextlib.closing(workers.run(tasks, work, **options)) as outcomes:
-        return list(outcomes)
+@pytest.fixture(autouse=True)
+def stand_in(tmp_path, monkeypatch):
+    """Stands for a program that trains."""
+    (tmp_path / "stand_in").mkdir()
+    (tmp_path / "stand_in" / "program.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+def cell(tmp_path, number, kind):
+    return Cell("stand_in", (kind,), tmp_path / f"cell{number}", "accuracy", ())
+
+
+def run(cells, **options):
+    with contextlib.closing(local.run(cells, on_start=lambda cell: None, **options)) as outcomes:
+        return {ended.cell: ended for ended in outcomes}
+
+
+def logged(cell):
+    command, *lines = (cell.folder / "log.txt").read_text().splitlines()
+    assert command == f"$ python -m stand_in {cell.arguments[0]}"
+    return lines
 
 
 def is_alive(pid):
@@ -37,84 +77,109 @@ def is_alive(pid):
     return True
 
 
-def test_every_task_is_done_once_by_its_group_in_one_process_each_with_its_cores():
-    tasks = [(group, number) for number in range(6) for group in "ab"]
-    started = []
-    outcomes = run(
-        tasks, num_workers=2, group=lambda task: task[0], on_start=lambda task: started.append(task)
-    )
-    assert sorted(outcome.task for outcome in outcomes) == sorted(started) == sorted(tasks)
-    assert [outcome.lost for outcome in outcomes] == [""] * 12
-    assert [outcome.result[0] for outcome in outcomes] == [outcome.task[1] for outcome in outcomes]
-    assert all(outcome.seconds >= 0 for outcome in outcomes)
-    # Within a group the order is kept.
-    for group in "ab":
-        assert [task[1] for task in started if task[0] == group] == list(range(6))
-    # A worker goes over to the other group only when its own is done.
-    by_worker = {}
-    for outcome in outcomes:
-        by_worker.setdefault(outcome.result[1], []).append(outcome.task[0])
-    for groups in by_worker.values():
-        assert sum(a != b for a, b in zip(groups, groups[1:], strict=False)) <= 1
-    cores = {tuple(outcome.result[2]) for outcome in outcomes}
-    if hasattr(os, "sched_setaffinity"):
-        assert cores <= set(workers.share_cores(CORES, 2))
-    assert not any(map(is_alive, by_worker))
+@pytest.mark.parametrize(
+    ("kind", "code", "last"),
+    [("works", 0, "does works"), ("mistake", 2, "error: a mistake"), ("bug", 1, "ZeroDivision")],
+)
+def test_a_cell_is_its_command_with_its_output_in_the_log(tmp_path, kind, code, last, capfd, monkeypatch):
+    made = cell(tmp_path, 0, kind)
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", os.fdopen(1, "w", closefd=False))
+            patched.setattr(sys, "stderr", os.fdopen(2, "w", closefd=False))
+            assert worker.run_cell("stand_in", [kind], made.folder) == code
+    os.write(1, b"goes where it went before\n")
+    log = (made.folder / "log.txt").read_text()
+    assert log.count(f"$ python -m stand_in {kind}\n") == 2
+    assert log.splitlines()[-1].startswith(last)
+    assert capfd.readouterr().out == "goes where it went before\n"
 
 
-def test_a_worker_that_is_lost_costs_only_its_task():
-    tasks = [("ok", 0), ("killed", 1), ("ok", 2), ("exits", 3), ("ok", 4)]
-    outcomes = {outcome.task: outcome for outcome in run(tasks, num_workers=1)}
-    assert list(outcomes) == tasks
-    assert outcomes["killed", 1].lost == "the worker process was ended by SIGKILL: out of memory?"
-    assert outcomes["exits", 3].lost == "the worker process ended with exit code 3"
-    for task in tasks:
-        assert (outcomes[task].result is None) == bool(outcomes[task].lost)
-    pids = [outcomes[task].result[1] for task in tasks if task[0] == "ok"]
-    assert len(set(pids)) == 3
-
-
-def test_closing_the_iterator_stops_workers_in_the_middle_of_a_task(monkeypatch):
-    pids = []
-    start = workers._start
-
-    def recording(*args):
-        worker = start(*args)
-        pids.append(worker.process.pid)
-        return worker
-
-    monkeypatch.setattr(workers, "_start", recording)
-    with contextlib.closing(workers.run([("slow", 0), ("ok", 1)], work, num_workers=2)) as outcomes:
-        assert next(outcomes).task == ("ok", 1)
-        assert any(map(is_alive, pids))
+@pytest.mark.programs
+def test_every_cell_is_done_once_each_worker_with_its_cores(tmp_path):
+    cells = [cell(tmp_path, number, "works") for number in range(6)]
+    ended = run(cells, num_workers=2)
+    assert set(ended) == set(cells)
+    assert all(each.code == 0 and each.seconds >= 0 for each in ended.values())
+    words = [logged(each)[0].split() for each in cells]
+    pids = {line[2] for line in words}
     assert len(pids) == 2
+    shares = cores.share(cores.available(), 2)
+    assert {tuple(map(int, line[3:])) for line in words} <= set(shares)
+    assert not any(is_alive(int(pid)) for pid in pids)
+
+
+@pytest.mark.programs
+def test_a_worker_that_is_lost_costs_only_its_cell(tmp_path):
+    kinds = ["works", "killed", "works", "exits", "mistake", "bug", "works"]
+    cells = [cell(tmp_path, number, kind) for number, kind in enumerate(kinds)]
+    ended = run(cells, num_workers=1)
+    assert [each.code for each in ended.values()] == [0, -signal.SIGKILL, 0, 3, 2, 1, 0]
+    assert list(ended) == cells
+
+
+@pytest.mark.programs
+def test_closing_has_cells_save_and_kills_what_does_not_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "STOP_SECONDS", 2.0)
+    cells = [cell(tmp_path, number, kind) for number, kind in enumerate(["saves", "hangs", "works"])]
+    outcomes = local.run(cells, num_workers=3, on_start=lambda cell: None)
+    assert next(outcomes).cell == cells[2]
+    wait_for(tmp_path / "began")
+    wait_for(cells[1].folder / "log.txt")
+    pids = [int(logged(each)[0].split()[2]) for each in cells]
+    outcomes.close()
+    assert (tmp_path / "saved").exists()
     assert not any(map(is_alive, pids))
 
 
-def fail_to_import():
-    os._exit(7)
+@pytest.mark.programs
+def test_a_worker_whose_sweep_is_killed_has_its_cell_save_and_ends(tmp_path):
+    folder = str(tmp_path / "cell")
+    command = [sys.executable, "-m", "experiments.sweep.worker"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(tmp_path)])}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        process.stdin.write(json.dumps(["stand_in", ["saves"], folder]) + "\n")
+        process.stdin.flush()
+        wait_for(tmp_path / "began")
+        process.stdin.close()  # As when the process at the other end is gone.
+        assert process.stdout.read() == "75\n"
+        process.wait(10)
+    assert (tmp_path / "saved").exists()
 
 
-class CannotBeLoaded:
-    """Stands for a worker whose imports fail."""
-
-    def __reduce__(self):
-        return fail_to_import, ()
-
-
-def test_workers_that_cannot_start_are_not_started_again_and_again():
-    with pytest.raises(workers.WorkerLost, match="exit code 7 while it started"):
-        list(workers.run([1, 2, 3], CannotBeLoaded(), num_workers=1))
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
-    ("num_cores", "num_workers", "shares"),
+    ("asked", "given"), [({}, "/cache/compiled"), ({"JAX_COMPILATION_CACHE_DIR": "/x"}, "/x")]
+)
+def test_what_workers_compile_is_kept_where_the_user_says_or_in_the_users_cache(
+    monkeypatch, asked, given
+):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    monkeypatch.setattr(local.pooch, "os_cache", lambda project: "/cache")
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    variables = local._environment(2)
+    assert variables["JAX_COMPILATION_CACHE_DIR"] == given
+    assert variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.450"
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in local._environment(1)
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_processes", "shares"),
     [
         (4, 1, [(0, 1, 2, 3)]),
-        (4, 2, [(0, 1), (2, 3)]),
         (5, 3, [(0, 1), (2, 3), (4,)]),
         (2, 5, [(0,), (1,), (0,), (1,), (0,)]),
     ],
 )
-def test_cores_are_shared_out(num_cores, num_workers, shares):
-    assert workers.share_cores(range(num_cores), num_workers) == shares
+def test_cores_are_shared_out(num_cores, num_processes, shares):
+    assert cores.share(range(num_cores), num_processes) == shares

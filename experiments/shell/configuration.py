@@ -119,7 +119,7 @@ def configuration(cls: type[T]) -> type[T]:
     return made
 
 
-def read(kind: Any, value: Any, where: str) -> Any:
+def read(kind: Any, value: Any, where: str, *, strict: bool = True) -> Any:
     """Returns what TOML or JSON holds as a configuration, or as the type of one field.
 
     Args:
@@ -127,13 +127,16 @@ def read(kind: Any, value: Any, where: str) -> Any:
             of a field, such as `Count` or `int | None`.
         value: whoever wrote it. TOML knows no `None`: the string `"none"` stands for it.
         where: names the value in messages, such as `my.toml, [grid] density`.
+        strict: a string is no number. On the command line, where all are strings, it may be one.
 
     Raises:
         UserError: an unknown field, or a value out of range or of another type.
     """
-    if value == "none" and types.NoneType in typing.get_args(kind):
+    if value in ("none", "None") and types.NoneType in typing.get_args(kind):
         value = None
     try:
+        if not strict:
+            return _adapter(kind).validate_python(value)
         # As JSON, where an array is a tuple and a string a path, and a string is no number.
         return _adapter(kind).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:

@@ -64,8 +64,9 @@ def check(folder: Path, config: Mapping[str, Any]) -> None:
         raise UserError(f"{folder} is a file; the run folder goes there. Choose another --runs-dir")
     if not folder.exists():
         return
-    # A program that is killed at its start leaves no more than these.
-    if not set(folder.iterdir()) - {folder / locking.NAME, *files.leftovers(folder)}:
+    # A program that is killed at its start leaves no more than these, and what a sweep writes.
+    began = {folder / name for name in (locking.NAME, "log.txt", "error.txt")}
+    if not set(folder.iterdir()) - began - set(files.leftovers(folder)):
         return
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} exists and is not a run folder. Choose another --runs-dir")

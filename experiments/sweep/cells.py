@@ -1,31 +1,64 @@
-"""One cell of a sweep: how far its run folder has got, and how a worker process carries it out.
+"""One cell of a sweep: the command that carries it out, and how far its run folder has got.
 
 Beside what every run writes (see `run_folder`) the folder of a cell holds
 
-    log.txt      what the program printed; locked by the process that is at the cell
+    log.txt      the command, and what it printed; the same again each time that it was resumed
     error.txt    why the cell failed; gone as soon as it is tried again
 """
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import sys
-import traceback
+import signal
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from experiments.cifar import config as config_lib
-from experiments.cifar import program as cifar
-from experiments.cifar.config import Config, SearchConfig
-from experiments.cifar.job import Job, make_job
-from experiments.shell import console as screen
-from experiments.shell import errors
-from experiments.shell.configuration import to_dict
+from experiments.shell import errors, interruption
 from experiments.shell.errors import UserError
 from experiments.storage import files, locking, run_folder
 
+STOP_SECONDS = 10.0
+"""How long a cell has to save and end when it is told to, before its process is killed."""
+
 State = Literal["new", "interrupted", "running", "failed", "complete"]
+
+
+class Cell(NamedTuple):
+    """A run of the grid.
+
+    Attributes:
+        module: the program that carries it out, such as `experiments.cifar`.
+        arguments: the words after the program's name.
+        folder: the run folder.
+        accuracy: what the program calls the test accuracy in summary.json.
+        kind: what cells have in common that are expected to take equally long.
+    """
+
+    module: str
+    arguments: tuple[str, ...]
+    folder: Path
+    accuracy: str
+    kind: Any
+
+    @property
+    def name(self) -> str:
+        """The name of the run."""
+        return self.folder.name
+
+
+class Ended(NamedTuple):
+    """How the command of a cell ended.
+
+    Attributes:
+        cell: which.
+        code: its exit code; if a signal ended it, the signal's number with a minus.
+        seconds: how long it took.
+        lost: how its process or machine was lost, if it was not by a signal.
+    """
+
+    cell: Cell
+    code: int
+    seconds: float
+    lost: str = ""
 
 
 class Status(NamedTuple):
@@ -34,7 +67,7 @@ class Status(NamedTuple):
     Attributes:
         state: `running` if a process is at it.
         accuracy: on the test images after the last epoch, if complete.
-        error: what went wrong, if failed; the first line says it in short.
+        error: what went wrong, if failed.
     """
 
     state: State
@@ -42,106 +75,49 @@ class Status(NamedTuple):
     error: str = ""
 
 
-def folder(config: Config) -> Path:
-    """Returns the run folder of a cell."""
-    return config.runs_dir / config_lib.run_name(config)
-
-
-def status(config: Config) -> Status:
+def status(cell: Cell) -> Status:
     """Looks into the run folder of a cell."""
-    path = folder(config)
+    path = cell.folder
     if run_folder.is_complete(path):
-        accuracy = run_folder.read_summary(path).get("last_test_accuracy")
+        accuracy = run_folder.read_summary(path).get(cell.accuracy)
         if not isinstance(accuracy, int | float):
-            raise UserError(f"{path / 'summary.json'} holds no accuracy. Restore it")
+            raise UserError(f"{path / 'summary.json'} holds no {cell.accuracy}. Restore it")
         return Status("complete", accuracy)
-    if not (path / "config.json").exists():
-        return Status("new")
-    if locking.is_held(path) or locking.is_held(path, "log.txt"):
+    if locking.is_held(path):
         return Status("running")
     if (path / "error.txt").exists():
         error = (path / "error.txt").read_text(encoding="utf-8", errors="replace")
         return Status("failed", error=error.strip())
-    return Status("interrupted")
+    return Status("interrupted" if (path / "config.json").exists() else "new")
 
 
-def fail(config: Config, error: str) -> Status:
-    """Records that a cell failed, in its run folder (unless the disk is full)."""
+def settle(ended: Ended) -> Status:
+    """Returns the status of a cell whose command ended; why it failed is written to its folder."""
+    found = status(ended.cell)
+    stopped = (interruption.EXIT_CODE, 130, -signal.SIGTERM)
+    # It is running if the command ended because another program is at it.
+    if found.state in ("complete", "running") or ended.code in stopped:
+        return Status("interrupted") if found.state == "new" else found
+    error = ended.lost or _why(ended)
     try:
-        files.write_text(_make_folder(config) / "error.txt", error.strip() + "\n")
+        ended.cell.folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(ended.cell.folder / "error.txt", error + "\n")
     except OSError as failure:
         if not errors.disk_full(failure):
             raise
-    return Status("failed", error=error.strip())
+    return Status("failed", error=error)
 
 
-def _make_folder(config: Config) -> Path:
-    path = folder(config)
-    path.mkdir(parents=True, exist_ok=True)
-    if not (path / "config.json").exists():
-        run_folder.write_json(path / "config.json", to_dict(config))
-    return path
-
-
-# -- In a worker ---------------------------------------------------------------------------------
-
-
-def carry_out(config: Config) -> Status:
-    """Runs a cell, on from where it stopped; what goes wrong is recorded and ends only the cell.
-
-    Standard output and error of the process go to the cell's log from here on.
-    """
-    path = _make_folder(config)
-    with locking.try_lock(path / "log.txt") as is_ours:
-        if not is_ours:
-            return Status("running")
-        if not run_folder.is_complete(path):
-            _redirect_output(path / "log.txt")
-            (path / "error.txt").unlink(missing_ok=True)
-            try:
-                job = _job(config)
-                cifar.run(dataclasses.replace(config, resume=True), screen.open_console(), job=job)
-            except errors.Held:
-                return Status("running")
-            except (UserError, errors.RunFailed) as error:
-                return fail(config, " ".join(str(error).split()))
-            except Exception as error:
-                if message := errors.disk_full(error):
-                    return fail(config, message)
-                details = traceback.format_exc()
-                print(details, file=sys.stderr, flush=True)
-                return fail(config, f"{_one_line(error)}\n\n{details}")
-    return status(config)
-
-
-def group(config: Config) -> Config:
-    """Returns what cells have in common that share a `Job` and so the compiled steps in it."""
-    search = SearchConfig(exclude=config.search.exclude)
-    return dataclasses.replace(
-        config, search=search, seed=0, label="", compare=(), runs_dir=Path(), resume=False
-    )
-
-
-_jobs: dict[Config, Job] = {}
-
-
-def _job(config: Config) -> Job:
-    """Makes the job of a cell, unless that of the last cell will do. Only one: they are large."""
-    key = group(config)
-    if key not in _jobs:
-        _jobs.clear()
-        _jobs[key] = make_job(config)
-    return _jobs[key]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _redirect_output(path: Path) -> None:
-    """Sends what this process writes, libraries in C++ included, to the end of a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with path.open("a", encoding="utf-8") as log:
-        for stream in (1, 2):
-            os.dup2(log.fileno(), stream)
+def _why(ended: Ended) -> str:
+    if ended.code < 0:
+        name = signal.Signals(-ended.code).name
+        return f"ended by {name}{': out of memory?' if name == 'SIGKILL' else ''}"
+    path = ended.cell.folder / "log.txt"
+    if ended.code == 0:
+        return (
+            f"its command ended well, and {path.parent} holds no results: all machines must see "
+            "the same files there"
+        )
+    log = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    last = next((line for line in reversed(log) if line.strip()), f"exit code {ended.code}")
+    return last.strip().removeprefix("error: ")

@@ -1,6 +1,6 @@
 """A grid of runs: from a TOML file, or from flags, to the configuration of every cell.
 
-    preset = "short"                 # a preset of experiments.cifar: what the tables do not say
+    preset = "short"                 # of experiments.cifar or .tpp: what the tables do not say
     runs_dir = "runs/table"          # where the run folders go, below the current folder
     data_dir = "data"                # where prepared data sets are
 
@@ -18,8 +18,9 @@
     density = [0.05]
     seed = [0, 1, 2]
 
-The keys of `set`, `grid` and `grids` are the flags of `python -m experiments.cifar`, with
-underscores. The files in `experiments/sweep/grids` can be called by name.
+The keys of `set`, `grid` and `grids` are the flags of the preset's program, with underscores. Of
+presets that both programs have, that of `experiments.tpp` is called `tpp:NAME`. The files in
+`experiments/sweep/grids` can be called by name.
 """
 
 from __future__ import annotations
@@ -32,16 +33,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.cifar import config as config_lib
-from experiments.cifar import factories
 from experiments.cifar.config import Config
-from experiments.cifar.presets import PRESETS
 from experiments.shell import configuration, errors
 from experiments.shell.command_line import check_name
 from experiments.shell.configuration import show
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
-from experiments.sweep import fields
+from experiments.sweep import programs
+from experiments.sweep.programs import CIFAR, PRESETS, Program
 
 NAMED: dict[str, Path] = {
     path.stem: path for path in sorted((Path(__file__).parent / "grids").glob("*.toml"))
@@ -69,9 +68,18 @@ class Table(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Grids on top of one configuration, which holds what they do not vary."""
+    """Grids on top of one configuration.
 
-    base: Config
+    Attributes:
+        program: whose runs the cells are.
+        preset: the one that the commands of the cells begin with.
+        base: holds what the grids do not vary.
+        tables: the grids.
+    """
+
+    program: Program
+    preset: str
+    base: Any
     tables: tuple[Table, ...]
 
 
@@ -97,15 +105,17 @@ def read(path: Path) -> Grid:
     except RecursionError as error:
         raise UserError(f"{path} is not TOML: it is nested too deeply") from error
 
-    for key in sections:
-        if key in fields.TYPES:
-            raise UserError(f"{path}: {key} belongs in [set] (one value) or [grid] (a list)")
-        check_name(f"key in {path}", key, SECTIONS)
-    base = Config()
+    program, preset, base = CIFAR, "paper-cifar10", Config()
     if "preset" in sections:
         name = configuration.read(str, sections["preset"], f"{path}: preset")
         check_name(f"preset in {path}", name, PRESETS)
-        _, base = PRESETS[name]
+        program, preset = PRESETS[name]
+        _, base = program.presets[preset]
+    kinds = programs.types(type(base))
+    for key in sections:
+        if key in kinds:
+            raise UserError(f"{path}: {key} belongs in [set] (one value) or [grid] (a list)")
+        check_name(f"key in {path}", key, SECTIONS)
     folders: dict[str, Any] = {
         key: configuration.read(Path, sections[key], f"{path}: {key}")
         for key in ("runs_dir", "data_dir")
@@ -114,29 +124,31 @@ def read(path: Path) -> Grid:
     base = dataclasses.replace(base, **folders)
     where = f"{path}, [set]"
     fixed = {
-        key: configuration.read(_field_type(key, where), value, f"{where} {key}")
+        key: configuration.read(_kind(key, kinds, where), value, f"{where} {key}")
         for key, value in _items(sections.get("set", {}), where)
     }
 
-    tables = [_read_table(sections["grid"], f"{path}, [grid]")] if "grid" in sections else []
+    tables = []
+    if "grid" in sections:
+        tables.append(_read_table(sections["grid"], kinds, f"{path}, [grid]"))
     further = sections.get("grids", [])
     if not isinstance(further, list):
         raise UserError(f"{path}: a further grid begins with [[grids]], in two pairs of brackets")
     tables += [
-        _read_table(table, f"{path}, [[grids]] number {number}")
+        _read_table(table, kinds, f"{path}, [[grids]] number {number}")
         for number, table in enumerate(further, start=1)
     ]
     if not tables:
         raise UserError(f"{path}: the grid is empty. Give it a table [grid] with lists of values")
     with errors.at(where):
-        base = fields.replace(base, fixed)
-    return Grid(base, tuple(tables))
+        base = programs.replace(base, fixed)
+    return Grid(program, preset, base, tuple(tables))
 
 
-def _read_table(table: Any, where: str) -> Table:
+def _read_table(table: Any, kinds: Mapping[str, Any], where: str) -> Table:
     lists = {}
     for key, values in _items(table, where):
-        field_type = _field_type(key, where)
+        kind = _kind(key, kinds, where)
         if not isinstance(values, list):
             raise UserError(
                 f"{where} {key}: expected a list of values, such as [{show(values)}], got "
@@ -144,7 +156,7 @@ def _read_table(table: Any, where: str) -> Table:
             )
         if not values:
             raise UserError(f"{where} {key}: the grid is empty: the list has no values")
-        lists[key] = [configuration.read(field_type, value, f"{where} {key}") for value in values]
+        lists[key] = [configuration.read(kind, value, f"{where} {key}") for value in values]
     if not lists:
         raise UserError(f"{where}: the grid is empty. Give it lists, such as seed = [0, 1, 2]")
     return Table(where, lists)
@@ -156,23 +168,18 @@ def _items(table: Any, where: str) -> Iterable[tuple[str, Any]]:
     return table.items()
 
 
-def _field_type(key: str, where: str) -> Any:
+def _kind(key: str, kinds: Mapping[str, Any], where: str) -> Any:
     if key in SECTIONS:
         raise UserError(f"{where}: {key} belongs at the top of the file, above the tables")
-    if key not in fields.TYPES:
-        raise UserError(f"{where}: {configuration.unknown('key', key, fields.TYPES)}")
-    return fields.TYPES[key]
+    if key not in kinds:
+        raise UserError(f"{where}: {configuration.unknown('key', key, kinds)}")
+    return kinds[key]
 
 
-def from_preset(name: str, lists: Mapping[str, Sequence[Any]]) -> Grid:
-    """Returns the grid of a preset in which fields take every value of their list."""
-    _, base = PRESETS[name]
-    if not lists:
-        raise UserError(
-            f"{name} is a preset, and the grid is empty. Give flags with one or several values, "
-            "such as --criterion ntk_sap random --seed 0 1 2"
-        )
-    return Grid(base, (Table("", lists),))
+def from_preset(name: str) -> Grid:
+    """Returns the grid of a preset alone: no cell yet."""
+    program, preset = PRESETS[name]
+    return Grid(program, preset, program.presets[preset][1], ())
 
 
 def narrow(grid: Grid, lists: Mapping[str, Sequence[Any]], *, name: str) -> Grid:
@@ -186,7 +193,7 @@ def narrow(grid: Grid, lists: Mapping[str, Sequence[Any]], *, name: str) -> Grid
     Raises:
         UserError: a value that the grid does not have, or none left.
     """
-    base = dict(fields.leaves(grid.base))
+    base = dict(programs.leaves(grid.base))
     present = [{key: table.lists.get(key, [base[key]]) for key in lists} for table in grid.tables]
     for key, wanted in lists.items():
         known = [value for table in present for value in table[key]]
@@ -206,7 +213,7 @@ def narrow(grid: Grid, lists: Mapping[str, Sequence[Any]], *, name: str) -> Grid
             kept.append(Table(table.where, {**table.lists, **chosen}))
     if not kept:
         raise UserError(f"the grid {name} has no cell with all of these values")
-    return Grid(grid.base, tuple(kept))
+    return grid._replace(tables=tuple(kept))
 
 
 def _is_in(value: Any, values: Sequence[Any]) -> bool:
@@ -217,10 +224,10 @@ def _is_in(value: Any, values: Sequence[Any]) -> bool:
 # -- From a grid to its cells --------------------------------------------------------------------
 
 
-def cells(grid: Grid) -> list[Config]:
+def cells(grid: Grid) -> list[Any]:
     """Returns the configuration of every cell, checked, each once.
 
-    The dense network is the same at every density, and there is one cell of it.
+    The dense network is the same whatever is pruned, and there is one cell of it.
 
     Raises:
         UserError: a value that makes no sense, too many cells, or two that would share a run
@@ -230,34 +237,25 @@ def cells(grid: Grid) -> list[Config]:
     if number > MOST_CELLS:
         where = grid.tables[0].where.partition(",")[0] or "the flags"
         raise UserError(f"{where}: {number:,} cells, expected at most {MOST_CELLS:,}")
-    found: dict[str, tuple[str, Config]] = {}
+    places: dict[str, tuple[str, Any]] = {}
     for table in grid.tables:
-        for config in _combinations(grid.base, table):
-            name = config_lib.run_name(config)
-            where, first = found.setdefault(name, (table.where, config))
-            different = run_folder.differences(_computed(first), _computed(config))
+        for config in _combinations(grid, table):
+            name = grid.program.run_name(config)
+            where, first = places.setdefault(name, (table.where, config))
+            different = run_folder.differences(*map(grid.program.computed, (first, config)))
             if different:
-                places = " and ".join(dict.fromkeys((where, table.where)))
+                both = " and ".join(dict.fromkeys((where, table.where)))
                 raise UserError(
-                    f"{places or 'the flags'}: two cells go to the same run "
+                    f"{both or 'the flags'}: two cells go to the same run "
                     f"folder {name} but differ ({'; '.join(different)}). Give one of them "
                     'another name by a label, such as label = ["b"]'
                 )
-    return [config for _, config in found.values()]
+    return [config for _, config in places.values()]
 
 
-def _combinations(base: Config, table: Table) -> Iterator[Config]:
+def _combinations(grid: Grid, table: Table) -> Iterator[Any]:
     for values in itertools.product(*table.lists.values()):
         with errors.at(table.where):
-            config = fields.replace(base, dict(zip(table.lists, values, strict=True)))
-            config = config_lib.with_criterion(config, config.search.criterion)
+            config = programs.replace(grid.base, dict(zip(table.lists, values, strict=True)))
+            config = grid.program.alone(config)
         yield config
-
-
-def _computed(config: Config) -> dict[str, Any]:
-    """Returns what a run depends on: not on the search if dense, nor on rounds if one-shot."""
-    values = configuration.to_dict(config)
-    values["search"]["rounds"] = factories.num_rounds(config.search)
-    if config.search.criterion == "dense":
-        del values["search"]
-    return values

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from pydantic import AfterValidator, Field
 
-from experiments.cifar.config import Config
-from experiments.cifar.presets import PRESETS
-from experiments.shell import command_line
-from experiments.shell.command_line import check_name
-from experiments.shell.configuration import to_dict
+from experiments.shell import command_line, configuration
+from experiments.shell.configuration import Count, CountOrZero, Folder, to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
-from experiments.sweep import cells, fields
 from experiments.sweep import grid as grid_lib
+from experiments.sweep import programs
+from experiments.sweep.cells import Cell
+from experiments.sweep.grid import Grid, Table
+from experiments.sweep.programs import PRESETS
 
 PROG = "python -m experiments.sweep"
+ABOUT = f"""Carries out a grid of runs. Further flags are those of the program that the grid is of,
+with one or several values. Of a preset: run every combination of these values. Of a file or named
+grid: run only the cells that have them. For example: {PROG} short --criterion ntk_sap random --seed
+0 1 2"""
 
 
-def _values_class() -> type:
-    """Makes a class with a flag for every field that a grid can vary, of one or several values."""
-    made = []
-    for name, kind in fields.TYPES.items():
-        # Of what is a tuple by itself, such as --drop-epochs, a flag gives one.
-        axis = kind if fields.is_tuple(kind) else tuple.__class_getitem__((kind, ...))
-        help_options = tyro.conf.arg(help_behavior_hint="")
-        made.append((name, Annotated[axis, help_options], field(default=())))
-    return dataclasses.make_dataclass("Values", made, frozen=True)
+def _whole_or_a_fraction(number: float) -> float:
+    if number > 1 and number != int(number):
+        raise ValueError("expected a whole number or a fraction of one")
+    return number
 
 
-Values = _values_class()
+Amount = Annotated[float, Field(ge=0, le=1e6), AfterValidator(_whole_or_a_fraction)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration.configuration
 class Options:
-    """What the command line says."""
+    """What the command line says of the sweep itself."""
 
     grid: Annotated[
         tyro.conf.Positional[str],
@@ -50,97 +50,141 @@ class Options:
             f"({', '.join(PRESETS)}).",
         ),
     ]
-    workers: int = 1
-    """Worker processes, each with its share of the cores."""
+    workers: Count = 1
+    """Worker processes on this machine, each with its share of the cores."""
     cluster: str | None = None
     """Carry out the cells on a Ray cluster instead: auto for the one that `ray start` made here (or
     RAY_ADDRESS), or HOST:PORT. All machines must share the file system of --runs-dir."""
-    cpus_per_cell: float = 1.0
+    cpus_per_cell: Annotated[Amount, Field(gt=0)] = 1.0
     """With --cluster: CPU cores that a cell takes of a machine."""
-    gpus_per_cell: float = 0.0
+    gpus_per_cell: Amount = 0.0
     """With --cluster: GPUs likewise; with 0.5, two cells share one."""
-    tpus_per_cell: float = 0.0
+    tpus_per_cell: Amount = 0.0
     """With --cluster: TPU chips likewise."""
-    retries: int = 2
+    retries: CountOrZero = 2
     """With --cluster: how many times a cell is tried again whose process or machine was lost."""
     retry_failed: bool = False
     """Try again the cells that failed; otherwise they are only listed."""
     list: bool = False
     """Show the cells and how far they have got, and do nothing."""
-    runs_dir: Path | None = None
-    """Where the run folders go (default: as the grid says)."""
-    data_dir: Path | None = None
-    """Folder of prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
-    values: Values = field(default_factory=Values)  # type: ignore[valid-type]
-    """Of a preset: runs every combination of these values. Of a file or named grid: runs only the
-    cells that have them. What they mean: python -m experiments.cifar short --help"""
+    runs_dir: Folder | None = None
+    """Where the run folders go (None: as the grid says)."""
+    data_dir: Folder | None = None
+    """Folder of prepared data sets (None: as the grid says; else TFDS_DATA_DIR, else
+    ~/tensorflow_datasets)."""
 
 
-def parse(arguments: Sequence[str]) -> Options:
-    """Reads the command line; raises a `UserError` about a mistake."""
+def parse(arguments: Sequence[str]) -> tuple[Options, dict[str, list[str]]]:
+    """Reads the command line.
+
+    Returns:
+        What it says of the sweep, and the further flags, without hyphens, with their words.
+
+    Raises:
+        UserError: about a mistake.
+    """
     if arguments and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help"):
         raise UserError(
             f"a grid comes first, then flags; got {arguments[0]!r}. For example: {PROG} "
             f"{next(iter(PRESETS))} --criterion ntk_sap random --seed 0 1 2"
         )
+    ours, values = _split(arguments or ["--help"])
     try:
-        options = command_line.read(
-            Options, arguments or ["--help"], prog=PROG, about="Carries out a grid of runs."
-        )
+        options = command_line.read(Options, ours, prog=PROG, about=" ".join(ABOUT.split()))
     except SystemExit:
         raise SystemExit(0 if arguments else 2) from None
-    if options.workers < 1:
-        raise UserError(f"--workers: expected an integer of at least 1, got {options.workers}")
-    _check_cluster(options)
-    return options
-
-
-def _check_cluster(options: Options) -> None:
     if options.cluster is not None and options.workers > 1:
         raise UserError(
             "--workers: with --cluster, as many cells run at once as the machines have room for; "
             "see --cpus-per-cell, --gpus-per-cell and --tpus-per-cell"
         )
-    for name in ("cpus_per_cell", "gpus_per_cell", "tpus_per_cell"):
-        number = getattr(options, name)
-        is_some = number > 0 or name != "cpus_per_cell"
-        if not (0 <= number < 1e6 and is_some and (number < 1 or number == int(number))):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag}: expected a whole number or a fraction of one, got {number:g}")
-    if options.retries < 0:
-        raise UserError(f"--retries: expected an integer of at least 0, got {options.retries}")
+    return options, values
 
 
-def plan(options: Options) -> list[Config]:
-    """Returns the configurations of all cells, checked, also against what their folders hold."""
-    grid = _grid(options)
+def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Parts the flags of a sweep from those of the grid's program."""
+    names = {"help", *(field.name for field in dataclasses.fields(Options))}
+    ours: list[str] = []
+    values: dict[str, list[str]] = {}
+    words = ours
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name not in names:
+            words = values.setdefault(name, [])
+            words += [value] if equals else []
+        else:
+            words = ours if word.startswith("--") or word == "-h" else words
+            words.append(word)
+    return ours, values
+
+
+def plan(options: Options, values: Mapping[str, Sequence[str]]) -> list[Cell]:
+    """Returns the cells, checked, also against what their folders hold."""
+    grid = _grid(options.grid, values)
     place = grid.base.runs_dir
     if options.runs_dir is None and (place.is_absolute() or ".." in place.parts):
         raise UserError(
             f"{options.grid}: runs_dir is {place}, and a grid file writes only below the current "
             f"folder. To have the run folders there: --runs-dir {shlex.quote(str(place))}"
         )
-    cell_configs = grid_lib.cells(grid)
-    folders = {
-        name: value
-        for name in ("runs_dir", "data_dir")
-        if (value := getattr(options, name)) is not None
-    }
-    configs = [dataclasses.replace(config, **folders, resume=True) for config in cell_configs]
-    for config in configs:
-        run_folder.check(cells.folder(config), to_dict(config))
-    return configs
+    changes: dict[str, Any] = {}
+    for name in ("runs_dir", "data_dir"):
+        if getattr(options, name) is not None:
+            changes[name] = getattr(options, name)
+    configs = [dataclasses.replace(config, **changes) for config in grid_lib.cells(grid)]
+    made = [_cell(grid, config) for config in configs]
+    for cell, config in zip(made, configs, strict=True):
+        run_folder.check(cell.folder, to_dict(config) | {"resume": True})
+    return made
 
 
-def _grid(options: Options) -> grid_lib.Grid:
-    name = options.grid
-    lists: dict[str, Sequence[Any]] = {}
-    for key, kind in fields.TYPES.items():
-        given = getattr(options.values, key)
-        if given:
-            lists[key] = (given,) if fields.is_tuple(kind) else given
-    if name.endswith(".toml") or name in grid_lib.NAMED:
+def _cell(grid: Grid, config: Any) -> Cell:
+    _, preset = grid.program.presets[grid.preset]
+    varied = dict(programs.leaves(config))
+    return Cell(
+        module=grid.program.module,
+        arguments=(grid.preset, *programs.flags(preset, config), "--resume"),
+        folder=config.runs_dir / grid.program.run_name(config),
+        accuracy=grid.program.accuracy,
+        kind=tuple(value for name, value in varied.items() if name not in _SAME_TIME),
+    )
+
+
+_SAME_TIME = ("seed", "density", "label")
+"""Fields on which it depends little how long a cell takes."""
+
+
+def _grid(name: str, values: Mapping[str, Sequence[str]]) -> Grid:
+    from_file = name.endswith(".toml") or name in grid_lib.NAMED
+    if not from_file:
+        command_line.check_name("grid or preset", name, dict.fromkeys((*grid_lib.NAMED, *PRESETS)))
+        grid = grid_lib.from_preset(name)
+    else:
         grid = grid_lib.read(grid_lib.NAMED.get(name, Path(name)))
+    lists = _lists(values, programs.types(type(grid.base)))
+    if from_file:
         return grid_lib.narrow(grid, lists, name=name) if lists else grid
-    check_name("grid or preset", name, dict.fromkeys((*grid_lib.NAMED, *PRESETS)))
-    return grid_lib.from_preset(name, lists)
+    if not lists:
+        raise UserError(
+            f"{name} is a preset, and the grid is empty. Give flags with one or several values, "
+            "such as --seed 0 1 2"
+        )
+    return grid._replace(tables=(Table("", lists),))
+
+
+def _lists(values: Mapping[str, Sequence[str]], kinds: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Returns the values of each field. A field that holds several by itself is given one."""
+    lists = {}
+    for name, words in values.items():
+        flag = "--" + name.replace("_", "-")
+        if name not in kinds:
+            own = [field.name for field in dataclasses.fields(Options)[1:]]
+            near = difflib.get_close_matches(name, (*own, *kinds), n=1)
+            suggestion = f" Did you mean --{near[0].replace('_', '-')}?" if near else ""
+            raise UserError(f"unknown flag {flag}.{suggestion} See: {PROG} --help")
+        if not words:
+            raise UserError(f"{flag}: expected one or several values")
+        each = [words] if programs.takes_several(kinds[name]) else words
+        lists[name] = [configuration.read(kinds[name], value, flag, strict=False) for value in each]
+    return lists

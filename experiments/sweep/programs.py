@@ -1,0 +1,138 @@
+"""The programs whose runs a sweep can carry out, and what it has to know of them.
+
+What a grid varies are the fields of a program's configuration, by name, in whichever part of the
+configuration they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from experiments.cifar import config as cifar_config
+from experiments.cifar import presets as cifar_presets
+from experiments.cifar.choices import CRITERIA
+from experiments.shell.configuration import to_dict
+from experiments.tpp import config as tpp_config
+from experiments.tpp import presets as tpp_presets
+
+
+class Program(NamedTuple):
+    """A program that trains.
+
+    Attributes:
+        module: `python -m` starts it.
+        presets: name to (one line for the help, configuration).
+        alone: returns the configuration of one run, without others to compare with.
+        run_name: names the folder of a run.
+        computed: returns what a run depends on, from `to_dict`.
+        accuracy: what summary.json calls the test accuracy at the end.
+    """
+
+    module: str
+    presets: Mapping[str, tuple[str, Any]]
+    alone: Callable[[Any], Any]
+    run_name: Callable[[Any], str]
+    computed: Callable[[Any], dict[str, Any]]
+    accuracy: str
+
+
+def _cifar_alone(config: cifar_config.Config) -> cifar_config.Config:
+    return cifar_config.with_criterion(config, config.search.criterion)
+
+
+def _cifar_computed(config: cifar_config.Config) -> dict[str, Any]:
+    """Not on the search if dense, nor on the number of rounds if one-shot."""
+    values, criterion = to_dict(config), CRITERIA[config.search.criterion]
+    if criterion is None:
+        del values["search"]
+    elif criterion.one_shot:
+        values["search"]["rounds"] = 1
+    return values
+
+
+def _tpp_alone(config: tpp_config.Config) -> tpp_config.Config:
+    return tpp_config.with_method(config, config.method)
+
+
+CIFAR = Program(
+    *("experiments.cifar", cifar_presets.PRESETS, _cifar_alone, cifar_config.run_name),
+    *(_cifar_computed, "last_test_accuracy"),
+)
+TPP = Program(
+    *("experiments.tpp", tpp_presets.PRESETS, _tpp_alone, tpp_config.run_name),
+    *(to_dict, "last_accuracy"),
+)
+PRESETS: dict[str, tuple[Program, str]] = {
+    **{name: (CIFAR, name) for name in CIFAR.presets},
+    **{name if name not in CIFAR.presets else f"tpp:{name}": (TPP, name) for name in TPP.presets},
+}
+"""What a grid calls a preset, to the program and what that calls it."""
+
+
+# -- Fields --------------------------------------------------------------------------------------
+
+_NOT_VARIED = (
+    *("runs_dir", "data_dir", "compare", "resume"),
+    *("distributed", "coordinator", "num_processes", "process_id", "start_seconds"),
+)
+"""What is not of one run: a sweep decides it for all."""
+
+
+def types(config_class: type) -> dict[str, Any]:
+    """Returns what a grid can vary: name to type of the fields, those of nested parts included."""
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    varied: dict[str, Any] = {}
+    for field in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(hints[field.name]):
+            varied |= types(hints[field.name])
+        elif field.name not in _NOT_VARIED:
+            varied[field.name] = hints[field.name]
+    return varied
+
+
+def takes_several(kind: Any) -> bool:
+    """Says whether a field takes several values by itself, as `drop_epochs` does."""
+    origin = typing.get_origin(kind)
+    return origin is tuple or (
+        origin is typing.Annotated and takes_several(typing.get_args(kind)[0])
+    )
+
+
+def replace(config: Any, values: Mapping[str, Any]) -> Any:
+    """Returns a configuration with new values, whichever part of it the fields are in."""
+    changes = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = replace(value, values)
+        elif field.name in values:
+            changes[field.name] = values[field.name]
+    return dataclasses.replace(config, **changes)
+
+
+def leaves(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yields name and value of every field, of nested parts too."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value)
+        else:
+            yield field.name, value
+
+
+def flags(preset: Any, config: Any) -> tuple[str, ...]:
+    """Returns the flags that make a configuration of that of a preset."""
+    before = dict(leaves(preset))
+    words: list[str] = []
+    for name, value in leaves(config):
+        flag = name.replace("_", "-")
+        if value == before[name]:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return tuple(words)

@@ -1,0 +1,137 @@
+"""A worker of a sweep: it carries out one cell after the other, each by its own command.
+
+`local` starts workers as processes, and `cluster` has Ray call `run_cell`. One process takes many
+cells, since on small ones the start of a program, its imports and the tracing of its functions,
+would take most of the time. This module imports nothing of JAX: what JAX reads from the environment
+is set before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import queue
+import shlex
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+
+def run_cell(module: str, arguments: Sequence[str], folder: Path) -> int:
+    """Carries out the command of a cell, in this process.
+
+    Args:
+        module: the program, such as `experiments.cifar`.
+        arguments: the words after its name.
+        folder: the run folder; what the program prints goes to the end of `log.txt` there.
+
+    Returns:
+        The exit code of the command, see `experiments.shell.exits`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "error.txt").unlink(missing_ok=True)
+    with _output_to(folder / "log.txt"):
+        print(f"$ python -m {module} {shlex.join(arguments)}", flush=True)
+        try:
+            importlib.import_module(f"{module}.program").main(list(arguments))
+        except SystemExit as end:
+            return int(end.code or 0)
+        except Exception:
+            traceback.print_exc()
+            return 1
+    return 0
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Has what this process prints, libraries in C++ included, go to the end of a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = [os.dup(stream) for stream in (1, 2)]
+    try:
+        with path.open("a", encoding="utf-8") as log:
+            for stream in (1, 2):
+                os.dup2(log.fileno(), stream)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, copy in zip((1, 2), before, strict=True):
+            os.dup2(copy, stream)
+            os.close(copy)
+
+
+class Stopped(Exception):
+    """A cell was told to save and end."""
+
+
+def run_for_ray(
+    environment: Mapping[str, str], place: str, module: str, arguments: Sequence[str], folder: str
+) -> tuple[int, float]:
+    """Carries out a cell on a machine of a cluster.
+
+    Args:
+        environment: variables to set before JAX starts.
+        place: the folder that `folder` is relative to.
+        module: see `run_cell`, as for what follows.
+        arguments: see there.
+        folder: see there.
+
+    Returns:
+        Exit code and seconds.
+
+    Raises:
+        Stopped: the machine goes away; Ray may try the cell again.
+    """
+    os.environ.update(environment)
+    os.chdir(place)
+    # `ray.cancel` interrupts; the programs save at SIGTERM.
+    before = signal.signal(
+        signal.SIGINT, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    start = time.monotonic()
+    try:
+        code = run_cell(module, arguments, Path(folder))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if code == os.EX_TEMPFAIL:
+        raise Stopped
+    return code, time.monotonic() - start
+
+
+def main(cores: Sequence[str]) -> None:
+    """Carries out the cells that standard input names, a line each; answers with their exit codes.
+
+    At the end of standard input, which comes too when the sweep is killed, a cell that runs is told
+    to save and end, by SIGTERM.
+
+    Args:
+        cores: the CPU cores that this process may use; all if empty.
+    """
+    # Before JAX starts its threads: it takes as many as there are cores that it may use.
+    if cores:
+        os.sched_setaffinity(0, map(int, cores))
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        lines.put("")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while line := lines.get():
+        module, arguments, folder = json.loads(line)
+        code = run_cell(module, arguments, Path(folder))
+        with contextlib.suppress(BrokenPipeError):
+            print(code, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
