@@ -1,9 +1,7 @@
 """A sweep on a Ray cluster: with a stand-in for Ray, and with Ray itself where it is installed."""
 
-import contextlib
 import importlib.util
 import os
-import pickle
 import re
 import shutil
 import signal
@@ -17,11 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.processes import workers
 from experiments.shell.errors import UserError
 from experiments.storage import locking
-from experiments.sweep import cluster
+from experiments.sweep import cluster, worker
 from experiments.sweep import program as sweep
+from experiments.sweep.cells import Cell
 from experiments.sweep.cluster import Needs
 
 REPOSITORY = Path(__file__).parent.parent
@@ -52,45 +50,37 @@ class Lost(RayError):
 
 
 class FakeRay:
-    """Carries out a call when it is waited for, in this process; counts what runs at once."""
+    """Ends the cells in the order in which it got them, each as `ends` says."""
 
-    exceptions = SimpleNamespace(RayError=RayError, GetTimeoutError=TimeoutError)
-    cloudpickle = pickle
-    util = SimpleNamespace(
-        scheduling_strategies=SimpleNamespace(
-            NodeAffinitySchedulingStrategy=lambda node, *, soft: node
-        )
-    )
+    exceptions = SimpleNamespace(RayError=RayError)
 
-    def __init__(self, machines, losses=()):
-        self.machines, self.losses = machines, list(losses)
-        self.results, self.options_given, self.cancelled, self.most = {}, [], [], 0
+    def __init__(self, machines, ends=()):
+        self.machines, self.ends = machines, ends
+        self.calls, self.cancelled = [], []
 
     def nodes(self):
         return self.machines
 
     def remote(self, function):
-        def options(**given):
-            self.options_given.append(given)
+        assert function is worker.run_for_ray
+        return SimpleNamespace(options=self.options)
 
-            def call(*arguments):
-                reference = len(self.results)
-                self.results[reference] = (function, arguments)
-                return reference
+    def options(self, **given):
+        self.given = given
+        return SimpleNamespace(remote=self.call)
 
-            return SimpleNamespace(remote=call)
+    def call(self, *arguments):
+        self.calls.append(arguments)
+        return len(self.calls) - 1
 
-        return SimpleNamespace(options=options)
-
-    def wait(self, references, *, num_returns=1, timeout):
-        self.most = max(self.most, len(references))
+    def wait(self, references, *, num_returns=1, timeout=None):
         return references[:num_returns], references[num_returns:]
 
-    def get(self, reference, timeout=None):
-        function, arguments = self.results[reference]
-        if reference in self.losses:
-            raise Lost
-        return function(*arguments)
+    def get(self, reference):
+        end = self.ends[reference]
+        if isinstance(end, Exception):
+            raise end
+        return end
 
     def cancel(self, reference, force=False):
         self.cancelled.append((reference, force))
@@ -98,80 +88,48 @@ class FakeRay:
 
 @pytest.fixture
 def fake(monkeypatch):
-    def install(machines, losses=()):
-        ray = FakeRay(machines, losses)
+    def install(machines, ends=()):
+        ray = FakeRay(machines, ends)
         monkeypatch.setattr(cluster, "_ray", lambda: ray)
         return ray
 
-    # Tasks change these, as they may in a process of their own.
-    monkeypatch.setattr(os, "environ", dict(os.environ))
     return install
 
 
-def double(task):
-    return task, 2 * int(task[1:])
+CELLS = [Cell("experiments.cifar", ("demo",), Path(f"runs/{i}"), "accuracy", ()) for i in range(4)]
 
 
-def run(tasks, **options):
-    said = []
-    outcomes = cluster.run(
-        tasks,
-        double,
-        needs=Needs(),
-        group=lambda task: task[0],
-        on_lost=lambda task, why: said.append(f"{task}: {why}"),
-        **options,
-    )
-    with contextlib.closing(outcomes):
-        return list(outcomes), said
-
-
-def test_every_task_is_done_once_group_by_group_as_many_as_there_is_room_for(fake):
-    ray = fake(
-        [machine("a", CPU=2), machine("b", CPU=1), machine("gone", CPU=8) | {"Alive": False}]
-    )
-    tasks, started = [f"{group}{number}" for number in range(4) for group in "xy"], []
-    outcomes, said = run(tasks, retries=0, on_start=started.append)
-    assert started == ["x0", "x1", "x2", "x3", "y0", "y1", "y2", "y3"]
-    assert sorted(outcome.task for outcome in outcomes) == sorted(tasks)
-    assert [outcome.result for outcome in outcomes] == [double(each.task) for each in outcomes]
-    assert not any(outcome.lost or outcome.preempted for outcome in outcomes)
-    assert ray.most == 3
-    assert said == []
-
-
-def test_a_task_whose_process_is_lost_is_tried_again_so_many_times(fake):
-    fake([machine("a", CPU=1)], losses=[1, 2, 4, 5, 6])
-    outcomes, said = run(["x0", "x1", "x2", "x3"], retries=2)
-    assert [(each.task, bool(each.lost)) for each in outcomes] == [
-        ("x0", False),
-        ("x1", False),
-        ("x2", True),
-        ("x3", False),
+def test_ray_gets_every_cell_with_what_it_takes_and_how_often_to_try(fake, monkeypatch):
+    monkeypatch.setenv("JAX_X", "1")
+    monkeypatch.setenv("SECRET", "1")
+    ends = [(0, 5.0), (2, 1.0), worker.Stopped(), Lost()]
+    ray = fake([], ends)
+    outcomes = list(cluster.run(CELLS, needs=Needs(2, 0.5, 4), retries=3))
+    assert [outcome.cell for outcome in outcomes] == CELLS
+    assert [(outcome.code, outcome.seconds) for outcome in outcomes] == [
+        *((0, 5.0), (2, 1.0), (75, 0.0), (1, 0.0))
     ]
-    why = "its process or machine was lost (Lost: The worker died.)"
-    assert outcomes[2].lost == f"{why}, 3 times"
-    assert outcomes[2].result is None
-    assert said == [f"x1: {why}", f"x1: {why}, 2 times", f"x2: {why}", f"x2: {why}, 2 times"]
+    assert outcomes[3].lost == "its process or machine was lost (Lost: The worker died.)"
+    assert ray.given == {
+        **{"num_cpus": 2, "num_gpus": 0.5, "resources": {"TPU": 4}},
+        **{"max_retries": 3, "retry_exceptions": [worker.Stopped]},
+    }
+    environment, place, *command = ray.calls[1]
+    assert command == ["experiments.cifar", ("demo",), "runs/1"]
+    assert place == str(Path.cwd())
+    assert environment["NPROC"] == "2"
+    assert environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.450"
+    assert environment["JAX_X"] == "1"
+    assert "SECRET" not in environment
 
 
 def test_closing_has_what_runs_save_and_ends_what_does_not(fake, monkeypatch):
-    ray = fake([machine("a", CPU=3)])
-    outcomes = cluster.run(["x0", "x1", "x2"], double, needs=Needs(), retries=0)
-    assert next(outcomes).task == "x0"
+    ray = fake([], [(0, 1.0)])
+    outcomes = cluster.run(CELLS[:3], needs=Needs(), retries=0)
+    assert next(outcomes).cell == CELLS[0]
     monkeypatch.setattr(ray, "wait", lambda references, **options: (references[:1], references[1:]))
     outcomes.close()
     assert ray.cancelled == [(1, False), (2, False), (2, True)]
-
-
-def test_a_task_takes_the_resources_that_were_asked_for(fake):
-    ray = fake([machine("a", CPU=8, GPU=1, TPU=4)])
-    list(cluster.run(["x1"], double, needs=Needs(2, 0.5, 4), retries=0))
-    assert ray.options_given == [
-        {"num_cpus": 2, "num_gpus": 0.5, "resources": {"TPU": 4}, "max_retries": 0}
-    ]
-    assert os.environ["NPROC"] == "2"
-    assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.450"
 
 
 @pytest.mark.parametrize(
@@ -181,79 +139,65 @@ def test_a_task_takes_the_resources_that_were_asked_for(fake):
         (Needs(3), 3),
         (Needs(1, gpus=1), 2),
         (Needs(1, gpus=0.1), 8),  # Of 20 tenths of a GPU, the cores suffice for 8.
-        (Needs(1, tpus=1), 0),
     ],
 )
-def test_room_is_counted_machine_by_machine(needs, number):
-    machines = [machine("a", CPU=8, GPU=2), machine("b", CPU=4), machine("head", GPU=1)]
-    assert cluster.num_at_once(needs, machines) == number
+def test_room_is_counted_machine_by_machine(fake, needs, number):
+    gone = machine("gone", CPU=8) | {"Alive": False}
+    fake([machine("a", CPU=8, GPU=2), machine("b", CPU=4), machine("head", GPU=1), gone])
+    assert cluster.num_at_once(needs) == number
 
 
-# -- In a worker ---------------------------------------------------------------------------------
+def test_a_cell_that_no_machine_has_room_for_is_a_mistake(fake):
+    fake([machine("a", CPU=2), machine("b", CPU=4, GPU=1)])
+    with pytest.raises(UserError, match=r"takes, 4 CPU, 2 GPU; there are: 2 CPU; 4 CPU, 1 GPU"):
+        cluster.num_at_once(Needs(4, 2))
 
 
-def save_and_end(number):
-    with contextlib.suppress(KeyboardInterrupt):
-        os.kill(os.getpid(), number)
-        time.sleep(5)
-    pytest.fail("nothing stopped it")
+# -- On a machine --------------------------------------------------------------------------------
+
+STAND_IN = """
+import os, signal, sys, time
+
+def main(arguments):
+    assert os.environ["SET"] == "1"
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+    if arguments:
+        os.kill(os.getpid(), int(arguments[0]))
+        sys.exit(75 if stopped else 1)
+"""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_task_that_is_told_to_end_may_save(tmp_path, monkeypatch, number):
+@pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGINT])
+def test_a_cell_that_is_told_to_end_saves_and_counts_as_stopped(tmp_path, monkeypatch, number):
+    (tmp_path / "on_ray").mkdir()
+    (tmp_path / "on_ray" / "program.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-    call = pickle.dumps((save_and_end, number))
-    assert cluster._carry_out(str(tmp_path), {}, call) == (None, True)
-    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
-
-
-def test_a_preempted_task_is_tried_again_and_in_the_end_left_interrupted(fake, monkeypatch):
-    fake([machine("a", CPU=1)])
-    monkeypatch.setattr(cluster, "_carry_out", lambda *arguments: (None, True))
-    [outcome], said = run(["x1"], retries=1)
-    assert outcome.preempted
-    assert said == ["x1: its process was preempted"]
+    arguments = [] if number is None else [str(int(number))]
+    call = ({"SET": "1"}, str(tmp_path), "on_ray", arguments, "cell")
+    if number is None:
+        assert worker.run_for_ray(*call)[0] == 0
+    else:
+        with pytest.raises(worker.Stopped):
+            worker.run_for_ray(*call)
+    signal.signal(signal.SIGTERM, before[0])
+    assert signal.getsignal(signal.SIGINT) is before[1]
 
 
 # -- Mistakes ------------------------------------------------------------------------------------
-
-
-def test_each_machine_must_see_the_folder(fake, tmp_path, monkeypatch):
-    ray = fake([machine("a", CPU=2), machine("b", CPU=2), machine("head", GPU=1)])
-    cluster.check(tmp_path, Needs())
-    assert [given["scheduling_strategy"] for given in ray.options_given] == ["a", "b"]
-    assert list(tmp_path.iterdir()) == []
-
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    answer = cluster._answer
-
-    def on_b_elsewhere(folder, path):
-        if len(list(tmp_path.glob(".sweep-*"))) == 2:  # The token, and the answer of a.
-            path = elsewhere / Path(path).name
-        return answer(folder, str(path))
-
-    monkeypatch.setattr(cluster, "_answer", on_b_elsewhere)
-    with pytest.raises(UserError, match=r"machine b \(10.0.0.1\) with 2 CPU cannot .*No such file"):
-        cluster.check(tmp_path, Needs())
-    assert list(tmp_path.iterdir()) == [elsewhere]
-
-
-def test_a_cell_that_no_machine_has_room_for_is_a_mistake(fake, tmp_path):
-    fake([machine("a", CPU=2), machine("b", CPU=4, GPU=1)])
-    with pytest.raises(UserError, match=r"takes, 4 CPU, 2 GPU; .*b \(10.0.0.1\) with 4 CPU, 1 GPU"):
-        cluster.check(tmp_path, Needs(4, 2))
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--workers", "2"], "--workers: with --cluster, as many cells run at once as"),
-        (["--cpus-per-cell", "0"], "--cpus-per-cell: expected a whole number or a fraction of one"),
+        (["--cpus-per-cell", "0"], "--cpus-per-cell: expected greater than 0, got 0"),
         (["--gpus-per-cell", "1.5"], "--gpus-per-cell: expected a whole number or a fraction"),
-        (["--tpus-per-cell", "nan"], "--tpus-per-cell: expected a whole number or a fraction"),
-        (["--retries", "-1"], "--retries: expected an integer of at least 0, got -1"),
+        (["--tpus-per-cell", "nan"], "--tpus-per-cell: expected"),
+        (["--retries", "-1"], "--retries: expected greater than or equal to 0, got -1"),
         ([], "--cluster needs Ray, which is not installed: pip install 'ntksap_jax[cluster]'"),
     ],
 )
@@ -266,11 +210,6 @@ def test_a_mistake_is_one_line(flags, message, tmp_path, monkeypatch, capsys):
     assert stop.value.code == 2
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_without_a_cluster_nothing_of_ray_is_imported():
-    assert "ray" not in sys.modules
-    assert workers.Outcome is cluster.Outcome
 
 
 # -- Ray itself ----------------------------------------------------------------------------------
@@ -342,6 +281,7 @@ def start_sweep(folder, address):
     )
 
 
+@pytest.mark.programs
 def test_six_cells_survive_the_end_of_the_sweep_and_the_loss_of_a_worker(address, tmp_path):
     (tmp_path / "table.toml").write_text(GRID)
     again = f"python -m experiments.sweep table.toml --cluster {address}"
@@ -363,7 +303,5 @@ def test_six_cells_survive_the_end_of_the_sweep_and_the_loss_of_a_worker(address
     assert process.returncode == 0, error
     assert "cells to do" not in error
     assert re.search(r"^\d to do on the cluster, 2 at once; ", out, re.MULTILINE)
-    assert len(re.findall(r"^tried again: digits-mlp-.*: its process or machine", out, re.M)) == 1
     assert out.splitlines()[-1] == "6 cells: 6 complete"
     assert len(list(tmp_path.glob("runs/*/summary.json"))) == 6
-    assert not list(tmp_path.glob("runs/.sweep-*"))

@@ -5,7 +5,6 @@ checkpoint folders instead of 20 (in test_checkpoints.py).
 """
 
 import csv
-import dataclasses
 import errno
 import itertools
 import json
@@ -29,10 +28,8 @@ from test_training import Linear, start
 
 from experiments.cifar import factories, search_files
 from experiments.cifar import program as cifar
-from experiments.cifar.job import make_job
 from experiments.shell import errors
 from experiments.storage import locking, run_folder
-from experiments.sweep import cells
 from experiments.training import checkpoints, loop
 from experiments.training.checkpoints import Progress
 from ntksap_jax import masks
@@ -46,25 +43,6 @@ OPTIONS = [
     *("--epochs", "3", "--compare", "--runs-dir"),
 ]
 NAME = "digits-mlp-random-0.1-seed0"
-
-
-JOBS = {}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def shared_jobs():
-    """Has runs of the same network and training share what is compiled, as in a sweep."""
-
-    def make(config):
-        key = dataclasses.replace(cells.group(config), save_minutes=1.0, debug_nans=False)
-        if key not in JOBS:
-            JOBS[key] = make_job(config)
-        return JOBS[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cifar, "make_job", make)
-        yield
-    JOBS.clear()
 
 
 def read_csv(path):

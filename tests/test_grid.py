@@ -8,7 +8,7 @@ from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config, SearchConfig
 from experiments.cifar.presets import PRESETS
 from experiments.shell.errors import UserError
-from experiments.sweep import fields, grid
+from experiments.sweep import grid, programs
 
 
 def read(tmp_path, text):
@@ -101,10 +101,14 @@ def test_the_dense_network_is_one_cell_whatever_the_search(tmp_path):
     ]
 
 
+def of_demo(**lists):
+    return grid.cells(grid.from_preset("demo")._replace(tables=(grid.Table("", lists),)))
+
+
 def test_the_number_of_rounds_does_not_tell_one_shot_criteria_apart():
-    assert len(grid.cells(grid.from_preset("demo", {"criterion": ["snip"], "rounds": [3, 4]}))) == 1
+    assert len(of_demo(criterion=["snip"], rounds=[3, 4])) == 1
     with pytest.raises(UserError, match="same run folder"):
-        grid.cells(grid.from_preset("demo", {"criterion": ["synflow"], "rounds": [3, 4]}))
+        of_demo(criterion=["synflow"], rounds=[3, 4])
 
 
 def test_values_of_every_kind_come_in_their_own_type(tmp_path):
@@ -138,12 +142,12 @@ def test_values_of_every_kind_come_in_their_own_type(tmp_path):
 
 
 def test_every_field_of_the_configuration_can_be_set_by_its_own_name():
-    defaults = dict(fields.leaves(Config()))
+    defaults = dict(programs.leaves(Config()))
     of_all_runs = {"runs_dir", "data_dir", "compare", "resume"}
     of_processes = {"distributed", "coordinator", "num_processes", "process_id", "start_seconds"}
-    assert set(fields.TYPES) == set(defaults) - of_all_runs - of_processes
-    changed = fields.replace(Config(), {"seed": 3, "rounds": 4, "epochs": 5})
-    assert dict(fields.leaves(changed)) == {**defaults, "seed": 3, "rounds": 4, "epochs": 5}
+    assert set(programs.types(Config)) == set(defaults) - of_all_runs - of_processes
+    changed = programs.replace(Config(), {"seed": 3, "rounds": 4, "epochs": 5})
+    assert dict(programs.leaves(changed)) == {**defaults, "seed": 3, "rounds": 4, "epochs": 5}
     assert changed.search == SearchConfig(rounds=4)
 
 
@@ -271,11 +275,6 @@ def test_a_label_tells_cells_apart(tmp_path):
 def test_a_file_that_is_not_there_is_a_mistake(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the grid file .*no\.toml: No such file"):
         grid.read(tmp_path / "no.toml")
-
-
-def test_a_preset_alone_is_an_empty_grid():
-    with pytest.raises(UserError, match="demo is a preset, and the grid is empty"):
-        grid.from_preset("demo", {})
 
 
 # -- The grids that come with the programs -------------------------------------------------------

@@ -30,13 +30,12 @@ def runs(tmp_path_factory):
     """Runs that differ in one sanity check each, and a trained dense network."""
     folder = tmp_path_factory.mktemp("runs")
     plain = command_line.parse([*OPTIONS, "--runs-dir", str(folder)], PRESETS, prog="cifar")
-    shared = job.make_job(plain)
     console = rich.console.Console(quiet=True)
     for check in ({}, *({name: True} for name in CHECKS)):
         search = dataclasses.replace(plain.search, **check)
-        cifar.run(dataclasses.replace(plain, search=search), console, job=shared)
+        cifar.run(dataclasses.replace(plain, search=search), console)
     dense = config_lib.with_criterion(plain, "dense")
-    cifar.run(dataclasses.replace(dense, runs_dir=folder / "dense"), console, job=shared)
+    cifar.run(dataclasses.replace(dense, runs_dir=folder / "dense"), console)
     return folder
 
 

@@ -24,7 +24,7 @@ from experiments.report import runs
 from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
-from experiments.sweep import cells, grid
+from experiments.sweep import grid
 from experiments.sweep.options import parse, plan
 
 # -- Configurations ------------------------------------------------------------------------------
@@ -49,8 +49,9 @@ def test_any_configuration_is_valid_or_the_field_is_named(tmp_path, values):
     again = config_lib.from_dict(json.loads(json.dumps(to_dict(config))))
     assert again == config
     # Whatever it says, the run folder is one folder in `runs_dir`.
-    assert cells.folder(config).parent == config.runs_dir
-    assert len(os.fsencode(cells.folder(config).name)) < 255
+    name = config_lib.run_name(config)
+    assert Path(name).name == name
+    assert len(os.fsencode(name)) < 255
 
 
 @fuzzed
@@ -141,7 +142,7 @@ def test_any_grid_is_cells_or_an_error_that_names_the_file(tmp_path, text):
         refused(error, str(path))
         return
     for config in configs:
-        assert cells.folder(config).parent == config.runs_dir
+        assert Path(config_lib.run_name(config)).name == config_lib.run_name(config)
 
 
 @fuzzed
@@ -196,9 +197,9 @@ def test_a_grid_file_writes_below_the_current_folder_unless_asked(tmp_path, monk
     path = Path("table.toml")
     path.write_text(f'runs_dir = "{place}"\n[grid]\nseed = [0]')
     with pytest.raises(UserError, match="table.toml: runs_dir .*--runs-dir"):
-        plan(parse([str(path)]))
-    [config] = plan(parse([str(path), "--runs-dir", str(tmp_path / "asked")]))
-    assert config.runs_dir == tmp_path / "asked"
+        plan(*parse([str(path)]))
+    [cell] = plan(*parse([str(path), "--runs-dir", str(tmp_path / "asked")]))
+    assert cell.folder.parent == tmp_path / "asked"
 
 
 # -- Run folders ---------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import time
 
 import pytest
 
-from experiments.processes import cores
 from experiments.sweep import local, worker
 from experiments.sweep.cells import Cell
 
@@ -81,7 +80,9 @@ def is_alive(pid):
     ("kind", "code", "last"),
     [("works", 0, "does works"), ("mistake", 2, "error: a mistake"), ("bug", 1, "ZeroDivision")],
 )
-def test_a_cell_is_its_command_with_its_output_in_the_log(tmp_path, kind, code, last, capfd, monkeypatch):
+def test_a_cell_is_its_command_with_its_output_in_the_log(
+    tmp_path, kind, code, last, capfd, monkeypatch
+):
     made = cell(tmp_path, 0, kind)
     for _ in range(2):
         with monkeypatch.context() as patched:
@@ -104,7 +105,7 @@ def test_every_cell_is_done_once_each_worker_with_its_cores(tmp_path):
     words = [logged(each)[0].split() for each in cells]
     pids = {line[2] for line in words}
     assert len(pids) == 2
-    shares = cores.share(cores.available(), 2)
+    shares = local.share_cores(local.available_cores(), 2)
     assert {tuple(map(int, line[3:])) for line in words} <= set(shares)
     assert not any(is_alive(int(pid)) for pid in pids)
 
@@ -121,7 +122,9 @@ def test_a_worker_that_is_lost_costs_only_its_cell(tmp_path):
 @pytest.mark.programs
 def test_closing_has_cells_save_and_kills_what_does_not_end(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "STOP_SECONDS", 2.0)
-    cells = [cell(tmp_path, number, kind) for number, kind in enumerate(["saves", "hangs", "works"])]
+    cells = [
+        cell(tmp_path, number, kind) for number, kind in enumerate(["saves", "hangs", "works"])
+    ]
     outcomes = local.run(cells, num_workers=3, on_start=lambda cell: None)
     assert next(outcomes).cell == cells[2]
     wait_for(tmp_path / "began")
@@ -182,4 +185,4 @@ def test_what_workers_compile_is_kept_where_the_user_says_or_in_the_users_cache(
     ],
 )
 def test_cores_are_shared_out(num_cores, num_processes, shares):
-    assert cores.share(range(num_cores), num_processes) == shares
+    assert local.share_cores(range(num_cores), num_processes) == shares

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -72,9 +73,23 @@ def make_keys(seed: int) -> Keys:
 def make_job(config: Config) -> Job:
     """Loads the data and makes the network; nothing is compiled yet.
 
+    The last job is kept, for a process that carries out several runs of the same network and
+    training, as a worker of a sweep does: what is compiled for it, too, is used again.
+
     Raises:
         UserError: data that are not there, or options that do not go together.
     """
+    job = _make_job(Config(**{name: getattr(config, name) for name in _WHAT_COUNTS}))
+    _check_sizes(config, job.size, job.images.steps_per_epoch)
+    return job
+
+
+_WHAT_COUNTS = ("dataset", "data_dir", "image_size", "data_workers", "model", "weights", "training")
+"""Fields of the configuration that a job depends on."""
+
+
+@functools.lru_cache(maxsize=1)
+def _make_job(config: Config) -> Job:
     dataset = data.load(
         config.dataset,
         data_dir=config.data_dir,
@@ -104,7 +119,6 @@ def make_job(config: Config) -> Job:
         flops=sum(kernel_flops.values()),
     )
     images = inputs.make(dataset, config.training.batch_size)
-    _check_sizes(config, size, images.steps_per_epoch)
     optimizer = steps.make_optimizer(config.training, images.steps_per_epoch)
     return Job(
         images=images,

@@ -54,14 +54,12 @@ def parse(arguments: Sequence[str]) -> Config:
     return command_line.parse(arguments, PRESETS, prog=PROG)
 
 
-def run(config: Config, console: Console, *, job: Job | None = None) -> list[dict[str, Any]]:
+def run(config: Config, console: Console) -> list[dict[str, Any]]:
     """Carries out the configured run, and those it is to be compared with.
 
     Args:
         config: from the command line, checked.
         console: where plan, progress and summary go.
-        job: what `make_job` made for a configuration that differs in search and seed only, if
-            there is one: its compiled steps are used again.
 
     Returns:
         The summary of each run.
@@ -75,20 +73,20 @@ def run(config: Config, console: Console, *, job: Job | None = None) -> list[dic
     configs = [config_lib.with_criterion(config, criterion) for criterion in criteria]
     runs = {config.runs_dir / config_lib.run_name(each): each for each in configs}
     common.check(config, runs)
-    made = make_job(config) if job is None else job
-    spectrum.check(config, made)
+    job = make_job(config)
+    spectrum.check(config, job)
     with common.session(
         config,
         runs,
-        made.images,
+        job.images,
         options=_options(config),
-        plan=lambda: plan.describe(config, made, list(runs)),
+        plan=lambda: plan.describe(config, job, list(runs)),
         console=console,
     ) as session:
         # Drawn once: compiling a draw for every shape of kernel takes longer on CPU than a round.
-        variables = None if common.is_all_done(runs) else init_variables(config, made)
+        variables = None if common.is_all_done(runs) else init_variables(config, job)
         summaries = common.carry_out(
-            runs, functools.partial(run_one, made, variables, session), session
+            runs, functools.partial(run_one, job, variables, session), session
         )
     if distributed.is_leader():
         summary.show(list(runs), summaries, console)

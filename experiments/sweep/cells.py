@@ -94,7 +94,7 @@ def status(cell: Cell) -> Status:
 def settle(ended: Ended) -> Status:
     """Returns the status of a cell whose command ended; why it failed is written to its folder."""
     found = status(ended.cell)
-    stopped = (interruption.EXIT_CODE, 130, -signal.SIGTERM)
+    stopped = (interruption.EXIT_CODE, interruption.CTRL_C_CODE, -signal.SIGTERM)
     # It is running if the command ended because another program is at it.
     if found.state in ("complete", "running") or ended.code in stopped:
         return Status("interrupted") if found.state == "new" else found

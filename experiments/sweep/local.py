@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import pooch
 
 import experiments
-from experiments.processes import cores
 from experiments.sweep.cells import STOP_SECONDS, Cell, Ended
 
 
@@ -44,7 +43,7 @@ def run(
         on_start: called with a cell when it is handed out.
     """
     pending = list(reversed(cells))
-    shares = cores.share(cores.available(), num_workers)
+    shares = share_cores(available_cores(), num_workers)
     environment = _environment(num_workers)
     at_work: dict[Any, _AtWork] = {}
     workers: dict[subprocess.Popen[str], tuple[int, ...]] = {}
@@ -78,6 +77,26 @@ def run(
                 yield Ended(cell, code, seconds)
     finally:
         _stop(list(workers))
+
+
+def available_cores() -> tuple[int, ...]:
+    """Returns the cores that this process may run on; the numbers mean nothing but on Linux."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def share_cores(cores: Sequence[int], num_processes: int) -> list[tuple[int, ...]]:
+    """Deals cores out to processes; if there are too few, several processes get the same one.
+
+    >>> share_cores([0, 1, 2, 3, 4], 2), share_cores([0, 1], 3)
+    ([(0, 1, 2), (3, 4)], [(0,), (1,), (0,)])
+    """
+    if num_processes > len(cores):
+        return [(cores[index % len(cores)],) for index in range(num_processes)]
+    size, more = divmod(len(cores), num_processes)
+    ends = [index * size + min(index, more) for index in range(num_processes + 1)]
+    return [tuple(cores[start:end]) for start, end in zip(ends, ends[1:], strict=False)]
 
 
 def _start(share: Sequence[int], environment: dict[str, str]) -> subprocess.Popen[str]:
