@@ -145,34 +145,30 @@ def keep_at(preset, ratio):
 
 @pytest.mark.parametrize(
     ("preset", "section"),
-    [("resnet56-cifar10", "resnet56_cifar10"), ("vgg19-cifar100", "vgg19_cifar100")],
+    [
+        ("resnet56-cifar10", "resnet56_cifar10"),
+        ("vgg19-cifar100", "vgg19_cifar100"),
+        ("mlp-linear", "mlp_7_linear_mnist"),
+    ],
 )
-def test_costs_of_convolutional_networks_are_the_authors(preset, section):
+def test_costs_are_the_authors(preset, section):
     for text, want in COST[section].items():
         keep = keep_at(preset, float(text))
         costs = [structured.cost(traced(preset), k) for k in (None, keep)]
-        assert [cost.flops for cost in costs] == want["flops_2x_mac"]
-        assert [cost.layer_params for cost in costs] == want["params_conv_linear"]
-        assert [cost.params for cost in costs] == want["params_all_incl_bn"]
+        assert [cost.flops for cost in costs] == want.get("flops_2x_mac", want.get("flops"))
+        if "params_conv_linear" in want:
+            assert [cost.layer_params for cost in costs] == want["params_conv_linear"]
+        params = want.get("params_all_incl_bn", want.get("params"))
+        assert [cost.params for cost in costs] == params
         assert round(costs[0].flops / costs[1].flops, 2) == want["speedup"]
         numbers = {path: int(k.sum()) for path, k in keep.items()}
         if "kept_conv1_per_stage" in want:
             blocks = [numbers[f"block_{i}/conv1/kernel"] for i in range(27)]
             assert blocks == [n for n in want["kept_conv1_per_stage"] for _ in range(9)]
-        else:
+        if "kept_filters" in want:
             layers = traced(preset).layers.values()
             filters_left = [numbers.get(layer.kernel, layer.num_filters) for layer in layers]
             assert filters_left == want["kept_filters"]
-
-
-def test_headline_numbers_of_resnet56():
-    dense = structured.cost(traced("resnet56-cifar10"))
-    assert (dense.layer_params, dense.flops) == (848_954, 250_971_392)
-    speed_ups = [
-        round(dense.flops / structured.cost(traced("resnet56-cifar10"), keep).flops, 2)
-        for keep in (keep_at("resnet56-cifar10", r) for r in (0.3, 0.5, 0.7, 0.9, 0.95))
-    ]
-    assert speed_ups == [1.45, 1.99, 3.59, 11.58, 19.85]
 
 
 def test_layer_order_and_shapes_of_resnet56_are_the_authors():
@@ -196,15 +192,6 @@ def test_layer_order_and_shapes_of_resnet56_are_the_authors():
             for index, size in zip(indices, found.shapes[path], strict=True)
         ]
         assert [left[-1], left[-2], *left[:-2]] == shape
-
-
-def test_costs_of_the_linear_network_are_the_authors():
-    for text, want in COST["mlp_7_linear_mnist"].items():
-        keep = keep_at("mlp-linear", float(text))
-        costs = [structured.cost(traced("mlp-linear"), k) for k in (None, keep)]
-        assert [cost.params for cost in costs] == want["params"]
-        assert [cost.flops for cost in costs] == want["flops"]
-        assert round(costs[0].flops / costs[1].flops, 2) == want["speedup"]
 
 
 def test_kept_counts_of_the_minimum_and_the_multiple():
@@ -301,23 +288,6 @@ def test_ntk_sap_by_gate_is_the_derivative_of_the_trace():
         return oracles.dense_trace(NETWORK, PARAMS, relaxed_by(gates), inputs)
 
     assert_is_gate_derivative(by_gate(signed, RESIDUAL), trace)
-
-
-def test_absolute_value_comes_after_the_sum():
-    derivatives = {
-        name: {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=shape))}
-        for name, shape in {
-            "layer_0": (6, 5),
-            "layer_1": (5, 4),
-            "layer_2": (4, 3),
-            "out": (3, 2),
-        }.items()
-    }
-    scores = by_gate(derivatives, CHAIN)
-    for path, score in scores.items():
-        column = np.asarray(masks.leaf_paths(derivatives)[path])
-        np.testing.assert_allclose(score, np.abs(column.sum(axis=0)), rtol=1e-6)
-        assert np.all(score <= np.abs(column).sum(axis=0) * (1 + 1e-6))
 
 
 # -- One threshold -------------------------------------------------------------------------------

@@ -125,12 +125,6 @@ def test_closed_form_gradient_and_invariances(case):
         assert (value > 0) == (not keep.all())
 
 
-def test_two_kept_filters_do_not_repel_each_other():
-    kernel = jnp.array([[1.0, 1.0, 0.0], [2.0, 2.0, 0.0]])
-    gradient = jax.grad(gram.gram_penalty)(kernel, np.array([True, True, False]))
-    np.testing.assert_array_equal(gradient, 0)
-
-
 # -- L2 and normalisation ------------------------------------------------------------------------
 
 
@@ -189,17 +183,10 @@ def test_schedule_is_the_authors(case, dtype):
         assert tpp.strength(end + 123_456, settings) == tpp.strength(end, settings)
 
 
-@pytest.mark.parametrize(
-    ("preset", "steps"),
-    [
-        ("mlp-linear", 110_001),
-        ("resnet56-cifar10", 110_001),
-        ("vgg19-cifar100", 110_001),
-        ("resnet50-imagenet", 90_001),
-    ],
-)
-def test_presets_take_as_many_steps_as_the_authors(preset, steps):
-    assert tpp.num_steps(tpp_presets.PRESETS[preset].settings) == steps
+def test_presets_take_as_many_steps_as_the_authors():
+    steps = {name: tpp.num_steps(p.settings) for name, p in tpp_presets.PRESETS.items()}
+    assert steps.pop("resnet50-imagenet") == 90_001
+    assert set(steps.values()) == {110_001}
 
 
 # -- Optimiser -----------------------------------------------------------------------------------

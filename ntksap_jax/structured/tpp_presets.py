@@ -14,40 +14,38 @@ class Recipe(NamedTuple):
     """One study: which layers are pruned, the regularised stage, the fine-tuning after it.
 
     Attributes:
-        settings: what is added to training.
-        patterns: the layers that are pruned, for `filter_selection.ratios`, in the names of
+        patterns: the layers that are pruned, for `structured.ratios`, in the names of
             `ntksap_jax.models`.
-        skip: of those, the layers that stay whole.
         batch_size: in both stages.
         weight_decay: of all parameters, normalisation and biases included, in both stages.
-        learning_rate: of the regularised stage, constant.
-        momentum: of SGD, in both stages.
         fine_tune_epochs: length of the fine-tuning.
         fine_tune_rates: its learning rates by the epoch (from 0) from which they hold.
-        fine_tune_rates_small: those of the study with the tenth of the rate; empty if none.
+        fine_tune_rates_small: those of the study with a tenth of the rate; empty if there is none.
+        skip: layers among `patterns` that stay whole.
+        settings: what is added to training.
+        learning_rate: of the regularised stage, constant.
+        momentum: of SGD, in both stages.
 
     >>> recipe = PRESETS["mlp-linear"]
     >>> recipe.patterns, recipe.batch_size, recipe.fine_tune_rates
     (('hidden_*',), 100, {0: 0.01, 30: 0.001, 60: 0.0001})
     """
 
-    settings: Settings
     patterns: tuple[str, ...]
-    skip: tuple[str, ...]
     batch_size: int
     weight_decay: float
     fine_tune_epochs: int
     fine_tune_rates: Mapping[int, float]
     fine_tune_rates_small: Mapping[int, float]
+    skip: tuple[str, ...] = ()
+    settings: Settings = Settings()
     learning_rate: float = 1e-3
     momentum: float = 0.9
 
 
 PRESETS: dict[str, Recipe] = {
     "mlp-linear": Recipe(
-        settings=Settings(),
         patterns=("hidden_*",),
-        skip=(),
         batch_size=100,
         weight_decay=1e-4,
         fine_tune_epochs=90,
@@ -55,9 +53,7 @@ PRESETS: dict[str, Recipe] = {
         fine_tune_rates_small={0: 1e-3, 45: 1e-4},
     ),
     "resnet56-cifar10": Recipe(
-        settings=Settings(),
         patterns=("block_*/conv1",),
-        skip=(),
         batch_size=128,
         weight_decay=5e-4,
         fine_tune_epochs=120,
@@ -65,7 +61,6 @@ PRESETS: dict[str, Recipe] = {
         fine_tune_rates_small={0: 1e-3, 80: 1e-4},
     ),
     "vgg19-cifar100": Recipe(
-        settings=Settings(),
         patterns=("conv_*",),
         skip=("conv_0",),
         batch_size=256,
@@ -77,7 +72,6 @@ PRESETS: dict[str, Recipe] = {
     "resnet50-imagenet": Recipe(
         settings=Settings(update_interval=5, stabilise_steps=40_000),
         patterns=("stage_*/conv[12]",),
-        skip=(),
         batch_size=256,
         weight_decay=1e-4,
         fine_tune_epochs=90,
