@@ -58,14 +58,6 @@ def test_a_terminal_gets_the_lines_too():
     assert "round 1/1  density 0.05" in console.file.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (59.94, "59.9 s"), (192.4, "3 min 12 s"), (7500, "2 h 05 min")],
-)
-def test_durations(seconds, text):
-    assert screen.duration(seconds) == text
-
-
 def test_plan_and_table_show_every_cell():
     console = plain_console()
     screen.show_plan(console, "Plan", [("data set", "digits"), ("seed", "0")])

@@ -53,12 +53,15 @@ def test_other_threads_than_the_first_go_unnoted():
     assert answers == [False]
 
 
-COMMANDS = ("cifar demo", "tpp demo", "sweep digits", "report runs", "benchmark --list", "data")
-
-
 @pytest.mark.programs
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        *(("cifar demo", number) for number in (signal.SIGINT, signal.SIGTERM)),
+        *((name, signal.SIGINT) for name in ("tpp demo", "sweep digits", "report", "benchmark")),
+        ("data", signal.SIGINT),
+    ],
+)
 def test_while_a_program_is_imported_a_signal_ends_it_in_one_line(command, number, tmp_path):
     name, *arguments = command.split()
     # Python's own start, which is not ours to guard, is over when it has found the program.

@@ -28,21 +28,16 @@ def test_a_new_or_empty_folder_is_fine(tmp_path):
     assert run_folder.describe(tmp_path) == ""
 
 
-def test_an_interrupted_run_needs_resume(tmp_path):
+def test_a_run_that_is_there_needs_resume(tmp_path):
     prepare(tmp_path)
     with pytest.raises(UserError, match="holds an interrupted run. Use --resume"):
         run_folder.check(tmp_path, CONFIG)
     run_folder.check(tmp_path, RESUME)
     assert "goes on" in run_folder.describe(tmp_path)
-
-
-def test_a_complete_run_needs_resume_to_be_shown_again(tmp_path):
-    prepare(tmp_path)
     run_folder.write_json(tmp_path / "summary.json", {"accuracy": 1.0})
     with pytest.raises(UserError, match="holds a complete run"):
         run_folder.check(tmp_path, CONFIG)
     run_folder.check(tmp_path, RESUME)
-    assert run_folder.is_complete(tmp_path)
     assert run_folder.read_summary(tmp_path) == {"accuracy": 1.0}
 
 
