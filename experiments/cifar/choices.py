@@ -37,11 +37,13 @@ class Criterion(NamedTuple):
     """How a criterion is used.
 
     Attributes:
+        needs_network: it evaluates the network, and does not only look at its weights.
         one_shot: its source prunes in one round, from the dense network to the target.
         needs_data: it looks at training images.
         regrow: it may bring back what an earlier round pruned.
     """
 
+    needs_network: bool = True
     one_shot: bool = False
     needs_data: bool = False
     regrow: bool = False
@@ -49,9 +51,9 @@ class Criterion(NamedTuple):
 
 CRITERIA: dict[str, Criterion | None] = {
     "ntk_sap": Criterion(),
-    "random": Criterion(one_shot=True),
-    "erk": Criterion(one_shot=True),
-    "magnitude": Criterion(one_shot=True),
+    "random": Criterion(needs_network=False, one_shot=True),
+    "erk": Criterion(needs_network=False, one_shot=True),
+    "magnitude": Criterion(needs_network=False, one_shot=True),
     "snip": Criterion(one_shot=True, needs_data=True),
     "iterative_snip": Criterion(needs_data=True),
     "force": Criterion(needs_data=True, regrow=True),
@@ -61,7 +63,7 @@ CRITERIA: dict[str, Criterion | None] = {
     "px": Criterion(needs_data=True),
     "dense": None,
 }
-"""Name to facts; `None` prunes nothing. A criterion's formula: `ntksap_jax.criteria`."""
+"""Name in `ntksap_jax.criteria`, where the formula is, to facts; `None` prunes nothing."""
 
 
 def parse_scope(scope: str, **floors: int) -> scopes.Scope:

@@ -53,15 +53,13 @@ def _make_score(network: Network, search: SearchConfig, samples: NamedSharding |
 
 
 def _score(network: Network, search: SearchConfig, samples: NamedSharding | None) -> ScoreFn:
-    name = search.criterion
-    make: Any = getattr(criteria, name)  # They have the library's names.
-    if name == "ntk_sap":
+    if search.criterion == "ntk_sap":
         return _ntk_sap(network, search, samples)
-    if name in ("random", "erk", "magnitude"):
-        return make()
-    if name in ("synflow", "synflow_l2"):
-        return make(network)
-    return make(network, micro_batch_size=search.micro_batch_size)
+    criterion, make = CRITERIA[search.criterion], getattr(criteria, search.criterion)
+    assert criterion is not None
+    arguments = [network] if criterion.needs_network else []
+    options = {"micro_batch_size": search.micro_batch_size} if criterion.needs_data else {}
+    return make(*arguments, **options)
 
 
 def _ntk_sap(network: Network, search: SearchConfig, samples: NamedSharding | None) -> ScoreFn:
