@@ -62,7 +62,6 @@ _HOMOGENEOUS = {
     *("convert_element_type", "reduce_precision", "stop_gradient", "optimization_barrier"),
     *("sharding_constraint", "concatenate", "pad", "add", "add_any", "max", "dynamic_slice"),
     *("select_n", "gather", "mesh_cast", "reshard", "split", "tile"),
-    "kept",  # by `ops.relu`
 }
 _EXPONENT_OF_ZERO = -(2.0**20)
 

@@ -18,8 +18,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import ntksap_jax as nts
 from ntksap_jax import ops
 from ntksap_jax.ops import _cpu
+from ntksap_jax.ops._convolution import _plain_input_gradient, _plain_kernel_gradient
 from ntksap_jax.ops._geometry import CANONICAL, Geometry, forward
-from ntksap_jax.ops.convolution import _plain_input_gradient, _plain_kernel_gradient
 
 
 def pairs(smallest, largest):

@@ -241,15 +241,6 @@ def test_a_failed_save_leaves_what_was_there(kind, path, monkeypatch, fails):
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_contents_are_on_the_disk_before_the_name_is(kind, path, monkeypatch):
-    order = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: (order.append("sync"), fsync(file)))
-    monkeypatch.setattr(os, "replace", lambda *args: (order.append("rename"), replace(*args)))
-    save(kind, path)
-    assert order == ["sync", "rename", "sync"]
-
-
 def test_a_link_planted_where_files_are_written_aside_is_not_followed(kind, path, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("mine")

@@ -9,14 +9,14 @@ without its code. Nothing here is pickled, and nothing imports PyTorch.
 
 from ntksap_jax._networks import nnx_batch_stats as nnx_batch_stats
 from ntksap_jax._networks import nnx_params as nnx_params
-from ntksap_jax.exchange.exporting import export as export
-from ntksap_jax.exchange.jaxpruner import from_jaxpruner as from_jaxpruner
-from ntksap_jax.exchange.jaxpruner import to_jaxpruner as to_jaxpruner
-from ntksap_jax.exchange.layer_pairing import pair_layers as pair_layers
-from ntksap_jax.exchange.mask_files import MaskInfo as MaskInfo
-from ntksap_jax.exchange.mask_files import load_mask as load_mask
-from ntksap_jax.exchange.mask_files import save_mask as save_mask
-from ntksap_jax.exchange.packed import load_packed as load_packed
-from ntksap_jax.exchange.packed import save_packed as save_packed
-from ntksap_jax.exchange.torch_states import from_torch as from_torch
-from ntksap_jax.exchange.torch_states import to_torch as to_torch
+from ntksap_jax.exchange._exporting import export as export
+from ntksap_jax.exchange._jaxpruner import from_jaxpruner as from_jaxpruner
+from ntksap_jax.exchange._jaxpruner import to_jaxpruner as to_jaxpruner
+from ntksap_jax.exchange._layer_pairing import pair_layers as pair_layers
+from ntksap_jax.exchange._mask_files import MaskInfo as MaskInfo
+from ntksap_jax.exchange._mask_files import load_mask as load_mask
+from ntksap_jax.exchange._mask_files import save_mask as save_mask
+from ntksap_jax.exchange._packed import load_packed as load_packed
+from ntksap_jax.exchange._packed import save_packed as save_packed
+from ntksap_jax.exchange._torch_states import from_torch as from_torch
+from ntksap_jax.exchange._torch_states import to_torch as to_torch

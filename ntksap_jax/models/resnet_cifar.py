@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ntksap_jax import ops
 from ntksap_jax.models import _layers
 
 Shortcut = Literal["projection", "pad"]
@@ -47,7 +46,7 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps activations (N, H, W, C) to (N, ⌈H / stride⌉, ⌈W / stride⌉, features)."""
         y = _layers.conv(self.features, 3, stride=self.stride, name="conv1")(x)
-        y = ops.relu(_layers.batch_norm(train=train, name="bn1")(y))
+        y = jax.nn.relu(_layers.batch_norm(train=train, name="bn1")(y))
         y = _layers.conv(self.features, 3, name="conv2")(y)
         y = _layers.batch_norm(train=train, name="bn2")(y)
         if self.stride != 1 or x.shape[-1] != self.features:
@@ -56,7 +55,7 @@ class BasicBlock(nn.Module):
                 x = _layers.batch_norm(train=train, name="shortcut_bn")(x)
             else:
                 x = pad_shortcut(x, self.features, stride=self.stride)
-        return ops.relu(y + x)
+        return jax.nn.relu(y + x)
 
 
 class ResNet(nn.Module):
@@ -104,7 +103,7 @@ class ResNet(nn.Module):
         """Maps images (N, H, W, C) to logits (N, num_classes)."""
         _layers.check_images(x)
         x = _layers.conv(self.width, 3, name="conv")(x)
-        x = ops.relu(_layers.batch_norm(train=train, name="bn")(x))
+        x = jax.nn.relu(_layers.batch_norm(train=train, name="bn")(x))
         index = 0
         for stage, num_blocks in enumerate(self.blocks):
             for position in range(num_blocks):

@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 import jax
 from flax import linen as nn
 
-from ntksap_jax import ops
 from ntksap_jax.models import _layers
 from ntksap_jax.models.resnet_cifar import BasicBlock
 
@@ -35,15 +34,15 @@ class Bottleneck(nn.Module):
         """Maps activations (N, H, W, C) to (N, ⌈H / stride⌉, ⌈W / stride⌉, 4·features)."""
         out_features = self.expansion * self.features
         y = _layers.conv(self.features, 1, name="conv1")(x)
-        y = ops.relu(_layers.batch_norm(train=train, name="bn1")(y))
+        y = jax.nn.relu(_layers.batch_norm(train=train, name="bn1")(y))
         y = _layers.conv(self.features, 3, stride=self.stride, name="conv2")(y)
-        y = ops.relu(_layers.batch_norm(train=train, name="bn2")(y))
+        y = jax.nn.relu(_layers.batch_norm(train=train, name="bn2")(y))
         y = _layers.conv(out_features, 1, name="conv3")(y)
         y = _layers.batch_norm(train=train, name="bn3")(y)
         if self.project:
             x = _layers.conv(out_features, 1, stride=self.stride, name="shortcut_conv")(x)
             x = _layers.batch_norm(train=train, name="shortcut_bn")(x)
-        return ops.relu(y + x)
+        return jax.nn.relu(y + x)
 
 
 class ImageNetResNet(nn.Module):
@@ -96,7 +95,7 @@ class ImageNetResNet(nn.Module):
         _layers.check_images(x)
         large = self.stem == "imagenet"
         x = _layers.conv(self.width, 7 if large else 3, stride=2 if large else 1, name="conv")(x)
-        x = ops.relu(_layers.batch_norm(train=train, name="bn")(x))
+        x = jax.nn.relu(_layers.batch_norm(train=train, name="bn")(x))
         if large:
             x = _layers.max_pool(x, 3, stride=2, padding=1)
         for stage, num_blocks in enumerate(self.blocks, start=1):

@@ -6,7 +6,6 @@ from typing import Literal
 import jax
 from flax import linen as nn
 
-from ntksap_jax import ops
 from ntksap_jax.models import _layers
 
 Plan = Sequence[int | Literal["M"]]
@@ -86,7 +85,7 @@ class VGG(nn.Module):
                 x = _layers.max_pool(x, 2, stride=2)
             else:
                 x = _layers.conv(entry, 3, name=f"conv_{index}")(x)
-                x = ops.relu(_layers.batch_norm(train=train, name=f"bn_{index}")(x))
+                x = jax.nn.relu(_layers.batch_norm(train=train, name=f"bn_{index}")(x))
                 index += 1
         return _layers.dense(self.num_classes, name="fc")(_layers.global_average_pool(x))
 

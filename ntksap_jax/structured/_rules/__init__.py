@@ -26,7 +26,6 @@ _ELEMENTWISE = {
 _IDENTITY = {
     *("copy", "copy_p", "stop_gradient", "optimization_barrier", "sharding_constraint"),
     *("reduce_precision", "mesh_cast", "reshard", "name"),
-    "kept",  # by `ops.relu`
 }
 _REDUCTIONS = {"reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_and", "reduce_or"}
 _CUMULATIVE = {"cumsum", "cumprod", "cummax", "cummin"}
