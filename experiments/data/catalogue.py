@@ -1,4 +1,4 @@
-"""The data sets that the programs know: sizes, normalisation, augmentation, official archives."""
+"""The data sets that the programs know: sizes, normalisation, augmentation."""
 
 from __future__ import annotations
 
@@ -8,27 +8,12 @@ from experiments.shell.configuration import check_name
 from experiments.shell.errors import DataError
 
 
-class SourceFile(NamedTuple):
-    """One official file: name on the server, size in bytes, SHA-256 in hexadecimal."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-class Source(NamedTuple):
-    """Where the official files are: `url` is the folder that holds them all."""
-
-    url: str
-    files: tuple[SourceFile, ...]
-
-
 class Spec(NamedTuple):
     """What is known about a data set before it is read.
 
     Attributes:
         name: as TFDS calls it.
-        version: TFDS's version of the data, the only one accepted.
+        version: TFDS's version of the data, the only one accepted; "" if a package has them.
         image_shape: (height, width, channels).
         num_classes: number of classes of `label`.
         num_train: images in the official training split.
@@ -37,7 +22,6 @@ class Spec(NamedTuple):
         std: likewise.
         crop_padding: zeros on each side of the image before a random crop; 0 for no crop.
         flip: whether a mirrored image is still an image of its class.
-        source: the official files; None if nothing can be downloaded.
         splits: TFDS's names of the splits for training and test.
     """
 
@@ -51,7 +35,6 @@ class Spec(NamedTuple):
     std: tuple[float, ...]
     crop_padding: int
     flip: bool
-    source: Source | None
     splits: tuple[str, str] = ("train", "test")
 
 
@@ -77,8 +60,6 @@ class StreamedSpec(NamedTuple):
     std: tuple[float, ...]
 
 
-TORONTO = "https://www.cs.toronto.edu/~kriz"
-
 _SPECS = (
     Spec(
         name="digits",
@@ -93,11 +74,9 @@ _SPECS = (
         # The digit fills the 8x8 frame, and a mirrored digit is none.
         crop_padding=1,
         flip=False,
-        source=None,
     ),
     # CIFAR: mean, std, padding 4 and flip as in `load.py` of the NTK-SAP authors. For CIFAR-10 the
     # std is the widespread mean of the single images' std, not the std over all pixels (0.247).
-    # Sizes and SHA-256 of all archives are those that TFDS ships in its `url_checksums`.
     Spec(
         name="cifar10",
         version="3.0.2",
@@ -109,16 +88,6 @@ _SPECS = (
         std=(0.2023, 0.1994, 0.2010),
         crop_padding=4,
         flip=True,
-        source=Source(
-            TORONTO,
-            (
-                SourceFile(
-                    "cifar-10-binary.tar.gz",
-                    170052171,
-                    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-                ),
-            ),
-        ),
     ),
     Spec(
         name="cifar100",
@@ -131,16 +100,6 @@ _SPECS = (
         std=(0.2675, 0.2565, 0.2761),
         crop_padding=4,
         flip=True,
-        source=Source(
-            TORONTO,
-            (
-                SourceFile(
-                    "cifar-100-binary.tar.gz",
-                    168513733,
-                    "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-                ),
-            ),
-        ),
     ),
     # Fashion-MNIST: mean and std measured on the training split; crops and flips as in the
     # benchmark table of the data set's own README.
@@ -155,31 +114,6 @@ _SPECS = (
         std=(0.3530,),
         crop_padding=4,
         flip=True,
-        source=Source(
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-            (
-                SourceFile(
-                    "train-images-idx3-ubyte.gz",
-                    26421880,
-                    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                ),
-                SourceFile(
-                    "train-labels-idx1-ubyte.gz",
-                    29515,
-                    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                ),
-                SourceFile(
-                    "t10k-images-idx3-ubyte.gz",
-                    4422102,
-                    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                ),
-                SourceFile(
-                    "t10k-labels-idx1-ubyte.gz",
-                    5148,
-                    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-                ),
-            ),
-        ),
     ),
 )
 
@@ -213,7 +147,6 @@ IMAGENET_RECORDS = Spec(
     std=IMAGENET.std,
     crop_padding=0,
     flip=True,
-    source=None,
     splits=("train", "validation"),
 )
 """ImageNet as TFDS prepares it; the images in it are JPEGs of any size."""

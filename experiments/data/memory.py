@@ -136,7 +136,7 @@ def resized(dataset: Dataset, size: int) -> Dataset:
 
 def load(spec: Spec, root: Path) -> Dataset:
     """Loads the data set that `spec` describes; see `loading.load`."""
-    if spec.source is None:
+    if not spec.version:
         arrays, class_names = _read_digits(), tuple(map(str, range(spec.num_classes)))
         source = "scikit-learn's load_digits; every fifth image of a class is a test image"
     else:

@@ -14,7 +14,7 @@ import sys
 import tarfile
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def prepare(spec: Spec, root: Path, *, url: str | None = None) -> Path:
     Args:
         spec: the data set.
         root: the folder of all data sets, TFDS's `data_dir`.
-        url: a mirror's folder that holds the official files, instead of `spec.source.url`.
+        url: a mirror's folder that holds the official files.
 
     Returns:
         The prepared folder, `root/name/version`.
@@ -50,7 +50,7 @@ def prepare(spec: Spec, root: Path, *, url: str | None = None) -> Path:
         DataError: no source, no network, a wrong checksum, no space, or something unusable in the
             place of the folder.
     """
-    if spec.source is None:
+    if spec.name not in _READERS:
         raise DataError(f"{spec.name} is embedded in a Python package: there is nothing to prepare")
     folder = prepared.folder(spec, root)
     if prepared.is_there(folder):
@@ -63,11 +63,11 @@ def prepare(spec: Spec, root: Path, *, url: str | None = None) -> Path:
     downloads = root / "downloads" / spec.name
     try:
         downloads.mkdir(parents=True, exist_ok=True)
-        sources = [(file.name, file.sha256) for file in spec.source.files]
-        paths = [
-            download(url or spec.source.url, name, sha256, downloads) for name, sha256 in sources
-        ]
-        write(spec, read(spec, paths), root)
+        paths = {}
+        for name, (official, sha256) in official_files(spec).items():
+            address = f"{url.rstrip('/')}/{urllib.parse.quote(name)}" if url else official
+            paths[name] = download(address, sha256, downloads / name)
+        write(spec, _READERS[spec.name](spec, paths), root)
         shutil.rmtree(downloads)
         with contextlib.suppress(OSError):  # not empty: somebody else's downloads
             downloads.parent.rmdir()
@@ -78,27 +78,29 @@ def prepare(spec: Spec, root: Path, *, url: str | None = None) -> Path:
     return folder
 
 
-def download(base_url: str, name: str, sha256: str, folder: Path) -> Path:
+def official_files(spec: Spec) -> dict[str, tuple[str, str]]:
+    """Returns the address and the SHA-256 of each official file, by its name: TFDS lists them."""
+    infos = prepared.import_tfds().builder_cls(spec.name).url_infos
+    return {info.filename: (url, info.checksum) for url, info in infos.items()}
+
+
+def download(url: str, sha256: str, path: Path) -> Path:
     """Downloads a file, unless it is there already.
 
     Args:
-        base_url: folder on a server; `file:///...` is one on this machine.
-        name: of the file.
+        url: its address; `file:///...` is one on this machine.
         sha256: its checksum, in hexadecimal.
-        folder: where to.
+        path: where to.
 
     Returns:
-        The path of the file.
+        The path.
 
     Raises:
         DataError: no connection, an error of the server, or not the file that was asked for.
     """
-    url = f"{base_url.rstrip('/')}/{urllib.parse.quote(name)}"
     pooch.get_logger().setLevel("WARNING")
     try:
-        return Path(
-            pooch.retrieve(url, f"sha256:{sha256}", name, folder, downloader=_downloader(url))
-        )
+        pooch.retrieve(url, f"sha256:{sha256}", path.name, path.parent, downloader=_downloader(url))
     # Pooch's own are ValueErrors, for a wrong checksum or protocol; those of the network are of
     # requests, and OSErrors.
     except (OSError, ValueError) as error:
@@ -107,6 +109,7 @@ def download(base_url: str, name: str, sha256: str, folder: Path) -> Path:
             "without a network, fetch the file elsewhere and name its folder by "
             "--url file:///FOLDER"
         ) from error
+    return path
 
 
 def _downloader(url: str) -> Callable[[str, Any, Any], object]:
@@ -119,13 +122,8 @@ def _downloader(url: str) -> Callable[[str, Any, Any], object]:
 # -- Archives --------------------------------------------------------------------------------------
 
 
-def read(spec: Spec, paths: Sequence[Path]) -> Splits:
-    """Reads the official files of a data set, in the order of `spec.source.files`."""
-    return _READERS[spec.name](spec, paths)
-
-
-def _read_cifar10(spec: Spec, paths: Sequence[Path]) -> Splits:
-    members = _members(paths[0])
+def _read_cifar10(spec: Spec, paths: Mapping[str, Path]) -> Splits:
+    members = _members(paths["cifar-10-binary.tar.gz"])
     train = b"".join(members[f"data_batch_{number}.bin"] for number in range(1, 6))
     return (
         _cifar_split(spec, train, ["label"]),
@@ -134,8 +132,8 @@ def _read_cifar10(spec: Spec, paths: Sequence[Path]) -> Splits:
     )
 
 
-def _read_cifar100(spec: Spec, paths: Sequence[Path]) -> Splits:
-    members, features = _members(paths[0]), ["coarse_label", "label"]
+def _read_cifar100(spec: Spec, paths: Mapping[str, Path]) -> Splits:
+    members, features = _members(paths["cifar-100-binary.tar.gz"]), ["coarse_label", "label"]
     texts = zip(features, ("coarse_label_names.txt", "fine_label_names.txt"), strict=True)
     return (
         _cifar_split(spec, members["train.bin"], features),
@@ -165,19 +163,20 @@ def _cifar_split(spec: Spec, data: bytes, features: Sequence[str]) -> Split:
     return pixels.transpose(0, 2, 3, 1), labels
 
 
-def _read_fashion_mnist(spec: Spec, paths: Sequence[Path]) -> Splits:
+def _read_fashion_mnist(spec: Spec, paths: Mapping[str, Path]) -> Splits:
     """Reads IDX files: a header of 4 bytes and 4 a dimension, then the values."""
-    train, train_labels, test, test_labels = (
-        np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8) for path in paths
-    )
-    return (
-        (train[16:].reshape(-1, *spec.image_shape), {"label": train_labels[8:]}),
-        (test[16:].reshape(-1, *spec.image_shape), {"label": test_labels[8:]}),
-        {},
-    )
+
+    def split(name: str) -> Split:
+        images, labels = (
+            np.frombuffer(gzip.decompress(paths[f"{name}-{kind}-ubyte.gz"].read_bytes()), np.uint8)
+            for kind in ("images-idx3", "labels-idx1")
+        )
+        return images[16:].reshape(-1, *spec.image_shape), {"label": labels[8:]}
+
+    return split("train"), split("t10k"), {}
 
 
-_READERS: dict[str, Callable[[Spec, Sequence[Path]], Splits]] = {
+_READERS: dict[str, Callable[[Spec, Mapping[str, Path]], Splits]] = {
     "cifar10": _read_cifar10,
     "cifar100": _read_cifar100,
     "fashion_mnist": _read_fashion_mnist,

@@ -22,7 +22,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from experiments.data.catalogue import Spec
+from experiments.data.catalogue import IMAGENET_RECORDS, Spec
 from experiments.data.crops import FORMATS
 from experiments.shell.errors import DataError
 from ntksap_jax import _tensors
@@ -77,10 +77,7 @@ def locate(spec: Spec, root: Path) -> Path:
         problem = f"{spec.name} is not prepared in {root} (looked for {found}"
         problem += f", there is {', '.join(versions)})" if versions else ")"
         advice = f"Run `{command}`"
-        if spec.source is not None:
-            size = sum(file.size for file in spec.source.files)
-            advice += f" (downloads {size / 1e6:.0f} MB)"
-    if spec.source is None:
+    if spec is IMAGENET_RECORDS:
         advice = f"Prepare {spec.name} by TFDS, with file_format='array_record'"
     raise DataError(
         f"{problem}. {advice}, or name an existing TFDS folder in array_record format by "

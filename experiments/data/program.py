@@ -58,7 +58,7 @@ def _show(root: Path) -> None:
     table = Table("data set", "train", "test", "image", "classes", "state")
     for spec in catalogue.SPECS.values():
         is_there = prepared.is_there(prepared.folder(spec, root))
-        state = "embedded" if spec.source is None else "prepared" if is_there else "not prepared"
+        state = "embedded" if not spec.version else "prepared" if is_there else "not prepared"
         shape = "x".join(map(str, spec.image_shape))
         counts = f"{spec.num_train:,}", f"{spec.num_test:,}"
         table.add_row(spec.name, *counts, shape, str(spec.num_classes), state)
