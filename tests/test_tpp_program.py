@@ -259,14 +259,6 @@ def test_a_complete_run_is_not_overwritten_and_another_configuration_not_resumed
         assert message in capsys.readouterr().err
 
 
-def test_enlarging_interpolates_as_jax_does():
-    images = np.random.default_rng(0).integers(0, 256, (3, 7, 7, 2), dtype=np.uint8)
-    expected = jax.image.resize(images.astype(np.float32), (3, 9, 9, 2), "bilinear")
-    found = job.enlarge(images, 9)
-    assert found.dtype == np.uint8
-    np.testing.assert_allclose(found, expected, atol=0.501)
-
-
 def test_every_preset_can_be_made():
     for name, (_, config) in PRESETS.items():
         model = networks.make(config.model, width=config.width, num_classes=100)

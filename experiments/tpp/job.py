@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from experiments import data
-from experiments.data import catalogue
 from experiments.shell.errors import UserError
 from experiments.tpp import networks
 from experiments.tpp.config import Config
@@ -63,7 +59,12 @@ def make(config: Config) -> Job:
     Raises:
         UserError: data that are not there, or options that do not go together.
     """
-    dataset = _load(config)
+    dataset = data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+        num_workers=config.data_workers,
+    )
     if isinstance(dataset, data.StreamedDataset) and not config.augment:
         raise UserError(
             f"--no-augment: the random crops of {config.dataset} are part of how it is read"
@@ -78,46 +79,6 @@ def make(config: Config) -> Job:
         ) from error
     is_linear = networks.ARCHITECTURES[config.model].is_linear
     return Job(images=images, model=model, channels=channels, is_linear=is_linear)
-
-
-def _load(config: Config) -> data.Dataset | data.StreamedDataset:
-    """Loads the images: larger ones than asked for averaged down, smaller ones interpolated."""
-    load = functools.partial(
-        data.load, config.dataset, data_dir=config.data_dir, num_workers=config.data_workers
-    )
-    size = config.image_size
-    if config.dataset in catalogue.STREAMED:
-        return load(image_size=size)
-    dataset = load()
-    assert isinstance(dataset, data.Dataset)
-    if size is None or size <= dataset.image_shape[0]:
-        return dataset if size in (None, dataset.image_shape[0]) else load(image_size=size)
-    return dataset._replace(
-        train_images=enlarge(dataset.train_images, size),
-        test_images=enlarge(dataset.test_images, size),
-        note="; ".join(filter(None, (dataset.note, f"interpolated to {size}x{size}"))),
-    )
-
-
-def enlarge(images: np.ndarray, size: int) -> np.ndarray:
-    """Interpolates square images bilinearly.
-
-    Args:
-        images: uint8, (N, side, side, channels).
-        size: pixels a side, at least as many.
-
-    Returns:
-        uint8, (N, size, size, channels).
-    """
-
-    @jax.jit
-    def resize(piece: jax.Array) -> jax.Array:
-        shape = (len(piece), size, size, piece.shape[-1])
-        return jnp.rint(jax.image.resize(piece.astype(jnp.float32), shape, "bilinear"))
-
-    # Piece by piece: as float32, all of them take four times their memory.
-    pieces = np.array_split(images, max(1, len(images) // 5000))
-    return np.concatenate([np.asarray(resize(piece)).astype(np.uint8) for piece in pieces])
 
 
 def init_variables(config: Config, job: Job, model: nn.Module, key: jax.Array) -> Any:
