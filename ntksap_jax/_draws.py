@@ -26,10 +26,6 @@ def typed_key(key: Key) -> Key:
 
     Raises:
         TypeError: anything else, such as a seed.
-
-    >>> import jax
-    >>> typed_key(jax.random.PRNGKey(0)) == jax.random.key(0)
-    Array(True, dtype=bool)
     """
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
@@ -56,11 +52,6 @@ def normal(key: Key, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Arra
 
     Returns:
         Array of shape `shape`.
-
-    >>> import jax
-    >>> draws = normal(jax.random.key(0), (100_000,))
-    >>> round(float(draws.mean()), 2), round(float(draws.std()), 2)
-    (0.0, 1.0)
     """
     key = typed_key(key)
     size = math.prod(shape)
@@ -92,10 +83,6 @@ def random_like(key: Key, tree: Any, sampler: Callable[..., jax.Array] = normal)
 
     Returns:
         A pytree of random arrays with the shapes and types of `tree`.
-
-    >>> import jax
-    >>> random_like(jax.random.key(0), {"w": jax.ShapeDtypeStruct((2, 3), "float32")})["w"].shape
-    (2, 3)
     """
     leaves, structure = jax.tree.flatten(tree)
     dtype = jnp.result_type(*leaves)

@@ -39,11 +39,6 @@ class Path(NamedTuple):
     Attributes:
         array: the value, scaled.
         exponent: a whole number, one for the array.
-
-    >>> import jax.numpy as jnp
-    >>> path = Path(*power_of_two(jnp.array([3.0, 6.0])))
-    >>> (path.array * 2**path.exponent).tolist()
-    [3.0, 6.0]
     """
 
     array: jax.Array
@@ -70,11 +65,6 @@ def power_of_two(array: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Scales an array by a power of two, exactly, so that its largest entry is about 1.
 
     Zeros have the lowest exponent of all, so that a branch of them decides no common scale.
-
-    >>> import jax.numpy as jnp
-    >>> scaled, exponent = power_of_two(jnp.array([3.0, 6.0]))
-    >>> scaled.tolist(), float(exponent)
-    ([0.75, 1.5], 2.0)
     """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(array)))
     usable = jnp.isfinite(largest) & (largest > 0)
@@ -88,10 +78,6 @@ def scale(array: jax.Array, exponent: jax.Array) -> jax.Array:
     Args:
         array: floating point.
         exponent: a whole number.
-
-    >>> import jax.numpy as jnp
-    >>> scale(jnp.array([3.0]), jnp.array(-2.0)).tolist()
-    [0.75]
     """
     return jnp.ldexp(array, exponent.astype(jnp.int32)).astype(array.dtype)
 
@@ -126,14 +112,6 @@ def evaluate(
     Raises:
         ValueError: an operation that no path goes through, such as a product of two activations
             (attention, normalisation by the input's own statistics); it is named.
-
-    >>> import jax.numpy as jnp
-    >>> def apply(params, x):
-    ...     return jax.nn.relu(x @ params["w"] + 7.0) @ params["v"]
-    >>> params = {"w": jnp.array([[1.0, -2.0]]), "v": jnp.array([[3.0], [4.0]])}
-    >>> result = evaluate(apply, params, jnp.ones((1, 1)), factor=jnp.abs)
-    >>> float(result.array[0, 0] * 2 ** result.exponent)  # |1||3| + |-2||4|
-    11.0
     """
     leaves, _ = jax.tree.flatten(params)
     examples, _ = jax.tree.flatten(inputs)
@@ -148,13 +126,7 @@ def evaluate(
 
 
 def total(outputs: Any) -> jax.Array:
-    """Sums all entries of what `evaluate` returned, up to a positive factor that is constant.
-
-    >>> import jax.numpy as jnp
-    >>> outputs = [Path(jnp.array([1.0, 2.0]), jnp.array(3.0)), Path(jnp.ones(1), jnp.array(2.0))]
-    >>> float(total(outputs))  # (8 + 16 + 4) / 8
-    3.5
-    """
+    """Sums all entries of what `evaluate` returned, up to a positive factor that is constant."""
     paths = jax.tree.leaves(outputs, is_leaf=lambda node: isinstance(node, Path))
     largest = jax.lax.stop_gradient(jnp.max(jnp.stack([path.exponent for path in paths])))
     return sum(
@@ -169,13 +141,6 @@ def gates(apply: ApplyFn, params: Params, inputs: Inputs) -> list[jax.Array]:
         apply: `apply(params, inputs) -> outputs`.
         params: the weights.
         inputs: real inputs.
-
-    >>> import jax.numpy as jnp
-    >>> def apply(params, x):
-    ...     return jax.nn.relu(x @ params["w"]) @ params["v"]
-    >>> params = {"w": jnp.array([[1.0, -2.0]]), "v": jnp.array([[3.0], [4.0]])}
-    >>> [gate.tolist() for gate in gates(apply, params, jnp.ones((1, 1)))]
-    [[[True, False]]]
     """
     recorded: list[jax.Array] = []
 

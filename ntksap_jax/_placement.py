@@ -20,23 +20,12 @@ Layout = tuple[Sharding | None, ...]
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether a leaf of the tree is a tracer: its value is not known yet, and cannot be checked.
-
-    >>> is_traced({"w": jax.numpy.ones(2)})
-    False
-    >>> jax.eval_shape(lambda tree: print(is_traced(tree)), {"w": jax.numpy.ones(2)})
-    True
-    """
+    """Whether a leaf of the tree is a tracer: its value is not known yet, and cannot be checked."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def of(array: Any) -> Sharding | None:
-    """Returns the sharding of an array if it is spread over devices; None under `jit`.
-
-    >>> import jax.numpy as jnp
-    >>> of(jnp.ones(3)) is None
-    True
-    """
+    """Returns the sharding of an array if it is spread over devices; None under `jit`."""
     if not isinstance(array, jax.Array) or is_traced(array):
         return None
     return array.sharding if len(array.sharding.device_set) > 1 else None
@@ -47,10 +36,6 @@ def layout(tree: Any) -> Layout | None:
 
     Raises:
         ValueError: an array on a mesh with axes that are not of type Auto.
-
-    >>> import jax.numpy as jnp
-    >>> layout({"w": jnp.ones(3)}) is None
-    True
     """
     shardings = tuple(_canonical(of(leaf)) for leaf in jax.tree.leaves(tree))
     return shardings if any(shardings) else None
@@ -76,12 +61,7 @@ def _canonical(sharding: Sharding | None) -> Sharding | None:
 
 
 def is_split(tree: Any) -> bool:
-    """Whether a concrete tree has an array of which no device holds all.
-
-    >>> import jax.numpy as jnp
-    >>> is_split({"w": jnp.ones(3)})
-    False
-    """
+    """Whether a concrete tree has an array of which no device holds all."""
     leaves = jax.tree.leaves(tree)
     return any(isinstance(x, jax.Array) and not x.is_fully_replicated for x in leaves)
 
@@ -100,12 +80,6 @@ def constrain(tree: Any, layout: Layout | None) -> Any:
     Args:
         tree: with as many leaves as the other one.
         layout: from the function of that name; None leaves the tree as it is.
-
-    >>> import jax.numpy as jnp
-    >>> spread = shard_batch({"w": jnp.ones(jax.device_count())}, data_mesh())
-    >>> placed = constrain({"scores": jnp.ones(jax.device_count())}, layout(spread))
-    >>> len(placed["scores"].devices()) == jax.device_count()
-    True
     """
     if layout is None:
         return tree
@@ -145,11 +119,6 @@ def sum_over(function: Callable[[Any], Any], items: Any, sharding: NamedSharding
 
     Raises:
         ValueError: a spec that does not split axis 0, and that alone.
-
-    >>> mesh = data_mesh()
-    >>> sharding = NamedSharding(mesh, PartitionSpec("data"))
-    >>> float(sum_over(lambda x: x**2, jnp.arange(5.0), sharding))
-    30.0
     """
     axes = _axes_of_items(sharding)
     shards = math.prod(sharding.mesh.shape[axis] for axis in axes)
@@ -188,11 +157,7 @@ def sum_over(function: Callable[[Any], Any], items: Any, sharding: NamedSharding
 
 
 def axes_of(sharding: NamedSharding) -> set[str]:
-    """Returns the axes of the mesh over which an array is split.
-
-    >>> sorted(axes_of(NamedSharding(model_mesh(1), PartitionSpec(None, ("data", "model")))))
-    ['data', 'model']
-    """
+    """Returns the axes of the mesh over which an array is split."""
     entries = [(x,) if isinstance(x, str) else x or () for x in sharding.spec]
     return set(itertools.chain.from_iterable(entries))
 

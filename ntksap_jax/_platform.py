@@ -29,11 +29,7 @@ _FIRST_UNKNOWN = (0, 13, 0)
 
 
 def miscompiles(jaxlib_version: str) -> bool:
-    """Whether this jaxlib's CPU backend is known to compute wrong numbers by default.
-
-    >>> miscompiles("0.10.1"), miscompiles("0.10.2"), miscompiles("0.12.0.1")
-    (False, True, True)
-    """
+    """Whether this jaxlib's CPU backend is known to compute wrong numbers by default."""
     numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", jaxlib_version)
     if numbers is None:
         return False

@@ -14,10 +14,6 @@ def scoring_precision() -> AbstractContextManager[None]:
     nearly equal outputs do not survive that, and rankings suffer. But float32 takes a TPU six
     passes instead of one, and takes its compiler six times as long. A precision that the caller
     sets, by `jax.default_matmul_precision` or `JAX_DEFAULT_MATMUL_PRECISION`, is therefore kept.
-
-    >>> with jax.default_matmul_precision("high"), scoring_precision():
-    ...     print(jax.config.jax_default_matmul_precision)
-    high
     """
     chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return jax.default_matmul_precision(chosen or "highest")

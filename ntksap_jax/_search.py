@@ -11,7 +11,7 @@ flips.)
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -111,7 +111,6 @@ def prune(
     scope: ScopeLike = "global",
     regrow: bool = False,
     on_round: Callable[[RoundInfo, Mask], None] | None = None,
-    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
 ) -> tuple[Mask, list[RoundInfo]]:
     """Searches for a mask round by round, with checks, reports and the means to resume.
 
@@ -136,8 +135,6 @@ def prune(
             (FORCE: de Jorge et al., "Progressive skeletonization", ICLR 2021). The criterion is
             given the mask of the last round and must score the pruned weights too.
         on_round: called as `on_round(info, mask)` after every round, to report or to save.
-        progress: wraps the iterable of rounds to show a bar, such as `tqdm.tqdm` or
-            `rich.progress.track`.
 
     Returns:
         The mask, and the `RoundInfo` of every round done here.
@@ -172,8 +169,7 @@ def prune(
     )
 
     history = []
-    rounds = range(start_round, len(plan))
-    for t in rounds if progress is None else progress(rounds):
+    for t in range(start_round, len(plan)):
         started = time.perf_counter()
         scores, metrics = score(jax.random.fold_in(key, t), params, mask, batch)
         try:

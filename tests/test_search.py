@@ -248,19 +248,6 @@ def test_the_driver_inside_jit_is_an_error():
         jax.jit(lambda: nts.prune(KEY, TINY, criteria.random(), schedule=[0.5])[0])()
 
 
-def test_progress_wraps_the_rounds():
-    seen = []
-
-    def progress(rounds):
-        for t in rounds:
-            seen.append(t)
-            yield t
-
-    params = {"kernel": jnp.ones((4, 4))}
-    nts.prune(KEY, params, criteria.random(), schedule=[0.5, 0.25], progress=progress)
-    assert seen == [0, 1]
-
-
 def test_params_are_left_alone(problem):
     _, params, score = problem
     before = jax.tree.map(np.array, params)

@@ -27,11 +27,7 @@ class ModelTypeError(TypeError):
 
 
 def check_shape(input_shape: Any) -> tuple[int, ...]:
-    """Returns the shape of one example as a tuple; raises a TypeError if it is none.
-
-    >>> check_shape([32, 32, 3])
-    (32, 32, 3)
-    """
+    """Returns the shape of one example as a tuple; raises a TypeError if it is none."""
     try:
         return tuple(operator.index(size) for size in input_shape)
     except TypeError:

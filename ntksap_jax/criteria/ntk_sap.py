@@ -258,17 +258,6 @@ def trace_and_gradient(
 
     Returns:
         The estimate, and its gradient at every mask entry, pruned ones included.
-
-    >>> import jax.numpy as jnp
-    >>> import ntksap_jax as nts
-    >>> params = {"w": jnp.ones((2, 1))}
-    >>> network = nts.plain(lambda key: params, lambda p, x: x @ p["w"], (2,))
-    >>> trace, gradient = trace_and_gradient(
-    ...     network, params, {"w": jnp.ones((2, 1), bool)},
-    ...     jnp.array([[3.0, 4.0]]),
-    ...     estimate=lambda fn, w: ntk.cotangent_norm(fn, w, jnp.ones((1, 1))))
-    >>> float(trace), gradient["w"].ravel().tolist()
-    (25.0, [18.0, 32.0])
     """
 
     def trace(relaxed: Mask) -> jax.Array:
