@@ -17,14 +17,18 @@ NAME = "lock"
 
 
 @contextlib.contextmanager
-def try_lock(path: Path) -> Iterator[bool]:
+def try_lock(path: Path, *, seconds: float = 0.0) -> Iterator[bool]:
     """Yields whether this process could lock the file, whose contents do not matter.
+
+    Args:
+        path: the file.
+        seconds: how long to wait for another one to release it; -1 for as long as it takes.
 
     Raises:
         UserError: the file system has no locks.
     """
     # No lock files that would outlive a killed program, where the system has no locks.
-    lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
+    lock = filelock.FileLock(path, timeout=seconds, fallback_to_soft=False)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -42,15 +46,19 @@ def try_lock(path: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keeps other programs out of a run folder.
+
+    Args:
+        folder: the run folder.
+        wait: wait until no other one is in it.
 
     Raises:
         Held: another one is in it.
         UserError: the file system has no locks.
     """
     path = folder / NAME
-    with try_lock(path) as is_ours:
+    with try_lock(path, seconds=-1.0 if wait else 0.0) as is_ours:
         if not is_ours:
             holder = path.read_text(errors="replace")[:200].strip() or "another process"
             raise Held(

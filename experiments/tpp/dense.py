@@ -41,7 +41,7 @@ def pretrained(config: Config, job: Job, session: Session) -> Any:
     """Returns the dense network: trained by an earlier run, trained on, or trained now.
 
     Raises:
-        UserError: another program trains it at the moment; its checkpoints are damaged.
+        UserError: its checkpoints are damaged.
         RunFailed, Preempted: as `loop.train` does.
     """
     keys = make_keys(config.seed)

@@ -26,19 +26,19 @@ def path(config: Config, kind: str, identity: Mapping[str, Any]) -> Path:
 
 @contextlib.contextmanager
 def folder(config: Config, kind: str, identity: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Makes the folder if need be, and keeps other programs out of it; in the leader.
+    """Makes the folder if need be, and waits until no other program is in it; in the leader.
 
     Yields:
         The folder, and what identifies its checkpoints.
 
     Raises:
-        UserError: another program is in it, or it cannot be made.
+        UserError: it cannot be made.
     """
     place = path(config, kind, identity)
     with contextlib.ExitStack() as stack:
         if distributed.is_leader():
             run_folder.make(place)
-            stack.enter_context(locking.hold(place))
+            stack.enter_context(locking.hold(place, wait=True))
             files.remove_leftovers(place)
             run_folder.write_json(place / "config.json", identity)
         yield place, distributed.from_leader(lambda: run_folder.identity(place))
