@@ -26,11 +26,11 @@ def check(scores: Scores, mask: Mask) -> None:
             leaf that earlier rounds cut off may well score zero: a collapsed layer is no error.)
     """
     wanted = {path: leaf.shape for path, leaf in masks.leaf_paths(mask).items()}
-    found = {path: jnp.shape(leaf) for path, leaf in masks.leaf_paths(scores).items()}
-    if found != wanted:
-        odd = [path for path in wanted | found if wanted.get(path) != found.get(path)]
+    given = {path: jnp.shape(leaf) for path, leaf in masks.leaf_paths(scores).items()}
+    if given != wanted:
+        odd = [path for path in wanted | given if wanted.get(path) != given.get(path)]
         raise ValueError(
-            f"scores: leaf {odd[0]!r} has shape {found.get(odd[0])}, the mask "
+            f"scores: leaf {odd[0]!r} has shape {given.get(odd[0])}, the mask "
             f"{wanted.get(odd[0])}. "
             "A criterion returns one array of scores for every prunable leaf, of its shape."
         )

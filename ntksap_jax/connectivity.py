@@ -34,8 +34,8 @@ class Connectivity(NamedTuple):
     >>> import jax.numpy as jnp
     >>> import ntksap_jax as nts
     >>> network = nts.plain(lambda key: {"w": jnp.ones((2, 1))}, lambda p, x: x @ p["w"], (2,))
-    >>> found = analyse(network, {"w": jnp.zeros((2, 1), bool)})
-    >>> found.is_collapsed, found.dead_layers
+    >>> result = analyse(network, {"w": jnp.zeros((2, 1), bool)})
+    >>> result.is_collapsed, result.dead_layers
     (True, ['w'])
     """
 
@@ -73,8 +73,8 @@ def analyse(network: Network, mask: Mask) -> Connectivity:
     ...     init, lambda p, x: x @ p["w"]["kernel"] @ p["v"]["kernel"], (1,))
     >>> mask = {"w": {"kernel": jnp.array([[True, True]])},
     ...         "v": {"kernel": jnp.array([[True], [False]])}}  # channel 1 of w leads nowhere
-    >>> found = analyse(network, mask)
-    >>> found.effective_density, found.live_channels
+    >>> result = analyse(network, mask)
+    >>> result.effective_density, result.live_channels
     (0.5, {'v/kernel': 1.0, 'w/kernel': 0.5})
     """
     shapes = jax.eval_shape(network.init, jax.random.key(0))

@@ -144,9 +144,9 @@ def check(mask: Mask, params: Params) -> None:
     Traceback (most recent call last):
     ValueError: mask: leaf 'kernel' has shape (3,), params have (2,) there. ...
     """
-    wanted, found = leaf_paths(params), leaf_paths(mask)
+    wanted, given = leaf_paths(params), leaf_paths(mask)
     advice = "Make masks with masks.create(params) from the params that they are used with."
-    for path, leaf in found.items():
+    for path, leaf in given.items():
         if path not in wanted:
             raise ValueError(f"mask: leaf {path!r} does not exist in params. {advice}")
         kind = getattr(leaf, "dtype", type(leaf).__name__)
@@ -163,7 +163,7 @@ def check(mask: Mask, params: Params) -> None:
             f"mask: its tree differs from params; missing: {_shorten(missing) or 'no leaf'}; got "
             f" {_skeleton(mask)}, expected {_skeleton(params)}. {advice}"
         )
-    if not found:
+    if not given:
         raise ValueError(f"mask: has no prunable leaf. {advice}")
 
 

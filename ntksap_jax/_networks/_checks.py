@@ -109,17 +109,17 @@ def _check_outputs(outputs: Any, more: Any, name: str) -> None:
             entries is no output.
         name: as in `check_network`.
     """
-    found = masks.leaf_paths(outputs)
+    leaves = masks.leaf_paths(outputs)
     wrap = (
         f"Wrap the function so that it returns the outputs alone, such as lambda params, x: "
         f"{name}(params, x)[0]."
         if name == "apply"
         else "Wrap the model in one that returns the outputs alone."
     )
-    if not found:
+    if not leaves:
         raise ValueError(f"{name}: returns no array, expected the outputs.")
-    for path, leaf in found.items():
-        which = f"output {path!r} of the {len(found)} that it returns" if path else "its output"
+    for path, leaf in leaves.items():
+        which = f"output {path!r} of the {len(leaves)} that it returns" if path else "its output"
         lengths = {leaf.shape[:1]} | {each.shape[:1] for each in [_at(more, path)] if more}
         expected = {(2,), (3,)} if more is not None else {(2,)}
         if lengths != expected:
@@ -130,7 +130,7 @@ def _check_outputs(outputs: Any, more: Any, name: str) -> None:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
                 f"{name}: {which} has dtype {leaf.dtype}, expected floating point (logits, not "
-                f"predicted classes). {wrap if len(found) > 1 else ''}".rstrip()
+                f"predicted classes). {wrap if len(leaves) > 1 else ''}".rstrip()
             )
 
 

@@ -43,10 +43,10 @@ def pure(state: flax_nnx.State) -> dict[str, Any]:
 def filled(state: flax_nnx.State, params: Params) -> flax_nnx.State:
     """Returns the state with the given values."""
     wanted: Any = jax.tree.structure(pure(state))
-    found = jax.tree.structure(params)
-    if wanted != found:
+    given = jax.tree.structure(params)
+    if wanted != given:
         raise ValueError(
-            f"params: a tree of other leaves than the model's: {found}, expected {wanted}. Pass "
+            f"params: a tree of other leaves than the model's: {given}, expected {wanted}. Pass "
             "what network.init made, or exchange.nnx_params(model) of such a model."
         )
     return replaced(state, params)

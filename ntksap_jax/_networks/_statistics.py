@@ -36,7 +36,7 @@ def moments(
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if constant:
         x = jax.lax.stop_gradient(x)
-    features = {each % x.ndim for each in (axis if isinstance(axis, tuple) else (axis,))}
+    features = {i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,))}
     axes = tuple(i for i in range(x.ndim) if i not in features)
     count = math.prod(x.shape[i] for i in axes)
     if axes != tuple(range(x.ndim - 1)):
@@ -74,13 +74,13 @@ def check_statistics(batch_stats: Any, expected: Any, *, source: str) -> None:
         expected: those of the model, or their shapes.
         source: where to take them from, for the message.
     """
-    wanted, found = (
+    wanted, given = (
         {path: jnp.shape(leaf) for path, leaf in masks.leaf_paths(tree).items()}
         for tree in (expected, batch_stats)
     )
-    for path in wanted | found:
-        if wanted.get(path) != found.get(path):
+    for path in wanted | given:
+        if wanted.get(path) != given.get(path):
             raise ValueError(
-                f"batch_stats: leaf {path!r} has shape {found.get(path)}, the model's has "
+                f"batch_stats: leaf {path!r} has shape {given.get(path)}, the model's has "
                 f"{wanted.get(path)}. Pass {source}."
             )

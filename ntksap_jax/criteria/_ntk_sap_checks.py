@@ -52,8 +52,8 @@ def check_options(
 def check_axes(shard_samples: NamedSharding, layout: _placement.Layout | None) -> None:
     """Raises if the devices that samples are spread over have no whole params."""
     wanted = _placement.axes_of(shard_samples)
-    for each in layout or ():
-        if isinstance(each, NamedSharding) and (shared := wanted & _placement.axes_of(each)):
+    for placed in layout or ():
+        if isinstance(placed, NamedSharding) and (shared := wanted & _placement.axes_of(placed)):
             raise ValueError(
                 f"shard_samples: spreads samples over the axes {sorted(shared)}, which split the "
                 "params too. Use another axis of the mesh for each: sharding.model_mesh(2) has "
@@ -65,11 +65,11 @@ def check_fresh(network: Network, params: Params) -> None:
     """Raises unless `network.init` makes params like the given ones."""
     fresh = jax.eval_shape(network.init, jax.random.key(0))
     advice = "Pass params that network.init made, or score the given ones with reinit=False."
-    wanted, found = masks.leaf_paths(fresh), masks.leaf_paths(params)
-    for path in wanted | found:
+    wanted, given = masks.leaf_paths(fresh), masks.leaf_paths(params)
+    for path in wanted | given:
         want, got = (
             None if tree.get(path) is None else (jnp.shape(tree[path]), jnp.result_type(tree[path]))
-            for tree in (wanted, found)
+            for tree in (wanted, given)
         )
         if want != got:
             raise ValueError(f"params: leaf {path!r} is {got}, network.init makes {want}. {advice}")
