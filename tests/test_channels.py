@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from ntksap_jax import models
-from ntksap_jax.structured import cost, expand, groups
+from ntksap_jax.structured import cost, expand, groups, trace
 from ntksap_jax.structured.channels import filter_channels
-from ntksap_jax.structured.tracing import trace
 
 
 def removable(channels):

@@ -11,10 +11,8 @@ import pytest
 
 import ntksap_jax as nts
 from ntksap_jax import masks, models
-from ntksap_jax.structured import cost, expand, groups
+from ntksap_jax.structured import cost, expand, groups, load, save, shrink, trace, zero_out
 from ntksap_jax.structured.channels import filter_channels
-from ntksap_jax.structured.shrinking import load, save, shrink, zero_out
-from ntksap_jax.structured.tracing import trace
 
 # -- Models of users -----------------------------------------------------------------------------
 

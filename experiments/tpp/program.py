@@ -56,7 +56,7 @@ from experiments.tpp.presets import PRESETS
 from experiments.training import loop
 from experiments.training import program as common
 from experiments.training.loop import Session
-from ntksap_jax.structured import shrinking
+from ntksap_jax import structured
 
 PROG = "python -m experiments.tpp"
 
@@ -179,7 +179,7 @@ def initial_variables(config: Config, job: Job, session: Session) -> Any:
 
 def _save(path: Path, network: measure.Network) -> None:
     if distributed.is_leader():
-        shrinking.save(path, network.model, network.variables)
+        structured.save(path, network.model, network.variables)
 
 
 def _identity(folder: Path, keep: selection.Keep) -> str:

@@ -25,10 +25,10 @@ from ntksap_jax.structured.filters import by_gate as by_gate
 from ntksap_jax.structured.filters import l1 as l1
 from ntksap_jax.structured.filters import to_mask as to_mask
 from ntksap_jax.structured.global_selection import select_global as select_global
+from ntksap_jax.structured.network_files import load as load
+from ntksap_jax.structured.network_files import save as save
 from ntksap_jax.structured.pruning import prune as prune
 from ntksap_jax.structured.pruning import prune_model as prune_model
-from ntksap_jax.structured.shrinking import load as load
-from ntksap_jax.structured.shrinking import save as save
 from ntksap_jax.structured.shrinking import shrink as shrink
 from ntksap_jax.structured.shrinking import zero_out as zero_out
 from ntksap_jax.structured.tracing import trace as trace

@@ -41,7 +41,7 @@ class Channels:
         program: the operations that it carried out, with labels for the axes of their results.
 
     >>> import flax.linen as nn
-    >>> from ntksap_jax.structured.tracing import trace
+    >>> from ntksap_jax.structured import trace
     >>> channels = trace(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), (4,))
     >>> channels.num_channels, channels.reasons
     (8, {'layers_2/kernel': "they are the model's outputs"})
@@ -70,7 +70,7 @@ def groups(channels: Channels) -> list[tuple[str, ...]]:
         as tied.
 
     >>> import flax.linen as nn
-    >>> from ntksap_jax.structured.tracing import trace
+    >>> from ntksap_jax.structured import trace
     >>> groups(trace(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), (4,)))
     [('layers_0/kernel',)]
     """
@@ -114,7 +114,7 @@ def expand(channels: Channels, keep: Keep) -> dict[str, np.ndarray]:
             tied layers that disagree, or a layer without a filter left.
 
     >>> import flax.linen as nn, numpy as np
-    >>> from ntksap_jax.structured.tracing import trace
+    >>> from ntksap_jax.structured import trace
     >>> channels = trace(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), (4,))
     >>> expand(channels, {"layers_0/kernel": np.array([True, False, True])})
     {'layers_0/kernel': array([ True, False,  True]), 'layers_2/kernel': array([ True,  True])}

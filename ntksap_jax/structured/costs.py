@@ -22,7 +22,7 @@ class Cost(NamedTuple):
         params: entries of all parameters.
 
     >>> import flax.linen as nn
-    >>> from ntksap_jax.structured.tracing import trace
+    >>> from ntksap_jax.structured import trace
     >>> cost(trace(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), (4,)))
     Cost(flops=112, layer_params=67, params=67)
     """
@@ -46,7 +46,7 @@ def cost(channels: Channels, keep: Keep | None = None) -> Cost:
         TypeError, ValueError: as `expand` does.
 
     >>> import flax.linen as nn, numpy as np
-    >>> from ntksap_jax.structured.tracing import trace
+    >>> from ntksap_jax.structured import trace
     >>> channels = trace(nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]), (4,))
     >>> cost(channels)
     Cost(flops=36, layer_params=23, params=23)

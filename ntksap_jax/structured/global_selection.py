@@ -61,7 +61,7 @@ def select_global(
         TypeError: a cost of another kind.
 
     >>> import flax.linen as nn
-    >>> from ntksap_jax.structured.tracing import trace
+    >>> from ntksap_jax.structured import trace
     >>> channels = trace(nn.Sequential([nn.Dense(2), nn.Dense(2), nn.Dense(1)]), (9,))
     >>> scores = {"layers_0/kernel": np.array([3.0, 1.0]), "layers_1/kernel": np.array([4.0, 2.0])}
     >>> [kept.tolist() for kept in select_global(scores, channels, density=0.5).values()]

@@ -8,9 +8,6 @@ pruned, traced and shrunk again.
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import flax.core
@@ -19,14 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _files, _npz, _tensors, masks
-from ntksap_jax.structured import _labelling, _program, _resized, tracing
+from ntksap_jax import masks
+from ntksap_jax.structured import _labelling, _program, tracing
 from ntksap_jax.structured import channels as channels_
 from ntksap_jax.structured.channels import Channels
 from ntksap_jax.structured.types import Keep
-
-_FORMAT = "ntksap_jax shrunk network"
-_VERSION = "2"
 
 
 def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
@@ -50,7 +44,7 @@ def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
             `structured.expand`.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
-    >>> from ntksap_jax.structured.tracing import trace
+    >>> from ntksap_jax.structured import trace
     >>> model = nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)])
     >>> variables = model.init(jax.random.key(0), jnp.ones((1, 4)))
     >>> keep = {"layers_0/kernel": np.array([True, False, True])}
@@ -100,7 +94,7 @@ def shrink(
             numbers of features: the place is named.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, numpy as np
-    >>> from ntksap_jax.structured.tracing import trace
+    >>> from ntksap_jax.structured import trace
     >>> model = nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)])
     >>> variables, channels = model.init(jax.random.key(0), jnp.ones((1, 4))), trace(model, (4,))
     >>> keep = {"layers_0/kernel": np.array([True, False, True])}
@@ -160,127 +154,3 @@ def _check_init(small: nn.Module, variables: Any, channels: Channels) -> None:
                 f"{fresh[path].shape if path in fresh else None} when these filters go, expected "
                 f"{leaf.shape}. Keep all filters of the layers that it belongs to."
             )
-
-
-# -- Files ---------------------------------------------------------------------------------------
-
-
-def save(path: str | os.PathLike[str], model: nn.Module, variables: Any) -> None:
-    """Writes a network, shrunk or not, as one `.safetensors` file: numbers of features, variables.
-
-    The file holds no code: an array for each leaf by its path, and in the header's metadata the
-    format's version and the numbers of features by submodule. A crash leaves the old file or none.
-
-    Args:
-        path: where to write; a name that ends in `.safetensors`.
-        model: the module, as `shrink` returned it.
-        variables: its variables; for example after more training.
-
-    Raises:
-        ValueError: `path` has another ending.
-        TypeError: `model` is no linen module, or a leaf has a type that the format does not have.
-
-    >>> import jax, jax.numpy as jnp, os, safetensors.numpy, tempfile
-    >>> model = nn.Dense(2)
-    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = os.path.join(folder, "small.safetensors")
-    ...     save(path, model, variables)
-    ...     sorted(safetensors.numpy.load_file(path))
-    ['params/bias', 'params/kernel']
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected the module of the variables.")
-    leaves = masks.leaf_paths(flax.core.unfreeze(variables))
-    arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    features = json.dumps(_resized.taken_apart(model)[1])
-    about = {"format": _FORMAT, "version": _VERSION, "features": features}
-    _tensors.write(Path(path), arrays, about | {"digest": _tensors.digest(arrays)})
-
-
-def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[nn.Module, Any]:
-    """Reads a network that `save` wrote.
-
-    Args:
-        path: the `.safetensors` file, or an `.npz` file of version 0.1.
-        model: the original model, before anything was removed (or the shrunk one itself).
-
-    Returns:
-        The module with the file's numbers of features, and the file's variables.
-
-    Raises:
-        FileNotFoundError: no such file.
-        TypeError: `model` is no linen module.
-        ValueError: a damaged file, one that `save` did not write, or one of another version.
-
-    >>> import flax.linen as nn, jax, jax.numpy as jnp, os, tempfile
-    >>> model = nn.Dense(2)
-    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(os.path.join(folder, "small.safetensors"), model, variables)
-    ...     small, read = load(os.path.join(folder, "small.safetensors"), model)
-    >>> bool((read["params"]["kernel"] == variables["params"]["kernel"]).all())
-    True
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected the original flax module.")
-    path = Path(path)
-    if _npz.is_archive(path):
-        arrays, features = _read_npz(path)
-    else:
-        headers, about = _tensors.read_headers(path)
-        with _files.readable(path):
-            if (about.get("format"), about.get("version")) != (_FORMAT, _VERSION):
-                raise ValueError("it does not hold a shrunk network that this version reads")
-            features = json.loads(about["features"])
-        arrays = _tensors.read_arrays(path, headers)
-        with _files.readable(path):
-            if _tensors.digest(arrays) != about["digest"]:
-                raise ValueError("it does not hold the network that was saved")
-    with _files.readable(path):
-        # A layer of so many features has as many numbers.
-        largest = max((array.size for array in arrays.values()), default=0)
-        for name, number in features.items():
-            if type(number) is not int or not 1 <= number <= largest:
-                raise ValueError(f"{name!r} has {number!r} features, expected 1 to {largest}")
-        variables = _nested(arrays)
-    original, _ = _resized.taken_apart(model)
-    return _resized.resize(original, features), variables
-
-
-def _nested(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    variables: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, leaf = name.split("/")
-        node = variables
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        if not isinstance(node, dict) or leaf in node:
-            raise ValueError(f"{name!r} is a leaf and holds others")
-        node[leaf] = jnp.asarray(array)
-    return variables
-
-
-def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Reads a file of version 0.1: arrays, the bits of those NumPy does not know, and `about`."""
-    headers, _ = _npz.read_headers(path)
-    with _files.readable(path):
-        # Uncompressed, as it was written, nothing takes more memory than the file has bytes.
-        if any(header.is_compressed for header in headers.values()):
-            raise ValueError("it is compressed")
-        if headers["about"].dtype.kind != "U":
-            raise ValueError("'about' is no text")
-    stored = _npz.read_arrays(path, headers)
-    with _files.readable(path):
-        about = json.loads(str(stored.pop("about")))
-        if (about["format"], about["version"]) != (_FORMAT, 1):
-            raise ValueError(f"it is {about['format']!r}, version {about['version']!r}")
-        dtypes = {name: jnp.dtype(dtype) for name, dtype in about["dtypes"].items()}
-        if stored.keys() != dtypes.keys():
-            raise ValueError(f"it lacks {sorted(dtypes.keys() ^ stored.keys())[0]!r}")
-        for name, dtype in dtypes.items():
-            if not jnp.issubdtype(dtype, jnp.number) and dtype.kind != "b":
-                raise ValueError(f"{name!r} is of type {dtype}, expected numbers")
-            if stored[name].dtype != (dtype if dtype.kind != "V" else f"u{dtype.itemsize}"):
-                raise ValueError(f"{name!r} is of type {stored[name].dtype}, expected {dtype}")
-        return {name: stored[name].view(dtype) for name, dtype in dtypes.items()}, about["features"]

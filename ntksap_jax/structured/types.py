@@ -38,7 +38,7 @@ class FilterLayer(NamedTuple):
             outputs must stay.
 
     >>> import flax.linen as nn
-    >>> from ntksap_jax.structured.tracing import trace
+    >>> from ntksap_jax.structured import trace
     >>> layer = trace(nn.Sequential([nn.Dense(8), nn.Dense(3)]), (4,)).layers["layers_0/kernel"]
     >>> layer.index, layer.num_filters, layer.bias, layer.scale, layer.removable
     (0, 8, 'layers_0/bias', None, True)
