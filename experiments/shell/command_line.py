@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from experiments.shell.configuration import check_name as check_name
+from experiments.shell.configuration import check_name
 from experiments.shell.errors import UserError, causes
 
 T = TypeVar("T")

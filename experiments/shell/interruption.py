@@ -31,7 +31,8 @@ def guard_imports() -> None:
     lost there, or come out as another one.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        _FORMER[number] = signal.signal(number, _end_at_once)
+        if signal.getsignal(number) != signal.SIG_IGN:  # As it is in the background of a shell.
+            _FORMER[number] = signal.signal(number, _end_at_once)
 
 
 def end_guard() -> None:

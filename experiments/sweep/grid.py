@@ -35,8 +35,7 @@ from typing import Any, NamedTuple
 
 from experiments.cifar.config import Config
 from experiments.shell import configuration, errors
-from experiments.shell.command_line import check_name
-from experiments.shell.configuration import show
+from experiments.shell.configuration import check_name, show
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.sweep import programs

@@ -158,7 +158,7 @@ _SAME_TIME = ("seed", "density", "label")
 def _grid(name: str, values: Mapping[str, Sequence[str]]) -> Grid:
     from_file = name.endswith(".toml") or name in grid_lib.NAMED
     if not from_file:
-        command_line.check_name("grid or preset", name, dict.fromkeys((*grid_lib.NAMED, *PRESETS)))
+        configuration.check_name("grid or preset", name, dict.fromkeys((*grid_lib.NAMED, *PRESETS)))
         grid = grid_lib.from_preset(name)
     else:
         grid = grid_lib.read(grid_lib.NAMED.get(name, Path(name)))

@@ -99,7 +99,7 @@ class Config(RunConfig):
     """Prune whole filters and train the smaller network."""
 
     augment: bool = True
-    """Random crops and flips, where the data set has them."""
+    """Random crops and flips, where the data set has them; --no-augment: none."""
     model: Annotated[str, name_of("model", ARCHITECTURES), listed("Network", ARCHITECTURES)] = (
         "resnet56"
     )
