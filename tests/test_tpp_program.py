@@ -226,7 +226,7 @@ def test_the_report_compares_runs(undisturbed, tmp_path, monkeypatch):
         (["--ratio", "1"], "--ratio: expected less than 1, got 1"),
         (["--method", "tp"], "Did you mean tpp?"),
         (["--patterns", "convolution_*"], "matches no layer"),
-        (["--patterns", "fc"], "must stay"),
+        (["--patterns", "fc"], "cannot be removed"),
         (
             ["--flops-budget", "0.5", "--params-budget", "0.5"],
             "expected no --flops-budget",
