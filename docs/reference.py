@@ -37,7 +37,8 @@ class PublicNames(griffe.Extension):
             if file.docstring and not file.is_private and file not in told:
                 told.add(file)
                 member.docstring.value = f"{file.docstring.value}\n\n{member.docstring.value}"
-            module.exports = [*(module.exports or ()), name]
+            own = [n for n, obj in module.members.items() if not obj.is_module and obj.is_public]
+            module.exports = [*(module.exports or own), name]
             module.set_member(name, member)
         public = {obj.path: obj for module in modules.values() for obj in public_objects(module)}
         for obj in [*modules.values(), *public.values()]:

@@ -72,9 +72,10 @@ def prunes_every_model(names):
 
 def keeps_to_the_budget(names):
     dense, kept = (structured.cost(names["channels"], keep) for keep in (None, names["keep"]))
-    assert kept.flops <= 0.25 * dense.flops
-    sizes = [leaf.size for leaf in masks.leaf_paths(names["fewer"]["params"]).values()]
-    assert sum(sizes) == kept.params < dense.params
+    small = structured.cost(structured.trace(names["small"], names["shape"], train=False))
+    assert small.flops <= 0.25 * dense.flops and kept.params <= 0.5 * dense.params
+    sizes = [leaf.size for leaf in masks.leaf_paths(names["half_variables"]["params"]).values()]
+    assert sum(sizes) == kept.params
 
 
 def splits_over_devices(names):

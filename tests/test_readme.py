@@ -51,9 +51,10 @@ def test_a_criterion_is_a_function(names):
 
 
 def test_filters_go(names):
-    quick = SMALLER.replace("rounds=20", "rounds=2")
-    exec(quick.replace("signed=True", "signed=True, num_samples=1, batch_size=4"), names)
-    dense, kept = (structured.cost(names["channels"], keep) for keep in (None, names["keep"]))
+    exec(SMALLER.replace("signed=True", "signed=True, num_samples=1, batch_size=4"), names)
+    dense, kept = (
+        structured.cost(structured.trace(names[model], (32, 32, 3))) for model in ("model", "small")
+    )
     assert kept.flops <= 0.25 * dense.flops
     leaves = masks.leaf_paths(names["small_variables"]["params"]).values()
     assert sum(leaf.size for leaf in leaves) == kept.params < dense.params

@@ -11,15 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import ntksap_jax
-
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.programs
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-DATA = {"ntksap_jax/py.typed"} | {
-    f"experiments/grids/{path.name}" for path in (ROOT / "experiments" / "grids").glob("*.toml")
-}
 BUILD = """
 import sys
 from setuptools import build_meta
@@ -41,7 +35,7 @@ def release(tmp_path_factory):
     pytest.importorskip("setuptools", minversion="77", reason="needs setuptools")
     tree, dist = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
     for name in run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines():
-        if (ROOT / name).exists():
+        if (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tree / name)
     run(sys.executable, "-c", BUILD, dist, cwd=tree)
@@ -49,48 +43,37 @@ def release(tmp_path_factory):
     return sdist, wheel
 
 
-def packaged():
-    """Python files of the packages: folders with an `__init__.py`, all the way up."""
-    for package in ("ntksap_jax", "experiments"):
-        for path in (ROOT / package).rglob("*.py"):
-            folders = path.relative_to(ROOT).parents
-            if all((ROOT / folder / "__init__.py").exists() for folder in list(folders)[:-1]):
-                yield path.relative_to(ROOT).as_posix()
+def library():
+    """Files of the library."""
+    paths = [*(ROOT / "ntksap_jax").rglob("*.py"), ROOT / "ntksap_jax" / "py.typed"]
+    return {path.relative_to(ROOT).as_posix() for path in paths}
 
 
-def test_the_wheel_holds_the_packages_and_nothing_else(release):
+def test_the_wheel_holds_the_library_and_nothing_else(release):
     _, wheel = release
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         [metadata] = [name for name in names if name.endswith(".dist-info/METADATA")]
         text = archive.read(metadata).decode()
     about = {name for name in names if name.split("/")[0].endswith(".dist-info")}
-    assert names - about == {*packaged(), *DATA}
+    assert names - about == library()
     assert any(name.endswith("/licenses/LICENSE") for name in about)
     assert wheel.name.endswith("-py3-none-any.whl")
     assert re.search(r"^License(-Expression)?: Apache-2.0$", text, re.MULTILINE)
     assert "Requires-Python: >=3.11" in text
     required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", text, re.MULTILINE)
-    assert sorted(required) == ["flax", "jax", "numpy", "optax"]
+    assert set(required) >= {"flax", "jax", "numpy", "optax"} and len(required) <= 5
 
 
-def test_the_sdist_builds_again_and_brings_no_data(release):
+def test_the_sdist_builds_the_same_wheel_and_brings_no_data(release, tmp_path):
     sdist, wheel = release
     with tarfile.open(sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-        sizes = sum(member.size for member in archive.getmembers())
-    files = {*packaged(), *DATA}
-    assert files | {"setup.cfg", "pyproject.toml", "README.md", "LICENSE"} <= names
-    extra = {name for name in names - files if name.startswith(("ntksap_jax/", "experiments/"))}
-    assert not {name for name in extra if "." in Path(name).name}, extra
-    assert not {name for name in names if name.startswith("tests/") and name != "tests/"}
-    assert sizes < 5_000_000
-    folder = sdist.parent / "again"
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
-    [tree] = folder.iterdir()
-    run(sys.executable, "-c", BUILD.replace("build_meta.build_sdist", "str"), folder, cwd=tree)
-    [again] = folder.glob("*.whl")
+        assert sum(member.size for member in archive.getmembers()) < 5_000_000
+        archive.extractall(tmp_path, filter="data")
+    [tree] = tmp_path.iterdir()
+    assert not any((tree / "tests").rglob("*.*"))
+    run(sys.executable, "-c", BUILD.replace("build_meta.build_sdist", "str"), tmp_path, cwd=tree)
+    [again] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(again) as one, zipfile.ZipFile(wheel) as other:
         assert sorted(one.namelist()) == sorted(other.namelist())
 
@@ -104,19 +87,13 @@ def test_the_wheel_alone_runs_the_readme(release, tmp_path):
     [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
     # A path in a .pth file: packages are found there, but no editable install of this one is.
     (site / "requirements.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    block = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
-    example = block.replace("batch_size=100", "batch_size=4").replace("rounds=20", "rounds=2")
-    example += (
-        "print(nts.__file__)\nprint(nts.masks.num_kept(mask), nts.masks.num_prunable(mask))\n"
-    )
+    readme = (ROOT / "README.md").read_text()
+    example = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[0]
+    example = example.replace("(network)", "(network, num_samples=1, batch_size=4)")
+    example += "print(nts.__file__)\nprint(nts.masks.num_kept(mask), nts.masks.num_prunable(mask))"
     (tmp_path / "empty").mkdir()
-    options = {"cwd": tmp_path / "empty"}
     # -I: neither this folder's files nor PYTHONPATH.
-    place, counts = run(python, "-I", "-c", example, **options).splitlines()
+    *_, place, counts = run(python, "-I", "-c", example, cwd=tmp_path / "empty").splitlines()
     assert Path(place).parent == site / "ntksap_jax"
-    assert Path(place) != Path(ntksap_jax.__file__)
     kept, prunable = map(int, counts.split())
     assert kept == round(0.05 * prunable)
-    # The programs come with it, and the grids that they name.
-    listed = run(python, "-I", "-m", "experiments.sweep", "digits", "--list", **options)
-    assert "ntk_sap" in listed
