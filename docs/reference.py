@@ -37,8 +37,9 @@ class PublicNames(griffe.Extension):
             if file.docstring and not file.is_private and file not in told:
                 told.add(file)
                 member.docstring.value = f"{file.docstring.value}\n\n{member.docstring.value}"
-            own = [n for n, obj in module.members.items() if not obj.is_module and obj.is_public]
-            module.exports = [*(module.exports or own), name]
+            if module.exports is None:
+                module.exports = [obj.name for obj in public_objects(module, deep=False)]
+            module.exports.append(name)
             module.set_member(name, member)
         public = {obj.path: obj for module in modules.values() for obj in public_objects(module)}
         for obj in [*modules.values(), *public.values()]:
@@ -70,12 +71,13 @@ def final(obj: griffe.Object | griffe.Alias) -> griffe.Object:
     return obj.final_target if isinstance(obj, griffe.Alias) else obj
 
 
-def public_objects(parent: griffe.Object) -> Iterator[griffe.Object]:
+def public_objects(parent: griffe.Object, *, deep: bool = True) -> Iterator[griffe.Object]:
     """Public functions, classes and constants of a module; attributes and methods of a class."""
     for member in parent.members.values():
         if not member.is_alias and not member.is_module and member.is_public:
             yield member
-            yield from public_objects(member)
+            if deep:
+                yield from public_objects(member)
 
 
 def markdown(obj: griffe.Object, public: set[str]) -> str:
