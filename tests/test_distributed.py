@@ -36,7 +36,7 @@ OPTIONS = [
 ]
 NAME = kill_harness.NAME
 DEVICES_EACH = 2
-PATIENCE = 300.0
+PATIENCE = 600.0
 """Seconds for processes on a busy machine; those that hang are killed then, and the test fails."""
 
 

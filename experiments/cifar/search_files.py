@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
@@ -51,10 +50,8 @@ def save_round(folder: Path, rows: Sequence[Row], mask: Mask) -> None:
     record = files.seal({"run": run_folder.identity(folder), "rows": list(rows)})
     run_folder.write_json(rounds / f"round-{number}.json", record)
     run_folder.write_table(folder / "search.csv", rows)
-    for other in _numbers(rounds):
-        if other <= number - KEEP:
-            for path in rounds.glob(f"round-{other}.*"):
-                path.unlink()
+    for path in rounds.glob(f"round-{number - KEEP}.*"):
+        path.unlink()
 
 
 def load_round(
@@ -71,7 +68,8 @@ def load_round(
         UserError: there were rounds, and none is intact.
     """
     rounds, lost = folder / "search", []
-    for number in sorted(_numbers(rounds), reverse=True):
+    numbers = [int(path.stem.removeprefix("round-")) for path in rounds.glob("round-*.json")]
+    for number in sorted(numbers, reverse=True):
         try:
             rows, mask = _read_round(folder, number, like)
         except (OSError, ValueError) as error:
@@ -89,15 +87,8 @@ def load_round(
     return [], None
 
 
-def _numbers(rounds: Path) -> list[int]:
-    names = [path.stem.removeprefix("round-") for path in rounds.glob("round-*.json")]
-    return [int(name) for name in names if name.isdecimal()]
-
-
 def _read_round(folder: Path, number: int, like: Params) -> tuple[list[Row], Mask]:
-    record = _read_sealed(folder / "search" / f"round-{number}.json")
-    if not isinstance(record, dict) or record.keys() != {"run", "rows"}:
-        raise ValueError("it is not a record of a round")
+    record = files.unseal(files.read_json(folder / "search" / f"round-{number}.json"))
     if record["run"] != run_folder.identity(folder):
         raise ValueError("it is of another run")
     rows = record["rows"]
@@ -135,7 +126,7 @@ def load_mask(folder: Path, like: Params) -> tuple[list[Row], Mask] | None:
         raise ValueError(f"cannot read the mask {path}: {error}") from error
     path = folder / "search.json"
     try:
-        return _read_sealed(path), mask
+        return files.unseal(files.read_json(path)), mask
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
 
@@ -159,7 +150,3 @@ def _read_mask(path: Path, like: Params, digest: str) -> Mask:
     if masks.digest(mask) != digest:
         raise ValueError(f"{path.name} is not the mask whose SHA-256 was recorded")
     return mask
-
-
-def _read_sealed(path: Path) -> Any:
-    return files.unseal(files.read_json(path))
