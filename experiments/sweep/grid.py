@@ -29,17 +29,17 @@ import dataclasses
 import itertools
 import math
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.cifar.config import Config
 from experiments.shell import configuration, errors
-from experiments.shell.configuration import check_name, show
+from experiments.shell.configuration import Folder, check_name, show
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.sweep import programs
-from experiments.sweep.programs import CIFAR, PRESETS, Program
+from experiments.sweep.programs import PRESETS, Program
 
 NAMED: dict[str, Path] = {
     path.stem: path for path in sorted((Path(__file__).parent / "grids").glob("*.toml"))
@@ -51,7 +51,17 @@ LARGEST = 1 << 16
 
 MOST_CELLS = 10_000
 
-SECTIONS = ("preset", "runs_dir", "data_dir", "set", "grid", "grids")
+
+@configuration.configuration
+class _File:
+    """What a grid file holds."""
+
+    preset: str | None = None
+    runs_dir: Folder | None = None
+    data_dir: Folder | None = None
+    set: dict[str, Any] = dataclasses.field(default_factory=dict)
+    grid: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    grids: tuple[dict[str, list[Any]], ...] = ()
 
 
 class Table(NamedTuple):
@@ -104,79 +114,41 @@ def read(path: Path) -> Grid:
     except RecursionError as error:
         raise UserError(f"{path} is not TOML: it is nested too deeply") from error
 
-    program, preset, base = CIFAR, "paper-cifar10", Config()
-    if "preset" in sections:
-        name = configuration.read(str, sections["preset"], f"{path}: preset")
-        check_name(f"preset in {path}", name, PRESETS)
-        program, preset = PRESETS[name]
-        _, base = program.presets[preset]
+    file = configuration.read(_File, sections, str(path))
+    grid = from_preset(file.preset or "paper-cifar10", f"preset in {path}")
+    base = Config() if file.preset is None else grid.base
+    folders = {name: getattr(file, name) for name in ("runs_dir", "data_dir")}
+    base = dataclasses.replace(base, **{name: value for name, value in folders.items() if value})
     kinds = programs.types(type(base))
-    for key in sections:
-        if key in kinds:
-            raise UserError(f"{path}: {key} belongs in [set] (one value) or [grid] (a list)")
-        check_name(f"key in {path}", key, SECTIONS)
-    folders: dict[str, Any] = {
-        key: configuration.read(Path, sections[key], f"{path}: {key}")
-        for key in ("runs_dir", "data_dir")
-        if key in sections
-    }
-    base = dataclasses.replace(base, **folders)
-    where = f"{path}, [set]"
-    fixed = {
-        key: configuration.read(_kind(key, kinds, where), value, f"{where} {key}")
-        for key, value in _items(sections.get("set", {}), where)
-    }
 
-    tables = []
-    if "grid" in sections:
-        tables.append(_read_table(sections["grid"], kinds, f"{path}, [grid]"))
-    further = sections.get("grids", [])
-    if not isinstance(further, list):
-        raise UserError(f"{path}: a further grid begins with [[grids]], in two pairs of brackets")
-    tables += [
-        _read_table(table, kinds, f"{path}, [[grids]] number {number}")
-        for number, table in enumerate(further, start=1)
-    ]
-    if not tables:
-        raise UserError(f"{path}: the grid is empty. Give it a table [grid] with lists of values")
+    where = f"{path}, [set]"
+    fixed = {key: _read_value(key, value, kinds, where) for key, value in file.set.items()}
     with errors.at(where):
         base = programs.replace(base, fixed)
-    return Grid(program, preset, base, tuple(tables))
+    tables = {f"[[grids]] number {number}": table for number, table in enumerate(file.grids, 1)}
+    tables = ({"[grid]": file.grid} if "grid" in sections else {}) | tables
+    if not tables:
+        raise UserError(f"{path}: the grid is empty. Give it a table [grid] with lists of values")
+    made = tuple(_table(lists, kinds, f"{path}, {name}") for name, lists in tables.items())
+    return grid._replace(base=base, tables=made)
 
 
-def _read_table(table: Any, kinds: Mapping[str, Any], where: str) -> Table:
-    lists = {}
-    for key, values in _items(table, where):
-        kind = _kind(key, kinds, where)
-        if not isinstance(values, list):
-            raise UserError(
-                f"{where} {key}: expected a list of values, such as [{show(values)}], got "
-                f"{show(values)}; what is the same in every cell may also go in [set]"
-            )
-        if not values:
-            raise UserError(f"{where} {key}: the grid is empty: the list has no values")
-        lists[key] = [configuration.read(kind, value, f"{where} {key}") for value in values]
-    if not lists:
+def _table(lists: Mapping[str, list[Any]], kinds: Mapping[str, Any], where: str) -> Table:
+    if not lists or not all(lists.values()):
         raise UserError(f"{where}: the grid is empty. Give it lists, such as seed = [0, 1, 2]")
-    return Table(where, lists)
+    read = {key: [_read_value(key, value, kinds, where) for value in lists[key]] for key in lists}
+    return Table(where, read)
 
 
-def _items(table: Any, where: str) -> Iterable[tuple[str, Any]]:
-    if not isinstance(table, dict):
-        raise UserError(f"{where}: expected a table, lines of `key = value`, got {show(table)}")
-    return table.items()
-
-
-def _kind(key: str, kinds: Mapping[str, Any], where: str) -> Any:
-    if key in SECTIONS:
-        raise UserError(f"{where}: {key} belongs at the top of the file, above the tables")
+def _read_value(key: str, value: Any, kinds: Mapping[str, Any], where: str) -> Any:
     if key not in kinds:
         raise UserError(f"{where}: {configuration.unknown('key', key, kinds)}")
-    return kinds[key]
+    return configuration.read(kinds[key], value, f"{where} {key}")
 
 
-def from_preset(name: str) -> Grid:
-    """Returns the grid of a preset alone: no cell yet."""
+def from_preset(name: str, what: str = "preset") -> Grid:
+    """Returns the grid of a preset alone, which has no cell yet; `what` names it in messages."""
+    check_name(what, name, PRESETS)
     program, preset = PRESETS[name]
     return Grid(program, preset, program.presets[preset][1], ())
 
