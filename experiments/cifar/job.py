@@ -80,7 +80,7 @@ def make_job(config: Config) -> Job:
         UserError: data that are not there, or options that do not go together.
     """
     job = _make_job(Config(**{name: getattr(config, name) for name in _WHAT_COUNTS}))
-    _check_sizes(config, job.size, job.images.steps_per_epoch)
+    _check_search(config, job.size)
     return job
 
 
@@ -119,6 +119,7 @@ def _make_job(config: Config) -> Job:
         flops=sum(kernel_flops.values()),
     )
     images = inputs.make(dataset, config.training.batch_size)
+    _check_warmup(config, images.steps_per_epoch)
     optimizer = steps.make_optimizer(config.training, images.steps_per_epoch)
     return Job(
         images=images,
@@ -133,13 +134,17 @@ def _make_job(config: Config) -> Job:
     )
 
 
-def _check_sizes(config: Config, size: Size, steps_per_epoch: int) -> None:
-    options, num_steps = config.search, config.training.epochs * steps_per_epoch
+def _check_warmup(config: Config, steps_per_epoch: int) -> None:
+    num_steps = config.training.epochs * steps_per_epoch
     if round(config.training.warmup_epochs * steps_per_epoch) >= num_steps:
         raise UserError(
             f"--warmup-epochs: {config.training.warmup_epochs:g} leaves none of the {num_steps} "
             "steps for the rest of the schedule"
         )
+
+
+def _check_search(config: Config, size: Size) -> None:
+    options = config.search
     if options.rounds > size.prunable:
         raise UserError(f"--rounds: {options.rounds} is more than the {size.prunable} weights")
     if round(options.density * size.prunable) < 1:
