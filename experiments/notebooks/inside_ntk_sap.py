@@ -283,20 +283,9 @@ NUM_IMAGES = 6 if SMALL else 30
 digits = jnp.asarray(load_digits().images[:NUM_IMAGES, ..., None] / 8 - 1, jnp.float32)
 
 
-@jax.jit
-def exact_kernel(mask):
-    apply = network.calibrate(nts.masks.apply(mask, params), digits)  # statistics held constant
-
-    def outputs(weights):
-        return apply(nts.masks.merge(nts.masks.apply(mask, weights), params), digits)
-
-    weights = nts.masks.map_prunable(lambda m, p: p, mask, params)
-    return nts.ntk.exact(outputs, weights)
-
-
 def eigenvalues(mask):
-    """In descending order; by NumPy in float64, as the smallest are far below the largest."""
-    return np.linalg.eigvalsh(np.asarray(exact_kernel(mask), np.float64))[::-1]
+    """Those of the kernel of the pruned network, in descending order."""
+    return nts.ntk.eigenvalues(nts.ntk.pruned_kernel(network, params, mask, digits))
 
 
 criteria = {
