@@ -31,13 +31,15 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from matplotlib.figure import Figure
 
 from experiments.shell.errors import UserError
 from experiments.storage import files, locking
+
+if TYPE_CHECKING:  # Not every program draws, and the import takes most of a second.
+    from matplotlib.figure import Figure
 
 PACKAGES = ("ntksap-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 NOT_COMPARED = (
