@@ -53,7 +53,7 @@ def test_other_threads_than_the_first_go_unnoted():
     assert answers == [False]
 
 
-@pytest.mark.programs
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "number"),
     [

@@ -25,7 +25,7 @@ with locking.hold(Path(sys.argv[1])):
 """
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_another_process_is_kept_out_until_the_holder_is_killed(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, tmp_path],

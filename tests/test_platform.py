@@ -71,14 +71,14 @@ def test_flag_is_not_set_behind_a_running_jax(monkeypatch):
     assert "XLA_FLAGS" not in os.environ
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_programs_set_the_flag_before_jax_is_imported():
     code = "import experiments, os, sys; print('jax' in sys.modules, os.environ['XLA_FLAGS'])"
     flags = with_ynnpack_off("", jaxlib_version=version("jaxlib"))
     assert _run(code) == f"False {flags}".strip()
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_importing_the_library_does_not_start_jax():
     # Once the backend runs, its number of devices can no longer be set.
     code = (

@@ -26,6 +26,7 @@ from typing import Annotated, Any, TypeVar
 import pydantic
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
+from typing_extensions import Doc
 
 from experiments.shell.errors import UserError
 
@@ -104,9 +105,15 @@ def configuration(cls: type[T]) -> type[T]:
     Raises (the constructor):
         UserError: a value out of its range or of another type; the message begins with the flag.
     """
-    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
     init: Callable[..., None] = made.__init__
+    # For the help, which would keep the line breaks of the source.
+    hints = typing.get_type_hints(made, include_extras=True)
+    for name, field in made.__pydantic_fields__.items():
+        if field.description:
+            text = Doc(" ".join(field.description.split()))
+            made.__annotations__[name] = Annotated[hints[name], text]
 
     @functools.wraps(init)
     def checked_init(self: Any, **values: Any) -> None:
