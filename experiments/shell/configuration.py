@@ -111,7 +111,7 @@ def configuration(cls: type[T]) -> type[T]:
     # For the help, which would keep the line breaks of the source.
     hints = typing.get_type_hints(made, include_extras=True)
     for name, field in made.__pydantic_fields__.items():
-        if field.description:
+        if "\n" in (field.description or ""):
             text = Doc(" ".join(field.description.split()))
             made.__annotations__[name] = Annotated[hints[name], text]
 
@@ -139,7 +139,8 @@ def read(kind: Any, value: Any, where: str, *, strict: bool = True) -> Any:
     Raises:
         UserError: an unknown field, or a value out of range or of another type.
     """
-    if value in ("none", "None") and types.NoneType in typing.get_args(kind):
+    bare = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+    if value in ("none", "None") and types.NoneType in typing.get_args(bare):
         value = None
     try:
         if not strict:
