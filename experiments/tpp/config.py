@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -185,11 +185,26 @@ def tpp_settings(config: Config) -> tpp.Settings:
     )
 
 
-def finetune_drop_epochs(config: Config) -> tuple[int, ...]:
-    """Returns the epochs after which the learning rate of fine-tuning drops."""
+class Recipe(NamedTuple):
+    """Epochs and learning rates of a training without penalty."""
+
+    epochs: int
+    learning_rate: float
+    drop_epochs: tuple[int, ...]
+
+
+def pretraining(config: Config) -> Recipe:
+    """Returns how the dense network is trained, and a small one that starts untrained."""
+    options = config.pretrain
+    return Recipe(options.pretrain_epochs, options.pretrain_lr, options.pretrain_drop_epochs)
+
+
+def finetuning(config: Config) -> Recipe:
+    """Returns how the small network is fine-tuned."""
     options = config.finetune
     small = options.finetune_lr <= 1e-3
-    return options.small_lr_drop_epochs if small else options.finetune_drop_epochs
+    drop_epochs = options.small_lr_drop_epochs if small else options.finetune_drop_epochs
+    return Recipe(options.finetune_epochs, options.finetune_lr, drop_epochs)
 
 
 def size_name(config: Config) -> str:

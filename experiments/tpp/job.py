@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import optax
 
 from experiments import data
 from experiments.shell.errors import UserError
@@ -16,7 +17,7 @@ from experiments.tpp.config import Config
 from experiments.training import inputs, steps
 from experiments.training.inputs import Inputs
 from ntksap_jax import masks, structured
-from ntksap_jax.structured import Channels, FilterLayer
+from ntksap_jax.structured import Channels, FilterLayer, tpp_presets
 
 
 class Job(NamedTuple):
@@ -79,6 +80,13 @@ def make(config: Config) -> Job:
         ) from error
     is_linear = networks.ARCHITECTURES[config.model].is_linear
     return Job(images=images, model=model, channels=channels, is_linear=is_linear)
+
+
+def sgd(config: Config, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Makes the optimiser of a stage: SGD as PyTorch has it."""
+    return tpp_presets.sgd(
+        learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
 
 
 def init_variables(config: Config, job: Job, model: nn.Module, key: jax.Array) -> Any:

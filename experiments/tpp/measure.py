@@ -13,14 +13,16 @@ import numpy as np
 import optax
 
 from experiments.processes import distributed
-from experiments.tpp.config import Config
-from experiments.tpp.job import Job, make_keys
 from experiments.training import inputs, steps
-from experiments.training.steps import Score, TrainState
+from experiments.training.inputs import Inputs
+from experiments.training.steps import Score
 from ntksap_jax import structured
 from ntksap_jax.structured import trainability
 
 LATENCY_BATCH_SIZES = (1, 128)
+
+Jsv = Callable[[Any], dict[str, float]]
+"""`jsv(variables)`: mean, std and condition_number of the Jacobian's singular values."""
 
 
 class Network(NamedTuple):
@@ -30,33 +32,31 @@ class Network(NamedTuple):
     variables: Any
 
 
-def evaluate(job: Job, network: Network) -> Score:
+def evaluate(images: Inputs, network: Network) -> Score:
     """Measures loss and accuracy of a network on the test set; all processes take part."""
     state = steps.init_state(network.variables, optax.identity())
     return inputs.evaluate(
-        job.images,
-        distributed.replicate(state, job.images.mesh),
-        eval_step=steps.make_eval_step(network.model, job.images.normalise),
+        images,
+        distributed.replicate(state, images.mesh),
+        eval_step=steps.make_eval_step(network.model, images.normalise),
     )
 
 
-def make_jsv(config: Config, job: Job, model: nn.Module) -> Callable[[Any], dict[str, float]]:
-    """Makes `jsv(variables) -> {"mean": ..., "std": ..., "condition_number": ...}`.
+def linear_jsv(model: nn.Module, images: Inputs) -> Jsv:
+    """Measures a linear network exactly: its Jacobian is the same everywhere."""
+    channels = structured.trace(model, images.dataset.image_shape, train=False)
+    values = jax.jit(
+        lambda variables: trainability.linear_singular_values(variables["params"], channels)
+    )
+    return lambda variables: _summarise(values(variables))
 
-    Exact for linear networks, whose Jacobian is the same everywhere; of others in evaluation mode,
-    over some training images, not augmented.
-    """
-    if job.is_linear:
-        channels = structured.trace(model, job.images.dataset.image_shape, train=False)
-        values = jax.jit(
-            lambda variables: trainability.linear_singular_values(variables["params"], channels)
-        )
-        return lambda variables: _summarise(values(variables))
 
-    key, dataset = make_keys(config.seed).measure, job.images.dataset
-    number = min(config.jsv_images, dataset.num_train)
+def sampled_jsv(model: nn.Module, images: Inputs, key: jax.Array, num_images: int) -> Jsv:
+    """Measures in evaluation mode, over training images that are not augmented."""
+    dataset = images.dataset
+    number = min(num_images, dataset.num_train)
     indices = np.asarray(jax.random.permutation(key, dataset.num_train)[:number])
-    examples = job.images.normalise(jnp.asarray(dataset.train_images_at(indices)))
+    examples = images.normalise(jnp.asarray(dataset.train_images_at(indices)))
     size = min(number, 10)
 
     @jax.jit
@@ -123,20 +123,3 @@ def _forward(network: Network, inputs: jax.Array) -> Callable[[], Any]:
 
     compiled = jax.jit(apply).lower(network.variables, inputs).compile()
     return lambda: jax.block_until_ready(compiled(network.variables, inputs))
-
-
-def make_columns(
-    config: Config, job: Job, model: nn.Module
-) -> Callable[[TrainState], dict[str, float]]:
-    """Makes the columns that follow training: test loss and accuracy, and JSV where it is exact."""
-    eval_step = steps.make_eval_step(model, job.images.normalise)
-    jsv = make_jsv(config, job, model) if job.is_linear else None
-
-    def columns(state: TrainState) -> dict[str, float]:
-        score = inputs.evaluate(job.images, state, eval_step=eval_step)
-        found = {"test_loss": score.loss, "test_accuracy": score.accuracy}
-        if jsv is not None:
-            found["jsv_mean"] = jsv(jax.device_get(state.variables))["mean"]
-        return found
-
-    return columns

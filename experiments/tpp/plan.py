@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.storage import run_folder
 from experiments.tpp import config as config_lib
-from experiments.tpp import dense, networks, selection
-from experiments.tpp.config import Config
+from experiments.tpp import networks, selection, shared
+from experiments.tpp.config import Config, Recipe
 from experiments.tpp.job import Job
 from experiments.tpp.methods import METHODS
 from experiments.training import summary as common
@@ -27,25 +28,18 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
     published = networks.ARCHITECTURES[config.model].width
     width = f", width {config.width} (published: {published})" if config.width else ""
     methods = list(dict.fromkeys((config.method, *config.compare)))
-    there = "trained already, in" if dense.is_there(config, job) else "goes to"
+    dense = shared.dense_folder(config, job)
+    there = "trained already, in" if run_folder.is_complete(dense) else "goes to"
     rows = {
         "network": f"{config.model}{width}: {cost.params:,} parameters, {cost.flops:,} FLOPs",
         "methods": "\n".join(f"{name}: {METHODS[name].about}" for name in methods),
         "what goes": _size(config, job),
-        "pretraining": _training(
-            config.pretrain.pretrain_epochs,
-            config.pretrain.pretrain_lr,
-            config.pretrain.pretrain_drop_epochs,
-        ),
+        "pretraining": _training(config_lib.pretraining(config)),
         "regularisation": _regularisation(config, methods),
-        "fine-tuning": _training(
-            config.finetune.finetune_epochs,
-            config.finetune.finetune_lr,
-            config_lib.finetune_drop_epochs(config),
-        ),
+        "fine-tuning": _training(config_lib.finetuning(config)),
         "all training": f"{job.images.steps_per_epoch} steps an epoch of {config.batch_size} "
         f"images; momentum {config.momentum:g}, weight decay {config.weight_decay:g}",
-        "dense network": f"{there} {dense.folder_of(config, job)}",
+        "dense network": f"{there} {dense}",
     }
     return common.plan(
         common.describe_images(job.images, augmented=config.augment),
@@ -70,10 +64,10 @@ def _size(config: Config, job: Job) -> str:
     return f"{config.ratio:g} of the filters of {of}; {left:.1%} of the FLOPs are left"
 
 
-def _training(epochs: int, rate: float, drops: Sequence[int]) -> str:
-    within = [str(epoch) for epoch in drops if epoch < epochs]
+def _training(recipe: Recipe) -> str:
+    within = [str(epoch) for epoch in recipe.drop_epochs if epoch < recipe.epochs]
     after = f", times 0.1 after epoch {' and '.join(within)}" if within else ""
-    return f"{epochs} epochs, learning rate {rate:g}{after}"
+    return f"{recipe.epochs} epochs, learning rate {recipe.learning_rate:g}{after}"
 
 
 def _regularisation(config: Config, methods: Sequence[str]) -> str:

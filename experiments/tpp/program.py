@@ -26,6 +26,7 @@ are those of `experiments.shell.exits`.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -37,26 +38,19 @@ from rich.console import Console
 from experiments.processes import distributed
 from experiments.shell import command_line
 from experiments.shell.configuration import to_dict
+from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.tpp import config as config_lib
-from experiments.tpp import (
-    dense,
-    measure,
-    plan,
-    regularise,
-    removal,
-    selection,
-    summary,
-    training_stages,
-)
 from experiments.tpp import job as job_lib
+from experiments.tpp import measure, plan, regularise, selection, summary, training_stages
 from experiments.tpp.config import Config
 from experiments.tpp.job import Job
+from experiments.tpp.measure import Network
 from experiments.tpp.presets import PRESETS
-from experiments.training import loop
 from experiments.training import program as common
 from experiments.training.loop import Session
 from ntksap_jax import structured
+from ntksap_jax.structured import trainability
 
 PROG = "python -m experiments.tpp"
 
@@ -125,10 +119,8 @@ def run_one(job: Job, session: Session, folder: Path, config: Config) -> dict[st
     start = initial_variables(config, job, session)
 
     def choose(variables: Any) -> selection.Keep:
-        return selection.load_or(
-            folder / "keep.json",
-            job,
-            lambda: selection.choose(config, job, variables, session.console),
+        return selection.load_or_choose(
+            folder / "keep.json", config, job, variables, session.console
         )
 
     # TPP and GReg-1 regularise with the choice in mind, the others choose afterwards.
@@ -139,19 +131,23 @@ def run_one(job: Job, session: Session, folder: Path, config: Config) -> dict[st
     if method.regulariser is not None:
         variables, regularised = regularise.carry_out(config, job, start, keep, folder, session)
     keep = keep if knows_choice else choose(variables)
-    pruned = removal.remove(config, job, variables, keep)
-    pruned_score = measure.evaluate(job, pruned)
+    pruned = remove(config, job, variables, keep)
+    pruned_score = measure.evaluate(job.images, pruned)
     _save(folder / "pruned.safetensors", pruned)
 
     final = pruned
     epochs: list[run_folder.Row] = []
     if method.prunes:
-        run = distributed.from_leader(lambda: _identity(folder, keep))
-        stage, state = training_stages.finetuning(
-            config, job, pruned.model, pruned.variables, folder=folder, run=run
+        scratch = method.from_scratch
+        recipe = config_lib.pretraining(config) if scratch else config_lib.finetuning(config)
+        trained, epochs = training_stages.train(
+            *(config, job, session, pruned, recipe),
+            name="Training" if scratch else "Fine-tuning",
+            folder=folder,
+            run=distributed.from_leader(lambda: _identity(folder, keep)),
+            key=job_lib.make_keys(config.seed).finetune,
         )
-        trained, epochs = loop.train(stage, state, job.images, session)
-        final = measure.Network(pruned.model, trained)
+        final = Network(pruned.model, trained)
     _save(folder / "network.safetensors", final)
 
     def finish() -> dict[str, Any]:
@@ -174,10 +170,32 @@ def initial_variables(config: Config, job: Job, session: Session) -> Any:
     """Returns the dense network: random where it is pruned before training, else trained."""
     if config_lib.method_of(config).criterion is not None:
         return job_lib.init_variables(config, job, job.model, job_lib.make_keys(config.seed).init)
-    return dense.pretrained(config, job, session)
+    return training_stages.pretrained(config, job, session)
 
 
-def _save(path: Path, network: measure.Network) -> None:
+def remove(config: Config, job: Job, variables: Any, keep: selection.Keep) -> Network:
+    """Returns the small network: the weights at hand, OrthP's, or fresh ones.
+
+    Raises:
+        UserError: filters that cannot go.
+    """
+    method = config_lib.method_of(config)
+    if not method.prunes:
+        return Network(job.model, variables)
+    try:
+        model, small = structured.shrink(job.model, variables, job.channels, keep)
+    except ValueError as error:
+        raise UserError(f"--method {config.method}: {error}") from error
+    if method.redraw:
+        small = job_lib.init_variables(config, job, model, job_lib.make_keys(config.seed).redrawn)
+    if method.orthp:
+        channels = structured.trace(model, job.images.dataset.image_shape, train=False)
+        gain = 1.0 if job.is_linear else math.sqrt(2)
+        small = {**small, "params": trainability.orthp(small["params"], channels, gain=gain)}
+    return Network(model, small)
+
+
+def _save(path: Path, network: Network) -> None:
     if distributed.is_leader():
         structured.save(path, network.model, network.variables)
 

@@ -16,11 +16,10 @@ from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
-from experiments.tpp import dense, shared
+from experiments.tpp import shared
 from experiments.tpp.config import Config, method_of, tpp_settings
-from experiments.tpp.job import Job, make_keys
-from experiments.tpp.selection import Keep
-from experiments.tpp.training_stages import sgd
+from experiments.tpp.job import Job, make_keys, sgd
+from experiments.tpp.selection import Keep, indices_of
 from experiments.training import loop, steps
 from experiments.training.loop import Session, Stage
 from experiments.training.steps import TrainState
@@ -29,42 +28,26 @@ from ntksap_jax.structured import baselines, tpp
 MAX_ROWS = 100
 """Of regularise.csv; after each a checkpoint is saved."""
 
-Penalty = Callable[[Any, Any], jax.Array]
-"""`penalty(params, step) -> what is added to the loss at that step`."""
-
 
 class Regulariser(NamedTuple):
-    """What the stage adds to training."""
+    """What the stage adds to training; `penalty(params, step)` is what the loss grows by."""
 
     optimizer: optax.GradientTransformation
-    penalty: Penalty
+    penalty: Callable[[Any, Any], jax.Array]
     strength: Callable[[int], float]
     num_steps: int
 
 
 def make(config: Config, job: Job, keep: Keep) -> Regulariser:
-    """Makes the regulariser of the configuration's method.
-
-    Args:
-        config: of the run.
-        job: its layers.
-        keep: the filters that stay; empty for penalties that know of none.
-
-    Raises:
-        UserError: settings that cannot be followed.
-    """
-    inner = sgd(config, config.regularise.reg_lr)
-    channels = job.channels
+    """Makes the regulariser of the method; raises a `UserError` for settings it cannot follow."""
+    options, channels = config.regularise, job.channels
+    inner = sgd(config, options.reg_lr)
     kind = method_of(config).regulariser
     if kind in ("tpp", "greg1"):
         settings = tpp_settings(config)
         if kind == "greg1":
-            ours = baselines.GREG1
-            settings = settings._replace(
-                gram_weight=ours.gram_weight,
-                l2=ours.l2,
-                zero_out_interval=ours.zero_out_interval,
-            )
+            names = ("gram_weight", "l2", "zero_out_interval")
+            settings = settings._replace(**{n: getattr(baselines.GREG1, n) for n in names})
         try:
             optimizer = tpp.regularise(inner, channels, keep, settings)
         except ValueError as error:
@@ -77,7 +60,6 @@ def make(config: Config, job: Job, keep: Keep) -> Regulariser:
             strength=lambda step: float(tpp.strength(step, settings)),
             num_steps=tpp.num_steps(settings),
         )
-    options = config.regularise
 
     def orthogonality(params: Any) -> jax.Array:
         if kind == "kernorth":
@@ -113,12 +95,11 @@ def carry_out(
     Raises:
         UserError, RunFailed, Preempted: as `loop.train` and `make` do.
     """
-    indices = {path: np.flatnonzero(kept).tolist() for path, kept in keep.items()}
     identity = {
-        **dense.identity(config, job),
+        **shared.dense_identity(config, job),
         "method": config.method,
         "regularise": to_dict(config.regularise),
-        "keep": indices,
+        "keep": indices_of(keep),
     }
     regulariser = make(config, job, keep)
     with shared.folder(config, "regularised", identity) as (place, run):

@@ -21,7 +21,6 @@ from experiments.tpp.job import Job, make_keys
 from experiments.tpp.methods import Method
 from ntksap_jax import criteria, schedules, structured
 from ntksap_jax.structured import Cost
-from ntksap_jax.types import Network, ScoreFn
 
 Keep = dict[str, np.ndarray]
 
@@ -130,12 +129,19 @@ def _search(config: Config, job: Job, method: Method, variables: Any, console: C
             job.images.dataset, keys.pruning_batch, config.search.samples_per_class
         )
     network = nts.linen(job.model, job.images.dataset.image_shape, train=False)
+    score = {
+        "ntk_sap": lambda: criteria.ntk_sap(
+            network,
+            num_samples=config.search.num_samples,
+            batch_size=config.search.noise_batch_size,
+            signed=True,
+        ),
+        "snip": lambda: criteria.snip(network, signed=True),
+        "synflow": lambda: criteria.synflow(network),
+    }[str(method.criterion)]()
     with screen.track(console, "pruning", total=rounds, unit="round") as tracker:
         return structured.prune(
-            keys.search,
-            variables["params"],
-            _CRITERIA[str(method.criterion)](network, config),
-            job.channels,
+            *(keys.search, variables["params"], score, job.channels),
             schedule=schedules.exponential(budget, rounds=rounds),
             cost=kind,
             batch=batch,
@@ -143,52 +149,40 @@ def _search(config: Config, job: Job, method: Method, variables: Any, console: C
         )
 
 
-def _ntk_sap(network: Network, config: Config) -> ScoreFn:
-    options = config.search
-    return criteria.ntk_sap(
-        network,
-        num_samples=options.num_samples,
-        batch_size=options.noise_batch_size,
-        signed=True,
-    )
-
-
-_CRITERIA: dict[str, Callable[[Network, Config], ScoreFn]] = {
-    "ntk_sap": _ntk_sap,
-    "snip": lambda network, config: criteria.snip(network, signed=True),
-    "synflow": lambda network, config: criteria.synflow(network),
-}
-
-
 # -- File ----------------------------------------------------------------------------------------
 
 
-def load_or(path: Path, job: Job, make: Callable[[], Keep]) -> Keep:
-    """Reads a choice of filters, or makes and writes it; all processes have that of the leader.
+def load_or_choose(path: Path, config: Config, job: Job, variables: Any, console: Console) -> Keep:
+    """Reads the choice of an earlier session, or chooses; all processes have the leader's.
 
     Args:
         path: `{layer: indices of the filters that stay}` as JSON, with its SHA-256.
-        job: its layers.
-        make: makes the choice.
+        config: of the run; the rest as in `choose`.
+        job: data and channels.
+        variables: of the dense network.
+        console: where the progress of a search goes.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or as `choose` does.
     """
-    indices = distributed.from_leader(lambda: _read_or(path, make))
+
+    def read_or_choose() -> dict[str, list[int]]:
+        if not path.exists():
+            indices = indices_of(choose(config, job, variables, console))
+            run_folder.write_json(path, files.seal(indices))
+            return indices
+        try:
+            return files.unseal(files.read_json(path))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {error}. Delete it to choose again") from error
+
     layers = job.channels.layers
     return {
         layer: np.isin(np.arange(layers[layer].num_filters), kept)
-        for layer, kept in indices.items()
+        for layer, kept in distributed.from_leader(read_or_choose).items()
     }
 
 
-def _read_or(path: Path, make: Callable[[], Keep]) -> dict[str, list[int]]:
-    if not path.exists():
-        keep = make()
-        indices = {layer: np.flatnonzero(kept).tolist() for layer, kept in keep.items()}
-        run_folder.write_json(path, files.seal(indices))
-        return indices
-    try:
-        return files.unseal(files.read_json(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}. Delete it to choose again") from error
+def indices_of(keep: Keep) -> dict[str, list[int]]:
+    """Returns the indices of the filters that stay, as JSON can hold them."""
+    return {layer: np.flatnonzero(kept).tolist() for layer, kept in keep.items()}

@@ -8,8 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from experiments.processes import distributed
+from experiments.shell.configuration import to_dict
 from experiments.storage import files, locking, run_folder
 from experiments.tpp.config import Config, network_name
+from experiments.tpp.job import Job
+
+WHAT_COUNTS = (
+    *("dataset", "image_size", "augment", "model", "width", "seed"),
+    *("batch_size", "momentum", "weight_decay", "pretrain"),
+)
+"""Fields of the configuration that the dense network depends on."""
+
+
+def dense_identity(config: Config, job: Job) -> dict[str, Any]:
+    """Returns all that the dense network of a configuration depends on."""
+    values = to_dict(config)
+    return {**{name: values[name] for name in WHAT_COUNTS}, "data": job.images.dataset.source}
+
+
+def dense_folder(config: Config, job: Job) -> Path:
+    """Returns the folder of the dense network that a configuration asks for."""
+    return path(config, "dense", dense_identity(config, job))
 
 
 def path(config: Config, kind: str, identity: Mapping[str, Any]) -> Path:

@@ -13,9 +13,9 @@ from experiments.shell import pictures as common_pictures
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
 from experiments.tpp import config as config_lib
-from experiments.tpp import dense, measure, pictures
+from experiments.tpp import measure, pictures, shared
 from experiments.tpp.config import Config
-from experiments.tpp.job import Job
+from experiments.tpp.job import Job, make_keys
 from experiments.tpp.measure import Network
 from experiments.tpp.selection import Keep
 from experiments.training import summary as common
@@ -58,11 +58,17 @@ def make(
         start: variables of the dense network.
         pruned: the small network right after pruning.
         pruned_score: its loss and accuracy.
-        final: the same at the end.
+        final: the small network at the end.
         epochs: rows of metrics.csv; none if it was not trained.
     """
     whole, left = structured.cost(job.channels), structured.cost(job.channels, keep)
-    jsv = measure.make_jsv(config, job, pruned.model)
+    if job.is_linear:
+        jsv = measure.linear_jsv(pruned.model, job.images)
+    else:
+        key = make_keys(config.seed).measure
+        jsv = measure.sampled_jsv(pruned.model, job.images, key, config.jsv_images)
+    dense = shared.dense_folder(config, job)
+    trained = run_folder.is_complete(dense)
     last = epochs[-1]["test_accuracy"] if epochs else pruned_score.accuracy
     best = max((row["test_accuracy"] for row in epochs), default=pruned_score.accuracy)
     latency = measure.latency(
@@ -78,7 +84,7 @@ def make(
         "size": config_lib.size_name(config),
         "ratio": config.ratio,
         "finetune_lr": config.finetune.finetune_lr,
-        "dense_accuracy": dense.accuracy_if_there(config, job),
+        "dense_accuracy": run_folder.read_summary(dense)["test_accuracy"] if trained else None,
         "pruned_accuracy": pruned_score.accuracy,
         "last_accuracy": last,
         "best_accuracy": best,
@@ -102,14 +108,7 @@ def make(
 def draw(
     folder: Path, results: dict[str, Any], regularised: Sequence[Row], epochs: Sequence[Row]
 ) -> None:
-    """Draws the pictures of a run into its folder.
-
-    Args:
-        folder: of the run.
-        results: from `make`.
-        regularised: rows of regularise.csv; none without that stage.
-        epochs: rows of metrics.csv.
-    """
+    """Draws the pictures of a run into its folder, those of its tables where they have rows."""
     title = f"{results['network']}, {results['method']}, {results['size']}"
     write = run_folder.write_picture
     write(folder / "filters.png", pictures.filters(results["filters"], title))

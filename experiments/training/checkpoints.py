@@ -167,12 +167,15 @@ def restore_last(
             continue
         if lost:
             # Out of the way, or Orbax would save nothing before their steps are past.
+            aside = folder.parent / "damaged"
+            aside.mkdir(exist_ok=True)
             for each in lost:
-                _put_aside(folder / str(each))
+                shutil.rmtree(aside / f"checkpoint-{each}", ignore_errors=True)
+                os.replace(folder / str(each), aside / f"checkpoint-{each}")
             manager.reload()
             say(
-                f"the training goes on from step {step}; damaged checkpoints, now in "
-                f"{folder.parent / 'damaged'}: {'; '.join(lost.values())}"
+                f"the training goes on from step {step}; damaged checkpoints, now in {aside}: "
+                f"{'; '.join(lost.values())}"
             )
         return restored
     if lost:
@@ -217,10 +220,3 @@ def digest(state: Any) -> str:
         sha.update(f"{path} {array.dtype} {array.shape}".encode())
         sha.update(np.asarray(array).tobytes())
     return sha.hexdigest()
-
-
-def _put_aside(path: Path) -> None:
-    place = path.parent.parent / "damaged"
-    place.mkdir(exist_ok=True)
-    shutil.rmtree(place / f"checkpoint-{path.name}", ignore_errors=True)
-    os.replace(path, place / f"checkpoint-{path.name}")

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments import data
 from experiments.processes import distributed
 from experiments.shell.errors import UserError
-from experiments.training import steps
 from experiments.training.steps import EvalStep, Score, TrainState
 
 EVAL_BATCH_SIZE = 500
@@ -102,5 +102,6 @@ def evaluate(inputs: Inputs, state: TrainState, *, eval_step: EvalStep) -> Score
     """
     size = -(-EVAL_BATCH_SIZE // inputs.mesh.size) * inputs.mesh.size
     batches = inputs.dataset.test_batches(size, part=distributed.part())
-    placed = (distributed.shard_batch(batch, inputs.mesh) for batch in batches)
-    return steps.evaluate(state, placed, eval_step=eval_step)
+    totals = [eval_step(state, *distributed.shard_batch(batch, inputs.mesh)) for batch in batches]
+    sums = jax.tree.map(lambda *parts: float(np.sum(parts)), *jax.device_get(totals))
+    return Score(sums.loss / sums.num_examples, sums.num_correct / sums.num_examples)

@@ -123,7 +123,9 @@ def train(
     """
     key = stage.augmentation_key
     with contextlib.ExitStack() as stack:
-        manager = stack.enter_context(_open_checkpoints(stage))
+        manager = None
+        if distributed.is_leader():
+            manager = stack.enter_context(checkpoints.open_manager(stage.folder / "checkpoints"))
         state, progress = _restore(stage, state, manager, session.console)
         state = distributed.replicate(state, images.mesh)
         rows, sums, start = list(progress.rows), progress.sums, int(state.step)
@@ -204,14 +206,6 @@ def _row(stage: Stage, state: TrainState, sums: Sums, begun: float) -> Row:
 # -- What is read and written, by the leader -----------------------------------------------------
 
 
-def _open_checkpoints(
-    stage: Stage,
-) -> contextlib.AbstractContextManager[ocp.CheckpointManager | None]:
-    if not distributed.is_leader():
-        return contextlib.nullcontext()
-    return checkpoints.open_manager(stage.folder / "checkpoints")
-
-
 def _restore(
     stage: Stage, state: TrainState, manager: ocp.CheckpointManager | None, console: Console
 ) -> tuple[TrainState, Progress]:
@@ -259,7 +253,12 @@ def _recorder(
 
 def _failure(stage: Stage, images: Inputs, error: Diverged) -> RunFailed:
     """Saves the state before the step that failed, and its batch; says what to do."""
-    state, batch = _before(stage, images, error)
+    # From the last state that was checked.
+    state, start = error.state, int(error.state.step)
+    batches = inputs.train_batches(images, stage.order_key, start=start)
+    for _ in range(start, error.step - 1):
+        state, _ = stage.train_step(stage.augmentation_key, state, *next(batches))
+    state, batch = distributed.local(state), distributed.gathered(next(batches))
     epoch = -(-error.step // images.steps_per_epoch)
     about = {
         "error": str(error),
@@ -278,12 +277,3 @@ def _failure(stage: Stage, images: Inputs, error: Diverged) -> RunFailed:
         f"{failures.describe_weights(state.params)}. Try {stage.advice}, or --resume --debug-nans "
         f"to find the operation; state and batch before that step are in {place}"
     )
-
-
-def _before(stage: Stage, images: Inputs, error: Diverged) -> tuple[TrainState, Any]:
-    """Repeats the steps from the last state that was checked up to the one that failed."""
-    state, start = error.state, int(error.state.step)
-    batches = inputs.train_batches(images, stage.order_key, start=start)
-    for _ in range(start, error.step - 1):
-        state, _ = stage.train_step(stage.augmentation_key, state, *next(batches))
-    return distributed.local(state), distributed.gathered(next(batches))

@@ -6,7 +6,8 @@ One command makes one run or several, for comparison, each in a folder of its ow
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,7 +86,14 @@ def session(
     Raises:
         RunFailed: processes differ in their options, or `--debug-nans` found something.
     """
-    distributed.check_same(lambda: _facts(options, images))
+    distributed.check_same(
+        lambda: {
+            **{f"--{name.replace('_', '-')}": str(value) for name, value in options.items()},
+            "images": images.dataset.source,
+            "versions": f"jax {jax.__version__}, flax {flax.__version__}, "
+            f"optax {optax.__version__}",
+        }
+    )
     is_leader = distributed.is_leader()
     with contextlib.ExitStack() as stack:
         stop_requested = distributed.stop_agreed
@@ -107,39 +115,24 @@ def session(
             raise RunFailed(f"--debug-nans found an {failures.operation(error)}") from error
 
 
-def _facts(options: Mapping[str, Any], images: Inputs) -> dict[str, str]:
-    return {
-        **{f"--{name.replace('_', '-')}": str(value) for name, value in options.items()},
-        "images": images.dataset.source,
-        "versions": f"jax {jax.__version__}, flax {flax.__version__}, optax {optax.__version__}",
-    }
-
-
 def carry_out(
     runs: Mapping[Path, C], run_one: Callable[[Path, C], Summary], at: Session
 ) -> list[Summary]:
     """Carries out the runs that are not complete; returns the summaries of all."""
-    return [
-        _known(folder) or _carry_out(folder, config, run_one, at) for folder, config in runs.items()
-    ]
+    summaries = []
+    for folder, config in runs.items():
+        if is_all_done([folder]):
+            summaries.append(
+                distributed.from_leader(functools.partial(run_folder.read_summary, folder))
+            )
+        elif at.stop_requested():
+            raise Preempted
+        else:
+            at.console.rule(folder.name, align="left", style="dim")
+            summaries.append(run_one(folder, config))
+    return summaries
 
 
-def is_all_done(runs: Mapping[Path, Any]) -> bool:
+def is_all_done(runs: Iterable[Path]) -> bool:
     """Says whether all runs are complete."""
     return distributed.from_leader(lambda: all(map(run_folder.is_complete, runs)))
-
-
-def _known(folder: Path) -> Summary | None:
-    def read() -> Summary | None:
-        return run_folder.read_summary(folder) if run_folder.is_complete(folder) else None
-
-    return distributed.from_leader(read)
-
-
-def _carry_out(
-    folder: Path, config: C, run_one: Callable[[Path, C], Summary], at: Session
-) -> Summary:
-    if at.stop_requested():
-        raise Preempted
-    at.console.rule(folder.name, align="left", style="dim")
-    return run_one(folder, config)

@@ -6,13 +6,12 @@ There is no compiled loop over steps: between two of them programs report, save 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import ntksap_jax as nts
@@ -193,38 +192,27 @@ def make_train_step(
         rule = optimizer
         if isinstance(state.opt_state, ConstrainToMaskState):
             rule = nts.constrain_to_mask(optimizer, state.opt_state.mask)
-        return _take_step(model, rule, state, inputs, labels)
+
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                inputs,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jnp.mean(losses), (logits, updated.get("batch_stats", {}))
+
+        (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
+        )
+        updates, opt_state = rule.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        num_correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+        state = TrainState(state.step + 1, params, batch_stats, opt_state)
+        return state, StepMetrics(loss, num_correct)
 
     return train_step
-
-
-def _take_step(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    inputs: jax.Array,
-    labels: jax.Array,
-) -> tuple[TrainState, StepMetrics]:
-    """Takes one step down the gradient of the mean cross-entropy of a batch."""
-
-    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            inputs,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(losses), (logits, updated.get("batch_stats", {}))
-
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params
-    )
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    num_correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
-    state = TrainState(state.step + 1, params, batch_stats, opt_state)
-    return state, StepMetrics(loss, num_correct)
 
 
 def make_eval_step(model: nn.Module, normalise: Callable[[jax.Array], jax.Array]) -> EvalStep:
@@ -256,21 +244,3 @@ def make_eval_step(model: nn.Module, normalise: Callable[[jax.Array], jax.Array]
         )
 
     return eval_step
-
-
-# -- Evaluation ----------------------------------------------------------------------------------
-
-
-def evaluate(
-    state: TrainState, batches: Iterable[tuple[Any, Any, Any]], *, eval_step: EvalStep
-) -> Score:
-    """Measures loss and accuracy in evaluation mode.
-
-    Args:
-        state: the trained state.
-        batches: (images, labels, is_real) of one size each; those that are not real do not count.
-        eval_step: from `make_eval_step`.
-    """
-    totals = [eval_step(state, *batch) for batch in batches]
-    sums = jax.tree.map(lambda *parts: float(np.sum(parts)), *jax.device_get(totals))
-    return Score(sums.loss / sums.num_examples, sums.num_correct / sums.num_examples)
