@@ -102,11 +102,6 @@ def uniform(key: jax.Array, params: Any, layers: Mapping[str, FilterLayer]) -> A
 
     The Kaiming-normal weights of `ntksap_jax.models` are made for ReLU: without it, signals grow by
     √2 a layer, and training at TPP's rates diverges.
-
-    Args:
-        key: PRNG key.
-        params: whose shapes count.
-        layers: the layers that are drawn anew.
     """
     leaves = masks.leaf_paths(params)
     bounds: dict[str, float] = {}

@@ -78,19 +78,14 @@ def sampled_jsv(model: nn.Module, images: Inputs, key: jax.Array, num_images: in
 
 
 def _summarise(values: jax.Array) -> dict[str, float]:
-    found = trainability.summarise(values)
-    return {name: float(getattr(found, name)) for name in ("mean", "std", "condition_number")}
+    summary = trainability.summarise(values)
+    return {name: float(getattr(summary, name)) for name in ("mean", "std", "condition_number")}
 
 
 def latency(
     networks: Mapping[str, Network], input_shape: tuple[int, ...], *, repeats: int
 ) -> dict[str, dict[str, list[float]]]:
     """Times forward passes of several networks, in evaluation mode, taking turns.
-
-    Args:
-        networks: by name.
-        input_shape: of one image.
-        repeats: timed passes of each.
 
     Returns:
         By batch size (as text) and name: lower quartile, median, upper quartile, in seconds.

@@ -17,13 +17,7 @@ from ntksap_jax.structured import tpp
 
 
 def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[str, str]]:
-    """Returns the plan as (name, value) rows.
-
-    Args:
-        config: what was asked for.
-        job: what was made of it.
-        folders: the run folders.
-    """
+    """Returns the plan of the runs in these folders as (name, value) rows."""
     cost = structured.cost(job.channels)
     published = networks.ARCHITECTURES[config.model].width
     width = f", width {config.width} (published: {published})" if config.width else ""

@@ -56,11 +56,7 @@ PROG = "python -m experiments.tpp"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program; mistakes and interruptions end it with one line and a non-zero code.
-
-    Args:
-        arguments: the words after the program's name; by default those of the command line.
-    """
+    """Runs the program; mistakes and interruptions end it with one line and a non-zero code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["report"]:
         # Another program, which knows this one; this one knows no more than its name.
@@ -70,23 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Config:
-    """Returns the configuration that the arguments ask for.
-
-    Raises:
-        UserError: they make no sense.
-    """
+    """Returns the configuration of the arguments; raises a `UserError` if they make no sense."""
     return command_line.parse(arguments, PRESETS, prog=PROG)
 
 
 def run(config: Config, console: Console) -> list[dict[str, Any]]:
-    """Carries out the configured run, and those it is to be compared with.
-
-    Args:
-        config: from the command line, checked.
-        console: where plan, progress and summary go.
-
-    Returns:
-        The summary of each run.
+    """Carries out the configured run and those it is compared with; returns their summaries.
 
     Raises:
         UserError: something that the user can put right.

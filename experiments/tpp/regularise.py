@@ -81,16 +81,8 @@ def carry_out(
 ) -> tuple[Any, list[Row]]:
     """Regularises the dense network, unless a run with another fine-tuning has done so.
 
-    Args:
-        config: of the run.
-        job: data and layers.
-        variables: of the dense network.
-        keep: the filters that stay; empty for penalties that know of none.
-        folder: of the run, which gets a copy of the table.
-        session: how the program runs.
-
     Returns:
-        The variables, and the rows of regularise.csv.
+        The variables, and the rows of regularise.csv, which are copied into the run's folder.
 
     Raises:
         UserError, RunFailed, Preempted: as `loop.train` and `make` do.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +31,7 @@ LATENCY_REPEATS = 15
 
 
 def choose(config: Config, job: Job, variables: Any, console: Console) -> Keep:
-    """Chooses the filters that stay.
-
-    Args:
-        config: of the run.
-        job: data and channels.
-        variables: of the dense network: trained, or random for pruning before training.
-        console: where the progress of a search goes.
+    """Chooses the filters of the dense network that stay.
 
     Raises:
         UserError: patterns that match nothing, a budget that cannot be reached.
@@ -62,7 +57,7 @@ def by_l1(config: Config, job: Job, variables: Any) -> Keep:
     cost: Any
     cost, budget = _budget(config)
     if config.latency_budget is not None:
-        cost, budget = _make_latency(job, variables), config.latency_budget
+        cost, budget = functools.partial(_latency, job, variables), config.latency_budget
     if budget is None:
         return structured.select(scores, ratios)
     keep = structured.select_global(layers, job.channels, density=budget, cost=cost)
@@ -85,20 +80,11 @@ def _budget(config: Config) -> tuple[Literal["flops", "params"], float | None]:
     return "flops", config.flops_budget
 
 
-def _make_latency(job: Job, variables: Any) -> Callable[[Mapping[str, Any]], float]:
-    """Makes the function that measures the time of the network that a choice of filters leaves."""
-
-    def latency(keep: Mapping[str, Any]) -> float:
-        model, small = structured.shrink(job.model, variables, job.channels, keep)
-        network = measure.Network(model, small)
-        times = measure.latency_at(
-            {"": network},
-            (LATENCY_BATCH_SIZE, *job.images.dataset.image_shape),
-            repeats=LATENCY_REPEATS,
-        )
-        return times[""][1]
-
-    return latency
+def _latency(job: Job, variables: Any, keep: Mapping[str, Any]) -> float:
+    """Measures the median time of the network that a choice of filters leaves."""
+    network = measure.Network(*structured.shrink(job.model, variables, job.channels, keep))
+    shape = (LATENCY_BATCH_SIZE, *job.images.dataset.image_shape)
+    return measure.latency_at({"": network}, shape, repeats=LATENCY_REPEATS)[""][1]
 
 
 def cost_left(config: Config, job: Job) -> Cost:
@@ -155,12 +141,7 @@ def _search(config: Config, job: Job, method: Method, variables: Any, console: C
 def load_or_choose(path: Path, config: Config, job: Job, variables: Any, console: Console) -> Keep:
     """Reads the choice of an earlier session, or chooses; all processes have the leader's.
 
-    Args:
-        path: `{layer: indices of the filters that stay}` as JSON, with its SHA-256.
-        config: of the run; the rest as in `choose`.
-        job: data and channels.
-        variables: of the dense network.
-        console: where the progress of a search goes.
+    The file holds `{layer: indices of the filters that stay}` as JSON, with its SHA-256.
 
     Raises:
         UserError: the file is damaged, or as `choose` does.

@@ -24,17 +24,8 @@ from ntksap_jax import structured
 
 # "speed-up" is that in FLOPs; the columns after it are measured.
 HEADER = (
-    "method",
-    "parameters",
-    "FLOPs",
-    "speed-up",
-    "batch 1",
-    "batch 128",
-    "pruned",
-    "last epoch",
-    "best epoch",
-    "JSV pruned",
-    "JSV at the end",
+    *("method", "parameters", "FLOPs", "speed-up", "batch 1", "batch 128"),
+    *("pruned", "last epoch", "best epoch", "JSV pruned", "JSV at the end"),
 )
 
 

@@ -115,14 +115,9 @@ def _silence() -> None:
 def save(
     manager: ocp.CheckpointManager, step: int, state: TrainState, progress: Progress, *, run: str
 ) -> None:
-    """Begins to write the state after `step` steps; first waits for the save before.
+    """Begins to write the state after `step` steps of a run; first waits for the save before.
 
-    Args:
-        manager: from `open_manager`.
-        step: larger than any that was saved.
-        state: of the training.
-        progress: what it came to.
-        run: identifies what is computed, see `run_folder.identity`.
+    `run` identifies what is computed, see `run_folder.identity`.
     """
     if distributed.is_joined():
         # Orbax writes arrays of devices only if all processes take part.
@@ -139,11 +134,7 @@ def save(
 
 
 def restore_last(
-    manager: ocp.CheckpointManager,
-    like: TrainState,
-    *,
-    run: str,
-    say: Callable[[str], None],
+    manager: ocp.CheckpointManager, like: TrainState, *, run: str, say: Callable[[str], None]
 ) -> tuple[TrainState, Progress] | None:
     """Reads the last checkpoint that is intact; nothing if there was never one.
 

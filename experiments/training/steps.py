@@ -69,9 +69,6 @@ class Score(NamedTuple):
     accuracy: float
 
 
-# -- Optimiser -----------------------------------------------------------------------------------
-
-
 def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedule:
     """Returns the learning rate as a function of the number of steps taken."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
@@ -95,11 +92,7 @@ def drops(
 ) -> optax.Schedule:
     """Returns the learning rate by step: times 0.1 after each of the epochs.
 
-    Args:
-        rate: at first.
-        epochs: counted from the beginning of the training.
-        steps_per_epoch: length of an epoch.
-        done: steps of the training before the schedule begins.
+    Epochs are counted from the beginning of the training, `done` steps before the schedule's.
     """
     boundaries = {epoch * steps_per_epoch - done: 0.1 for epoch in epochs}
     return optax.piecewise_constant_schedule(rate, boundaries)
@@ -118,13 +111,7 @@ def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> optax.Gradie
 
 
 def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> Any:
-    """Draws the variables of a linen module, in all processes those of the leader.
-
-    Args:
-        model: linen module.
-        key: PRNG key.
-        image_shape: of one image.
-    """
+    """Draws the variables of a linen module, in all processes those of the leader."""
     example = jnp.zeros((1, *image_shape))
     return distributed.arrays_from_leader(
         lambda: _compiled_init(model)(key, example), like=jax.eval_shape(model.init, key, example)
@@ -140,13 +127,7 @@ def _compiled_init(model: nn.Module) -> Any:
 def init_state(
     variables: Any, optimizer: optax.GradientTransformation, mask: Any = None
 ) -> TrainState:
-    """Makes the state before the first step.
-
-    Args:
-        variables: of the linen module, as it drew them or as they were trained before.
-        optimizer: for a masked network the one without the mask, which is imposed from outside.
-        mask: what to keep; without one the network is dense.
-    """
+    """Makes the state before the first step; the optimiser is the one without the mask."""
     params = variables["params"]
     # As one program: one by one, the zeros of every shape of leaf are compiled for.
     optimizer = optimizer._replace(init=jax.jit(optimizer.init))
@@ -158,9 +139,6 @@ def init_state(
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(params),
     )
-
-
-# -- Steps ---------------------------------------------------------------------------------------
 
 
 def make_train_step(

@@ -9,12 +9,9 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from experiments import data
 from experiments.shell import console as screen
 from experiments.storage import run_folder
 from experiments.training.inputs import Inputs
-
-Dataset = data.Dataset | data.StreamedDataset
 
 
 def describe_images(images: Inputs, *, augmented: bool = True) -> dict[str, str]:
@@ -47,13 +44,7 @@ def plan(*parts: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def common(config: Any, images: Inputs, epochs: Sequence[run_folder.Row]) -> dict[str, Any]:
-    """Returns the part of summary.json that every run has.
-
-    Args:
-        config: of the run, with `dataset`, `model`, `seed` and `label`.
-        images: what was trained on.
-        epochs: rows of metrics.csv.
-    """
+    """Returns the part of summary.json that every run has."""
     return {
         "dataset": config.dataset,
         "dataset_source": images.dataset.source,
