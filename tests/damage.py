@@ -1,19 +1,14 @@
-"""Damage to files and to what they say, at random.
-
-`NTKSAP_LONG_TESTS=all` tries 3000 inputs of each kind instead of 100.
-"""
+"""Damage to files and to what they say, at random."""
 
 import copy
 import gc
-import os
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-LONG = os.environ.get("NTKSAP_LONG_TESTS") == "all"
 fuzzed = settings(
-    max_examples=3000 if LONG else 100,
+    max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

@@ -14,7 +14,6 @@ import jax
 import kill_harness
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from experiments import data
 from experiments.cifar import config as config_lib
@@ -26,9 +25,6 @@ from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from experiments.tpp import program as tpp
-
-EITHER = [0, pytest.param(1, marks=pytest.mark.by_hand)]
-"""Which of two processes something happens to."""
 
 OPTIONS = [
     *("demo", "--model", "mlp", "--density", "0.1", "--rounds", "3", "--num-samples", "3"),
@@ -46,35 +42,6 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(number, port, arguments, *, folder, through, program):
-    """Starts one of the processes of a run, each in a folder of its own."""
-    environment = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(DEVICES_EACH))
-    flags = ["--distributed"]
-    if through == "slurm":
-        environment |= {
-            "SLURM_JOB_ID": "7",
-            "SLURM_STEP_NODELIST": "localhost",
-            "SLURM_NTASKS": "2",
-            "SLURM_PROCID": str(number),
-            "SLURM_LOCALID": str(number),
-            "JAX_COORDINATOR_PORT": str(port),
-        }
-    else:
-        flags += ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"]
-        flags += ["--process-id", str(number)]
-    own = folder / f"process-{number}"
-    own.mkdir(parents=True, exist_ok=True)
-    environment["PYTHONPATH"] = str(kill_harness.ROOT)
-    with (folder / f"output-{number}.txt").open("a") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", program, *arguments, *flags],
-            cwd=own,
-            env=environment,
-            stdout=output,
-            stderr=output,
-        )
-
-
 @contextlib.contextmanager
 def two_processes(folder, *arguments, others=(), through="flags", program="experiments.cifar"):
     """Starts two processes of a run, and kills them in the end.
@@ -86,12 +53,36 @@ def two_processes(folder, *arguments, others=(), through="flags", program="exper
         through: how they find each other.
         program: what they run.
     """
-    port = free_port()
-    processes = [
-        start(number, port, [*arguments, *more], folder=folder, through=through, program=program)
-        for number, more in enumerate([(), others])
-    ]
+    port, processes = free_port(), []
     try:
+        for number, more in enumerate([(), others]):
+            environment = os.environ | {
+                "JAX_PLATFORMS": "cpu",
+                "JAX_NUM_CPU_DEVICES": str(DEVICES_EACH),
+                "PYTHONPATH": str(kill_harness.ROOT),
+            }
+            flags = ["--distributed"]
+            if through == "slurm":
+                environment |= {
+                    "SLURM_JOB_ID": "7",
+                    "SLURM_STEP_NODELIST": "localhost",
+                    "SLURM_NTASKS": "2",
+                    "SLURM_PROCID": str(number),
+                    "SLURM_LOCALID": str(number),
+                    "JAX_COORDINATOR_PORT": str(port),
+                }
+            else:
+                flags += ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2"]
+                flags += ["--process-id", str(number)]
+            own = folder / f"process-{number}"
+            own.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", program, *arguments, *more, *flags]
+            with (folder / f"output-{number}.txt").open("a") as output:
+                processes.append(
+                    subprocess.Popen(
+                        command, cwd=own, env=environment, stdout=output, stderr=output
+                    )
+                )
         yield processes
     finally:
         for process in processes:
@@ -130,29 +121,12 @@ def alone(tmp_path_factory):
     return runs
 
 
-def assert_near(runs, others):
-    """Asserts that results are the same but for rounding."""
-    ours, theirs = kill_harness.result(runs), kill_harness.result(others)
-    masks = []
-    for each in (runs, others):
-        mask = safetensors.numpy.load_file(each / NAME / "mask.safetensors")
-        masks.append(np.concatenate([mask[name].ravel() for name in sorted(mask)]))
-    assert masks[0].sum() == masks[1].sum()
-    assert (masks[0] == masks[1]).mean() >= 0.9999
-    for name in ("search.csv", "metrics.csv"):
-        assert len(ours[name]) == len(theirs[name]) == 3
-        for row, other in zip(ours[name], theirs[name], strict=True):
-            assert row.keys() == other.keys()
-            for column in row.keys() - {"sha256"}:
-                assert float(row[column]) == pytest.approx(float(other[column]), rel=1e-3), column
-
-
-@pytest.mark.programs
+@pytest.mark.long
 def test_two_processes_come_to_the_result_of_one(together, alone):
-    assert_near(together / "process-0" / "runs", alone)
+    kill_harness.assert_near(together / "process-0" / "runs", alone)
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_the_leader_alone_writes(together):
     assert written(together / "process-1") == []
     assert output(together, 1).replace("\n", "").count("Plan") == 0
@@ -162,13 +136,13 @@ def test_the_leader_alone_writes(together):
     assert len(session["devices"]) == 2 * DEVICES_EACH
 
 
-@pytest.mark.programs
-@pytest.mark.parametrize("number", EITHER)
+@pytest.mark.long
+@pytest.mark.parametrize("number", [0, 1])
 def test_preempted_in_one_process_all_save_and_the_run_goes_on(together, tmp_path, number):
     folder = tmp_path
     runs = folder / "process-0" / "runs"
     with two_processes(folder, *OPTIONS) as processes:
-        wait_for(processes, runs / NAME / ("search.csv" if number else "metrics.csv"))
+        kill_harness.wait_for(processes, runs / NAME / ("search.csv" if number else "metrics.csv"))
         processes[number].send_signal(signal.SIGTERM)
         assert codes(processes) == [75, 75], output(folder, 0) + output(folder, 1)
     assert "preempted, all is saved; to go on" in output(folder, 0)
@@ -180,15 +154,7 @@ def test_preempted_in_one_process_all_save_and_the_run_goes_on(together, tmp_pat
         assert written(folder / "process-1") == []
     else:
         cifar.main([*OPTIONS, "--runs-dir", str(runs), "--resume"])
-        assert_near(runs, together / "process-0" / "runs")
-
-
-def wait_for(processes, path):
-    deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} does not come"
-        assert all(process.poll() is None for process in processes), "a process ended"
-        time.sleep(0.01)
+        kill_harness.assert_near(runs, together / "process-0" / "runs")
 
 
 TPP = [
@@ -199,7 +165,7 @@ TPP = [
 ]
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_filters_are_pruned_by_two_processes_as_by_one(tmp_path):
     with two_processes(tmp_path, *TPP, program="experiments.tpp") as processes:
         assert codes(processes) == [0, 0], output(tmp_path, 0) + output(tmp_path, 1)
@@ -305,7 +271,7 @@ def test_alone_in_the_world(capfd, monkeypatch):
     assert error.count("\n") == 1
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_an_error_in_one_process_ends_the_others(tmp_path):
     with two_processes(tmp_path, *OPTIONS, others=["--num-samples", "4"]) as processes:
         assert codes(processes) == [1, 1]
@@ -315,11 +281,11 @@ def test_an_error_in_one_process_ends_the_others(tmp_path):
         assert "another --num-samples than process 0: 4, not 3" in output(tmp_path, number)
 
 
-@pytest.mark.programs
-@pytest.mark.parametrize("number", EITHER)
+@pytest.mark.long
+@pytest.mark.parametrize("number", [0, 1])
 def test_a_process_that_is_killed_does_not_leave_the_other_waiting(tmp_path, number):
     with two_processes(tmp_path, *OPTIONS, "--epochs", "1000") as processes:
-        wait_for(processes, tmp_path / "process-0" / "runs" / NAME / "metrics.csv")
+        kill_harness.wait_for(processes, tmp_path / "process-0" / "runs" / NAME / "metrics.csv")
         processes[number].kill()
         ended = codes(processes)
     # JAX aborts who waits for a dead process, unless the broken connection is noticed first.

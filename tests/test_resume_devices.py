@@ -1,17 +1,13 @@
 """What was saved on some devices goes on on others: searches, trainings, and the real program."""
 
-import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
 
 import jax
+import kill_harness
 import numpy as np
 import oracles
 import pytest
-import safetensors.numpy
 from test_training import ConvNet, compiled_step, make_stage, noisy, run_stage, start, undisturbed
 
 import ntksap_jax as nts
@@ -21,7 +17,6 @@ from experiments.training.checkpoints import Progress
 from ntksap_jax import criteria, masks, sharding
 
 KEY = jax.random.key(1)
-ROOT = Path(__file__).parents[1]
 
 
 def placements(tree):
@@ -90,88 +85,18 @@ def test_a_checkpoint_is_read_onto_other_devices(tmp_path, number):
     assert all(jax.tree.leaves(lying))
 
 
-# -- The program -----------------------------------------------------------------------------------
-
-
-NAME = "digits-mlp-ntk_sap-0.1-seed0"
-OPTIONS = [
-    *("demo", "--model", "mlp", "--density", "0.1", "--rounds", "4", "--num-samples", "2"),
-    *("--noise-batch-size", "20", "--epochs", "3", "--save-minutes", "1e-9", "--compare"),
-    *("--resume", "--runs-dir"),
-]
-DRIVER = """
-import importlib, os, signal, sys
-
-from experiments.cifar import program as cifar
-
-module, name, number = importlib.import_module(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-function, calls = getattr(module, name), 0
-
-
-def preempted(*args, **kwargs):
-    global calls
-    calls += 1
-    if calls == number:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return function(*args, **kwargs)
-
-
-setattr(module, name, preempted)
-cifar.main(sys.argv[4:])
-"""
-"""Runs the program with SIGTERM before the n-th call of one of its functions."""
-PREEMPTED, PATIENCE = 75, 600.0
-
-
-def run_program(runs, *, devices, preempted_at=("experiments.training.checkpoints", "save", "0")):
-    """Returns the exit code."""
-    ended = subprocess.run(
-        [sys.executable, "-c", DRIVER, *preempted_at, *OPTIONS, runs],
-        cwd=ROOT,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert ended.returncode in (0, PREEMPTED), ended.stderr
-    return ended.returncode
-
-
-def read_result(runs):
-    """Returns the mask, and the rows of both tables."""
-    archive = safetensors.numpy.load_file(runs / NAME / "mask.safetensors")
-    mask = np.concatenate([archive[name].ravel() for name in sorted(archive)])
-    tables = []
-    for name in ("search.csv", "metrics.csv"):
-        with (runs / NAME / name).open(newline="") as file:
-            tables.append(list(csv.DictReader(file)))
-    return mask, *tables
-
-
 @pytest.mark.long
-@pytest.mark.by_hand
 def test_the_program_goes_on_on_other_devices_and_back(tmp_path):
     """One device up to a round of the search, four up to a step of the training, one to the end."""
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
-    in_search = ("experiments.cifar.search_files", "save_round", "2")
-    in_training = ("experiments.training.checkpoints", "save", "20")
-    assert run_program(disturbed, devices=1, preempted_at=in_search) == PREEMPTED
-    assert run_program(disturbed, devices=4, preempted_at=in_training) == PREEMPTED
-    assert run_program(disturbed, devices=1) == 0
-    assert run_program(undisturbed, devices=1) == 0
-
-    sessions = json.loads((disturbed / NAME / "environment.json").read_text())
+    folder = disturbed / kill_harness.NAME
+    for devices, path in ((1, folder / "search.csv"), (4, folder / "checkpoints")):
+        process = kill_harness.start(disturbed, devices)
+        kill_harness.wait_for([process], path)
+        process.send_signal(signal.SIGTERM)
+        kill_harness.finish(process, disturbed, expected=kill_harness.PREEMPTED)
+    for runs in (disturbed, undisturbed):
+        kill_harness.finish(kill_harness.start(runs), runs)
+    sessions = json.loads((folder / "environment.json").read_text())
     assert [len(session["devices"]) for session in sessions] == [1, 4, 1]
-    mask, rounds, epochs = read_result(disturbed)
-    expected_mask, expected_rounds, expected_epochs = read_result(undisturbed)
-    assert np.mean(mask == expected_mask) >= 0.9999
-    assert [r["num_kept"] for r in rounds] == [r["num_kept"] for r in expected_rounds]
-    assert len(epochs) == len(expected_epochs) == 3
-    for epoch, expected in zip(epochs, expected_epochs, strict=True):
-        assert epoch["step"] == expected["step"]
-        for name in ("train_loss", "test_loss"):
-            assert float(epoch[name]) == pytest.approx(float(expected[name]), rel=1e-3)
-        # Of 364 images one may be on the edge.
-        assert float(epoch["test_accuracy"]) == pytest.approx(
-            float(expected["test_accuracy"]), abs=1.5 / 364
-        )
+    kill_harness.assert_near(disturbed, undisturbed)

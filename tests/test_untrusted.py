@@ -1,7 +1,4 @@
-"""Files from strangers: what they hold is used or refused by name, and nothing else happens.
-
-`NTKSAP_LONG_TESTS=all` tries 3000 inputs of each kind instead of 100.
-"""
+"""Files from strangers: what they hold is used or refused by name, and nothing else happens."""
 
 import io
 import json
