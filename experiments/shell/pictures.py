@@ -45,7 +45,7 @@ def training_curves(runs: Mapping[str, Sequence[Row]], title: str) -> Figure:
             too, dashed.
         title: what was trained on what.
     """
-    figure, (left, right) = _figure(title, columns=2)
+    figure, (left, right) = new_figure(title, columns=2)
     for index, (name, rows) in enumerate(runs.items()):
         epochs = [row["epoch"] for row in rows]
         style: dict[str, Any] = {
@@ -85,7 +85,7 @@ def layer_densities(runs: Mapping[str, Mapping[str, float]], title: str) -> Figu
     """
     layers = list(next(iter(runs.values())))
     height = max(2.5, 1.0 + 0.19 * len(layers) * (0.6 + 0.4 * len(runs)))
-    figure, (axes,) = _figure(title, columns=1, height=height)
+    figure, (axes,) = new_figure(title, columns=1, height=height)
     thickness = 0.8 / len(runs)
     for index, (name, densities) in enumerate(runs.items()):
         places = np.arange(len(layers)) + (index - (len(runs) - 1) / 2) * thickness
@@ -112,7 +112,7 @@ def search_rounds(rows: Sequence[Row], title: str) -> Figure:
     quantities = {"threshold": "lowest score kept"}
     if "trace" in rows[0]:
         quantities["trace"] = "estimated trace of the NTK"
-    figure, all_axes = _figure(title, columns=len(quantities))
+    figure, all_axes = new_figure(title, columns=len(quantities))
     for axes, (quantity, label) in zip(all_axes, quantities.items(), strict=True):
         values = [row[quantity] for row in rows]
         axes.plot([row["round"] for row in rows], values, "o-", color=COLOURS[0], markersize=3.5)
@@ -126,7 +126,8 @@ def search_rounds(rows: Sequence[Row], title: str) -> Figure:
     return figure
 
 
-def _figure(title: str, *, columns: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+def new_figure(title: str, *, columns: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    """Makes a figure with a title and axes side by side."""
     figure = Figure(figsize=(8.0, height), layout="constrained")
     figure.suptitle("\n".join(textwrap.wrap(title, 95)), fontsize=11, x=0.01, ha="left")
     return figure, list(np.atleast_1d(figure.subplots(1, columns)))

@@ -6,22 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.shell.pictures import COLOURS, STYLE, Row
+from experiments.shell.pictures import COLOURS, STYLE, Row, new_figure
 
 
 @matplotlib.rc_context(STYLE)
 def regularisation(rows: Sequence[Row], title: str) -> Figure:
-    """Draws penalty and sizes of the filters over the steps.
-
-    Args:
-        rows: rows of regularise.csv.
-        title: what was regularised.
-    """
+    """Draws penalty and sizes of the filters over the steps; of the rows of regularise.csv."""
     has_sizes = "kept_size" in rows[0]
-    figure, all_axes = _figure(title, columns=1 + has_sizes)
+    figure, all_axes = new_figure(title, columns=1 + has_sizes)
     steps = [row["step"] for row in rows]
     all_axes[0].plot(steps, [row["penalty"] for row in rows], color=COLOURS[0], label="penalty")
     all_axes[0].plot(
@@ -52,14 +46,9 @@ def _positive(values: Sequence[float]) -> np.ndarray:
 
 @matplotlib.rc_context(STYLE)
 def filters(counts: Mapping[str, Sequence[int]], title: str) -> Figure:
-    """Draws how many filters of each layer stay, first layer on top.
-
-    Args:
-        counts: (kept, all) by path of the kernel.
-        title: what was pruned.
-    """
+    """Draws how many filters of each layer stay: (kept, all) by path, first layer on top."""
     height = max(2.5, 1.0 + 0.19 * len(counts))
-    figure, (axes,) = _figure(title, columns=1, height=height)
+    figure, (axes,) = new_figure(title, columns=1, height=height)
     places = np.arange(len(counts))
     kept, whole = (np.array(values) for values in zip(*counts.values(), strict=True))
     axes.barh(places, whole, 0.8, color="#dddddd", label="removed")
@@ -70,9 +59,3 @@ def filters(counts: Mapping[str, Sequence[int]], title: str) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.legend(loc="best")
     return figure
-
-
-def _figure(title: str, *, columns: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(4.0 * max(2, columns), height), layout="constrained")
-    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    return figure, list(np.atleast_1d(figure.subplots(1, columns)))
