@@ -115,13 +115,13 @@ def make_stage(
     def columns(state: TrainState) -> dict[str, float]:
         last = int(state.step) - 1
         penalty, sizes = jax.device_get(measure(jax.device_get(state.params), last))
-        found = {"strength": regulariser.strength(last), "penalty": float(penalty)}
+        values = {"strength": regulariser.strength(last), "penalty": float(penalty)}
         for what in ("kept", "pruned"):
             by_layer = {path: float(getattr(size, what)) for path, size in sizes.items()}
             if by_layer:
-                found[f"{what}_size"] = float(np.mean(list(by_layer.values())))
-            found |= {f"{what}_size/{path}": value for path, value in by_layer.items()}
-        return found
+                values[f"{what}_size"] = float(np.mean(list(by_layer.values())))
+            values |= {f"{what}_size/{path}": value for path, value in by_layer.items()}
+        return values
 
     def describe(row: Row) -> str:
         sizes = (

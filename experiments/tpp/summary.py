@@ -113,29 +113,30 @@ def draw(
 def show(folders: Sequence[Path], summaries: Sequence[dict[str, Any]], console: Console) -> None:
     """Prints the summary table."""
     first = summaries[0]
-    known = [found["dense_accuracy"] for found in summaries if found["dense_accuracy"] is not None]
+    accuracies = [results["dense_accuracy"] for results in summaries]
+    known = [value for value in accuracies if value is not None]
     accuracy = f", test accuracy {known[0]:.2%}" if known else ""
     common.show(
         console,
         f"{first['network']}: {first['dense_parameters']:,} parameters, "
         f"{first['dense_flops']:,} FLOPs{accuracy}",
         HEADER,
-        [_table_row(found) for found in summaries],
+        [_table_row(results) for results in summaries],
         folders=folders,
         summaries=summaries,
     )
 
 
-def _table_row(found: dict[str, Any]) -> tuple[str, ...]:
+def _table_row(results: dict[str, Any]) -> tuple[str, ...]:
     return (
-        found["method"],
-        f"{found['parameters']:,}",
-        f"{found['flops']:,}",
-        f"{found['speedup_flops']:.2f}x",
-        *(f"{ratio:.2f}x" for ratio in found["speedup_measured"].values()),
-        f"{found['pruned_accuracy']:.2%}",
-        f"{found['last_accuracy']:.2%}",
-        f"{found['best_accuracy']:.2%}",
-        f"{found['pruned_jsv']['mean']:.4f}",
-        f"{found['final_jsv']['mean']:.4f}",
+        results["method"],
+        f"{results['parameters']:,}",
+        f"{results['flops']:,}",
+        f"{results['speedup_flops']:.2f}x",
+        *(f"{ratio:.2f}x" for ratio in results["speedup_measured"].values()),
+        f"{results['pruned_accuracy']:.2%}",
+        f"{results['last_accuracy']:.2%}",
+        f"{results['best_accuracy']:.2%}",
+        f"{results['pruned_jsv']['mean']:.4f}",
+        f"{results['final_jsv']['mean']:.4f}",
     )

@@ -187,21 +187,21 @@ def restore(
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
-        found = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
-        record = files.unseal(found.record)
+        restored = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+        record = files.unseal(restored.record)
         if (record["run"], record["step"]) != (run, step):
             raise ValueError("it is of another run")
         rows, sums, seconds = record["progress"]
         progress = Progress(tuple(rows), Sums(*sums), seconds)
-        found = manager.restore(
+        restored = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )
     except Exception as error:  # Orbax documents no common base class for what it raises here.
         reason = str(error).strip().split("\n")[0][:200]
         raise Damaged(f"{type(error).__name__}: {reason}") from error
-    if digest(found.state) != record["state"]:
+    if digest(restored.state) != record["state"]:
         raise Damaged("its arrays are not those whose SHA-256 was recorded")
-    return found.state, progress
+    return restored.state, progress
 
 
 def digest(state: Any) -> str:
