@@ -191,7 +191,7 @@ def test_filters_go_until_the_measured_time_is_within_the_budget(monkeypatch):
         PRESETS["demo"][1], latency_budget=0.5, model="linear_mlp", width=10
     )
     made = job.make(config)
-    variables = job.init_variables(config, made, made.model, jax.random.key(0))
+    variables = job.init_variables(made, made.model, jax.random.key(0))
     kept = selection.by_l1(config, made, variables)
     same = dataclasses.replace(config, latency_budget=None, params_budget=0.5)
     for path, want in selection.by_l1(same, made, variables).items():

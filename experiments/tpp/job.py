@@ -20,22 +20,6 @@ from ntksap_jax import masks, structured
 from ntksap_jax.structured import Channels, FilterLayer, tpp_presets
 
 
-class Job(NamedTuple):
-    """Data and dense network.
-
-    Attributes:
-        images: what is trained on, of the size that was asked for.
-        model: the dense network.
-        channels: its channels.
-        is_linear: whether it is a product of matrices.
-    """
-
-    images: Inputs
-    model: nn.Module
-    channels: Channels
-    is_linear: bool
-
-
 class Keys(NamedTuple):
     """A key for each thing that is drawn at random."""
 
@@ -49,9 +33,22 @@ class Keys(NamedTuple):
     measure: jax.Array
 
 
-def make_keys(seed: int) -> Keys:
-    """Makes the keys of a seed."""
-    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+class Job(NamedTuple):
+    """Data and dense network.
+
+    Attributes:
+        keys: of the seed.
+        images: what is trained on, of the size that was asked for.
+        model: the dense network.
+        channels: its channels.
+        is_linear: whether it is a product of matrices.
+    """
+
+    keys: Keys
+    images: Inputs
+    model: nn.Module
+    channels: Channels
+    is_linear: bool
 
 
 def make(config: Config) -> Job:
@@ -79,7 +76,8 @@ def make(config: Config) -> Job:
             f"--model {config.model} cannot take the images of {config.dataset}: {error}"
         ) from error
     is_linear = networks.ARCHITECTURES[config.model].is_linear
-    return Job(images=images, model=model, channels=channels, is_linear=is_linear)
+    keys = Keys(*jax.random.split(jax.random.key(config.seed), len(Keys._fields)))
+    return Job(keys=keys, images=images, model=model, channels=channels, is_linear=is_linear)
 
 
 def sgd(config: Config, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
@@ -89,10 +87,10 @@ def sgd(config: Config, learning_rate: optax.ScalarOrSchedule) -> optax.Gradient
     )
 
 
-def init_variables(config: Config, job: Job, model: nn.Module, key: jax.Array) -> Any:
+def init_variables(job: Job, model: nn.Module, key: jax.Array) -> Any:
     """Draws the weights of the dense network, or of a smaller one with layers of the same paths."""
     variables = steps.init_variables(model, key, job.images.dataset.image_shape)
-    if not networks.ARCHITECTURES[config.model].is_linear:
+    if not job.is_linear:
         return variables
     return {**variables, "params": uniform(key, variables["params"], job.channels.layers)}
 

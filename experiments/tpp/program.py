@@ -130,7 +130,7 @@ def run_one(job: Job, session: Session, folder: Path, config: Config) -> dict[st
             name="Training" if scratch else "Fine-tuning",
             folder=folder,
             run=distributed.from_leader(lambda: _identity(folder, keep)),
-            key=job_lib.make_keys(config.seed).finetune,
+            key=job.keys.finetune,
         )
         final = Network(pruned.model, trained)
     _save(folder / "network.safetensors", final)
@@ -154,7 +154,7 @@ def run_one(job: Job, session: Session, folder: Path, config: Config) -> dict[st
 def initial_variables(config: Config, job: Job, session: Session) -> Any:
     """Returns the dense network: random where it is pruned before training, else trained."""
     if config_lib.method_of(config).criterion is not None:
-        return job_lib.init_variables(config, job, job.model, job_lib.make_keys(config.seed).init)
+        return job_lib.init_variables(job, job.model, job.keys.init)
     return training_stages.pretrained(config, job, session)
 
 
@@ -172,7 +172,7 @@ def remove(config: Config, job: Job, variables: Any, keep: selection.Keep) -> Ne
     except ValueError as error:
         raise UserError(f"--method {config.method}: {error}") from error
     if method.redraw:
-        small = job_lib.init_variables(config, job, model, job_lib.make_keys(config.seed).redrawn)
+        small = job_lib.init_variables(job, model, job.keys.redrawn)
     if method.orthp:
         channels = structured.trace(model, job.images.dataset.image_shape, train=False)
         gain = 1.0 if job.is_linear else math.sqrt(2)

@@ -18,7 +18,7 @@ from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
 from experiments.tpp import shared
 from experiments.tpp.config import Config, method_of, tpp_settings
-from experiments.tpp.job import Job, make_keys, sgd
+from experiments.tpp.job import Job, sgd
 from experiments.tpp.selection import Keep, indices_of
 from experiments.training import loop, steps
 from experiments.training.loop import Session, Stage
@@ -135,7 +135,7 @@ def make_stage(
             f"{sizes}  {screen.duration(row['seconds'])}"
         )
 
-    order_key, augmentation_key = jax.random.split(make_keys(config.seed).regularise)
+    order_key, augmentation_key = jax.random.split(job.keys.regularise)
     return Stage(
         name="Regularising",
         folder=folder,

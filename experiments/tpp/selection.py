@@ -18,7 +18,7 @@ from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.tpp import measure
 from experiments.tpp.config import Config, method_of
-from experiments.tpp.job import Job, make_keys
+from experiments.tpp.job import Job
 from experiments.tpp.methods import Method
 from ntksap_jax import criteria, schedules, structured
 from ntksap_jax.structured import Cost
@@ -108,11 +108,10 @@ def _search(config: Config, job: Job, method: Method, variables: Any, console: C
     if budget is None:
         budget = cost_left(config, job).flops / structured.cost(job.channels).flops
     rounds = method.rounds or config.search.rounds
-    keys = make_keys(config.seed)
     batch = None
     if method.criterion == "snip":
         batch = data.pruning_batch(
-            job.images.dataset, keys.pruning_batch, config.search.samples_per_class
+            job.images.dataset, job.keys.pruning_batch, config.search.samples_per_class
         )
     network = nts.linen(job.model, job.images.dataset.image_shape, train=False)
     score = {
@@ -127,7 +126,7 @@ def _search(config: Config, job: Job, method: Method, variables: Any, console: C
     }[str(method.criterion)]()
     with screen.track(console, "pruning", total=rounds, unit="round") as tracker:
         return structured.prune(
-            *(keys.search, variables["params"], score, job.channels),
+            *(job.keys.search, variables["params"], score, job.channels),
             schedule=schedules.exponential(budget, rounds=rounds),
             cost=kind,
             batch=batch,

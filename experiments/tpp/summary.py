@@ -15,7 +15,7 @@ from experiments.storage.run_folder import Row
 from experiments.tpp import config as config_lib
 from experiments.tpp import measure, pictures, shared
 from experiments.tpp.config import Config
-from experiments.tpp.job import Job, make_keys
+from experiments.tpp.job import Job
 from experiments.tpp.measure import Network
 from experiments.tpp.selection import Keep
 from experiments.training import summary as common
@@ -56,8 +56,7 @@ def make(
     if job.is_linear:
         jsv = measure.linear_jsv(pruned.model, job.images)
     else:
-        key = make_keys(config.seed).measure
-        jsv = measure.sampled_jsv(pruned.model, job.images, key, config.jsv_images)
+        jsv = measure.sampled_jsv(pruned.model, job.images, job.keys.measure, config.jsv_images)
     dense = shared.dense_folder(config, job)
     trained = run_folder.is_complete(dense)
     last = epochs[-1]["test_accuracy"] if epochs else pruned_score.accuracy

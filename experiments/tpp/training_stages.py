@@ -13,7 +13,7 @@ from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
 from experiments.tpp import measure, shared
 from experiments.tpp.config import Config, Recipe, pretraining
-from experiments.tpp.job import Job, init_variables, make_keys, sgd
+from experiments.tpp.job import Job, init_variables, sgd
 from experiments.tpp.measure import Network
 from experiments.training import inputs, loop, steps
 from experiments.training.loop import Session, Stage
@@ -27,15 +27,14 @@ def pretrained(config: Config, job: Job, session: Session) -> Any:
         UserError: its checkpoints are damaged.
         RunFailed, Preempted: as `loop.train` does.
     """
-    keys = make_keys(config.seed)
-    start = Network(job.model, init_variables(config, job, job.model, keys.init))
+    start = Network(job.model, init_variables(job, job.model, job.keys.init))
     with shared.folder(config, "dense", shared.dense_identity(config, job)) as (folder, run):
         variables, rows = train(
             *(config, job, session, start, pretraining(config)),
             name="Pretraining",
             folder=folder,
             run=run,
-            key=keys.pretrain,
+            key=job.keys.pretrain,
         )
         if distributed.is_leader():
             run_folder.write_json(folder / "summary.json", rows[-1])
