@@ -101,7 +101,10 @@ def run(config: Config, console: Console) -> list[dict[str, Any]]:
 def run_one(job: Job, session: Session, folder: Path, config: Config) -> dict[str, Any]:
     """Carries out one run; writes everything to its folder, and returns the summary."""
     method = config_lib.method_of(config)
-    start = initial_variables(config, job, session)
+    if method.criterion is not None:  # Pruned before training.
+        start = job_lib.init_variables(job, job.model, job.keys.init)
+    else:
+        start = training_stages.pretrained(config, job, session)
 
     def choose(variables: Any) -> selection.Keep:
         return selection.load_or_choose(
@@ -129,7 +132,11 @@ def run_one(job: Job, session: Session, folder: Path, config: Config) -> dict[st
             *(config, job, session, pruned, recipe),
             name="Training" if scratch else "Fine-tuning",
             folder=folder,
-            run=distributed.from_leader(lambda: _identity(folder, keep)),
+            run=distributed.from_leader(
+                lambda: run_folder.identity(
+                    folder, files.digest({path: kept.tolist() for path, kept in keep.items()})
+                )
+            ),
             key=job.keys.finetune,
         )
         final = Network(pruned.model, trained)
@@ -149,13 +156,6 @@ def run_one(job: Job, session: Session, folder: Path, config: Config) -> dict[st
         return results
 
     return distributed.from_leader(finish)
-
-
-def initial_variables(config: Config, job: Job, session: Session) -> Any:
-    """Returns the dense network: random where it is pruned before training, else trained."""
-    if config_lib.method_of(config).criterion is not None:
-        return job_lib.init_variables(job, job.model, job.keys.init)
-    return training_stages.pretrained(config, job, session)
 
 
 def remove(config: Config, job: Job, variables: Any, keep: selection.Keep) -> Network:
@@ -183,8 +183,3 @@ def remove(config: Config, job: Job, variables: Any, keep: selection.Keep) -> Ne
 def _save(path: Path, network: Network) -> None:
     if distributed.is_leader():
         structured.save(path, network.model, network.variables)
-
-
-def _identity(folder: Path, keep: selection.Keep) -> str:
-    chosen = {path: kept.tolist() for path, kept in keep.items()}
-    return run_folder.identity(folder, files.digest(chosen))
