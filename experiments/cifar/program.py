@@ -25,7 +25,6 @@ from experiments.cifar.config import Config
 from experiments.cifar.job import Job, init_variables, make_job
 from experiments.cifar.presets import PRESETS
 from experiments.processes import distributed
-from experiments.shell import command_line
 from experiments.shell.configuration import to_dict
 from experiments.storage import run_folder
 from experiments.training import loop
@@ -42,16 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the words after the program's name; by default those of the command line.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    common.main(arguments, prog=PROG, parse=parse, run=run)
-
-
-def parse(arguments: Sequence[str]) -> Config:
-    """Returns the configuration that the arguments ask for.
-
-    Raises:
-        UserError: they make no sense.
-    """
-    return command_line.parse(arguments, PRESETS, prog=PROG)
+    common.main(arguments, prog=PROG, presets=PRESETS, run=run)
 
 
 def run(config: Config, console: Console) -> list[dict[str, Any]]:

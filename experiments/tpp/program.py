@@ -36,7 +36,6 @@ from typing import Any
 from rich.console import Console
 
 from experiments.processes import distributed
-from experiments.shell import command_line
 from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
@@ -62,12 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Another program, which knows this one; this one knows no more than its name.
         os.execv(sys.executable, [sys.executable, "-m", "experiments.report", *arguments[1:]])
     else:
-        common.main(arguments, prog=PROG, parse=parse, run=run)
-
-
-def parse(arguments: Sequence[str]) -> Config:
-    """Returns the configuration of the arguments; raises a `UserError` if they make no sense."""
-    return command_line.parse(arguments, PRESETS, prog=PROG)
+        common.main(arguments, prog=PROG, presets=PRESETS, run=run)
 
 
 def run(config: Config, console: Console) -> list[dict[str, Any]]:

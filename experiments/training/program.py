@@ -17,8 +17,8 @@ import optax
 from rich.console import Console
 
 from experiments.processes import distributed, joining
+from experiments.shell import command_line, exits, interruption
 from experiments.shell import console as screen
-from experiments.shell import exits, interruption
 from experiments.shell.configuration import to_dict
 from experiments.shell.errors import Preempted, RunFailed
 from experiments.storage import locking, run_folder
@@ -35,7 +35,7 @@ def main(
     arguments: Sequence[str],
     *,
     prog: str,
-    parse: Callable[[Sequence[str]], C],
+    presets: Mapping[str, tuple[str, C]],
     run: Callable[[C, Console], Any],
 ) -> None:
     """Runs a program; mistakes and interruptions end it with one line and a non-zero code.
@@ -43,12 +43,12 @@ def main(
     Args:
         arguments: the words after the program's name.
         prog: the program's name.
-        parse: turns the words into a configuration.
+        presets: name to (one line for the help, configuration).
         run: carries it out.
     """
     again = [*(word for word in arguments if word != "--resume"), "--resume"]
     with exits.in_one_line(prog, again):
-        config = parse(arguments)
+        config = command_line.parse(arguments, presets, prog=prog)
         # Within, too: by their exit codes processes tell each other how they end.
         with joining.joined(config.processes), exits.in_one_line(prog, again):
             run(config, screen.open_console(quiet=not distributed.is_leader()))
