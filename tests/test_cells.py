@@ -14,18 +14,10 @@ from experiments.sweep.cells import Cell, Ended
 
 @pytest.fixture
 def cell(tmp_path):
-    made = Cell("experiments.cifar", ("demo",), tmp_path / "cell", "last_test_accuracy", ())
+    made = Cell("experiments.cifar", ("demo",), tmp_path / "cell", "last_test_accuracy")
     made.folder.mkdir()
     (made.folder / "log.txt").write_text("$ the command\nepoch 1\nerror: the cause\n\n")
     return made
-
-
-def begin(cell):
-    run_folder.write_json(cell.folder / "config.json", {})
-
-
-def complete(cell):
-    run_folder.write_json(cell.folder / "summary.json", {"last_test_accuracy": 0.75})
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
@@ -43,7 +35,7 @@ def complete(cell):
 )
 def test_the_end_of_a_command_says_what_became_of_its_cell(cell, has_begun, code, state, error):
     if has_begun:
-        begin(cell)
+        run_folder.write_json(cell.folder / "config.json", {})
     status = cells.settle(Ended(cell, code, 1.0))
     assert (status.state, status.accuracy) == (state, None)
     assert status.error.startswith(error.format(folder=cell.folder))
@@ -56,9 +48,9 @@ def test_the_end_of_a_command_says_what_became_of_its_cell(cell, has_begun, code
 
 def test_a_complete_cell_has_its_accuracy_whatever_the_code(cell):
     assert cells.status(cell).state == "new"
-    begin(cell)
+    run_folder.write_json(cell.folder / "config.json", {})
     assert cells.status(cell).state == "interrupted"
-    complete(cell)
+    run_folder.write_json(cell.folder / "summary.json", {"last_test_accuracy": 0.75})
     assert cells.settle(Ended(cell, 1, 1.0)) == ("complete", 0.75, "")
     run_folder.write_json(cell.folder / "summary.json", {})
     with pytest.raises(UserError, match="holds no last_test_accuracy"):
@@ -69,12 +61,14 @@ def test_a_cell_that_another_program_is_at_is_running_and_has_not_failed(cell):
     with locking.hold(cell.folder):
         assert cells.settle(Ended(cell, 2, 1.0)).state == "running"
     assert not (cell.folder / "error.txt").exists()
-
-
-def test_a_lost_machine_is_a_failure_that_says_so(cell):
-    assert cells.settle(Ended(cell, 1, 0.0, lost="its machine was lost")).error == (
-        "its machine was lost"
+    assert cells.settle(Ended(cell, 1, 0.0, lost="its machine was lost")) == (
+        *("failed", None, "its machine was lost"),
     )
+
+
+def test_cells_of_the_same_job_follow_each_other_in_the_order_of_the_first(cell):
+    of_jobs = [cell._replace(job=(job,), arguments=(str(i),)) for i, job in enumerate("baab")]
+    assert [each.arguments[0] for each in cells.by_job(of_jobs)] == ["0", "3", "1", "2"]
 
 
 def test_a_full_disk_fails_the_cell_though_that_cannot_be_written(cell, monkeypatch):

@@ -25,14 +25,12 @@ from experiments.sweep.cluster import Needs
 REPOSITORY = Path(__file__).parent.parent
 
 
-def machine(name, **resources):
-    return {
-        "Alive": True,
-        "NodeID": name,
-        "NodeManagerHostname": name,
-        "NodeManagerAddress": "10.0.0.1",
-        "Resources": {key: float(value) for key, value in resources.items()},
-    }
+def machine(**resources):
+    return {"Alive": True, "Resources": {key: float(value) for key, value in resources.items()}}
+
+
+def needs(cpus=1.0, gpus=0.0, tpus=0.0):
+    return Needs(cpus_per_cell=cpus, gpus_per_cell=gpus, tpus_per_cell=tpus)
 
 
 # -- A stand-in ----------------------------------------------------------------------------------
@@ -96,7 +94,7 @@ def fake(monkeypatch):
     return install
 
 
-CELLS = [Cell("experiments.cifar", ("demo",), Path(f"runs/{i}"), "accuracy", ()) for i in range(4)]
+CELLS = [Cell("experiments.cifar", ("demo",), Path(f"runs/{i}"), "accuracy") for i in range(4)]
 
 
 def test_ray_gets_every_cell_with_what_it_takes_and_how_often_to_try(fake, monkeypatch):
@@ -104,7 +102,7 @@ def test_ray_gets_every_cell_with_what_it_takes_and_how_often_to_try(fake, monke
     monkeypatch.setenv("SECRET", "1")
     ends = [(0, 5.0), (2, 1.0), worker.Stopped(), Lost()]
     ray = fake([], ends)
-    outcomes = list(cluster.run(CELLS, needs=Needs(2, 0.5, 4), retries=3))
+    outcomes = list(cluster.run(CELLS, needs=needs(2, 0.5, 4), retries=3))
     assert [outcome.cell for outcome in outcomes] == CELLS
     assert [(outcome.code, outcome.seconds) for outcome in outcomes] == [
         *((0, 5.0), (2, 1.0), (75, 0.0), (1, 0.0))
@@ -133,24 +131,24 @@ def test_closing_has_what_runs_save_and_ends_what_does_not(fake, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("needs", "number"),
+    ("taken", "number"),
     [
-        (Needs(), 12),
-        (Needs(3), 3),
-        (Needs(1, gpus=1), 2),
-        (Needs(1, gpus=0.1), 8),  # Of 20 tenths of a GPU, the cores suffice for 8.
+        (needs(), 12),
+        (needs(3), 3),
+        (needs(gpus=1), 2),
+        (needs(gpus=0.1), 8),  # Of 20 tenths of a GPU, the cores suffice for 8.
     ],
 )
-def test_room_is_counted_machine_by_machine(fake, needs, number):
-    gone = machine("gone", CPU=8) | {"Alive": False}
-    fake([machine("a", CPU=8, GPU=2), machine("b", CPU=4), machine("head", GPU=1), gone])
-    assert cluster.num_at_once(needs) == number
+def test_room_is_counted_machine_by_machine(fake, taken, number):
+    gone = machine(CPU=8) | {"Alive": False}
+    fake([machine(CPU=8, GPU=2), machine(CPU=4), machine(GPU=1), gone])
+    assert cluster.num_at_once(taken) == number
 
 
 def test_a_cell_that_no_machine_has_room_for_is_a_mistake(fake):
-    fake([machine("a", CPU=2), machine("b", CPU=4, GPU=1)])
+    fake([machine(CPU=2), machine(CPU=4, GPU=1)])
     with pytest.raises(UserError, match=r"takes, 4 CPU, 2 GPU; there are: 2 CPU; 4 CPU, 1 GPU"):
-        cluster.num_at_once(Needs(4, 2))
+        cluster.num_at_once(needs(4, 2))
 
 
 # -- On a machine --------------------------------------------------------------------------------
@@ -271,17 +269,11 @@ def holder(runs):
 
 def start_sweep(folder, address):
     command = [sys.executable, "-m", "experiments.sweep", "table.toml", "--cluster", address]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment(), **pipes)
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_six_cells_survive_the_end_of_the_sweep_and_the_loss_of_a_worker(address, tmp_path):
     (tmp_path / "table.toml").write_text(GRID)
     again = f"python -m experiments.sweep table.toml --cluster {address}"

@@ -17,8 +17,8 @@ def read(tmp_path, text):
     return grid.read(path)
 
 
-def names(expanded):
-    return [config_lib.run_name(config) for config in grid.cells(expanded)]
+def names(expanded, only=None):
+    return [config_lib.run_name(config) for config in grid.cells(expanded, only, name="x")]
 
 
 # -- Expansion -----------------------------------------------------------------------------------
@@ -56,49 +56,61 @@ def test_a_grid_is_every_combination_on_top_of_set_on_top_of_the_preset(tmp_path
         assert config.compare == ()
 
 
-def test_further_grids_stand_on_their_own_and_equal_cells_are_one(tmp_path):
-    expanded = read(
-        tmp_path,
-        """
-        preset = "demo"
-        [grid]
-        criterion = ["random"]
-        density = [0.1]
-        seed = [0, 1]
-        [[grids]]
-        criterion = ["random", "magnitude"]
-        density = [0.1]
-        [[grids]]
-        criterion = ["ntk_sap"]
-        shuffle_mask = [false, true]
-        """,
-    )
-    assert names(expanded) == [
-        "digits-resnet8-random-0.1-seed0",
-        "digits-resnet8-random-0.1-seed1",
-        "digits-resnet8-magnitude-0.1-seed0",
-        "digits-resnet8-ntk_sap-0.05-seed0",
-        "digits-resnet8-ntk_sap-shuffled-0.05-seed0",
-    ]
-
-
-def test_the_dense_network_is_one_cell_whatever_the_search(tmp_path):
-    expanded = read(
-        tmp_path,
-        """
-        [grid]
-        criterion = ["dense", "magnitude"]
-        density = [0.1, 0.02]
-        [[grids]]
-        criterion = ["dense"]
-        rounds = [7]
-        """,
-    )
-    assert names(expanded) == [
-        "cifar10-resnet20-dense-1-seed0",
-        "cifar10-resnet20-magnitude-0.1-seed0",
-        "cifar10-resnet20-magnitude-0.02-seed0",
-    ]
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (  # Further grids stand on their own, and equal cells are one.
+            """
+            preset = "demo"
+            [grid]
+            criterion = ["random"]
+            density = [0.1]
+            seed = [0, 1]
+            [[grids]]
+            criterion = ["random", "magnitude"]
+            density = [0.1]
+            [[grids]]
+            criterion = ["ntk_sap"]
+            shuffle_mask = [false, true]
+            """,
+            [
+                "digits-resnet8-random-0.1-seed0",
+                "digits-resnet8-random-0.1-seed1",
+                "digits-resnet8-magnitude-0.1-seed0",
+                "digits-resnet8-ntk_sap-0.05-seed0",
+                "digits-resnet8-ntk_sap-shuffled-0.05-seed0",
+            ],
+        ),
+        (  # The dense network is one cell whatever the search.
+            """
+            [grid]
+            criterion = ["dense", "magnitude"]
+            density = [0.1, 0.02]
+            [[grids]]
+            criterion = ["dense"]
+            rounds = [7]
+            """,
+            [
+                "cifar10-resnet20-dense-1-seed0",
+                "cifar10-resnet20-magnitude-0.1-seed0",
+                "cifar10-resnet20-magnitude-0.02-seed0",
+            ],
+        ),
+        (  # A label tells cells apart.
+            """
+            [grid]
+            seed = [0]
+            [[grids]]
+            epochs = [4]
+            warmup_epochs = [0.5]
+            label = ["short"]
+            """,
+            ["cifar10-resnet20-ntk_sap-0.05-seed0", "cifar10-resnet20-ntk_sap-0.05-short-seed0"],
+        ),
+    ],
+)
+def test_cells_are_told_apart_by_what_they_compute(tmp_path, text, expected):
+    assert names(read(tmp_path, text)) == expected
 
 
 def of_demo(**lists):
@@ -169,15 +181,13 @@ density = [0.64, 0.01801439850948198]
 def test_a_part_of_a_grid_has_the_values_asked_for(tmp_path):
     whole = read(tmp_path, PARTS)
     assert len(names(whole)) == 8
-    part = grid.narrow(whole, {"density": [0.01801], "seed": [0]}, name="table.toml")
-    assert names(part) == [
+    assert names(whole, {"density": [0.01801], "seed": [0]}) == [
         "digits-resnet8-dense-1-seed0",
         "digits-resnet8-random-0.01801-seed0",
         "digits-resnet8-synflow-0.01801-seed0",
     ]
-    assert grid.cells(part)[-1].search.density == 0.01801439850948198
-    part = grid.narrow(whole, {"rounds": [20], "criterion": ["random"]}, name="table.toml")
-    assert len(names(part)) == 4
+    assert grid.cells(whole, {"density": [0.01801]})[-1].search.density == 0.01801439850948198
+    assert len(names(whole, {"rounds": [20], "criterion": ["random"]})) == 4
 
 
 @pytest.mark.parametrize(
@@ -190,7 +200,7 @@ def test_a_part_of_a_grid_has_the_values_asked_for(tmp_path):
 )
 def test_a_part_that_is_not_there_is_a_mistake(tmp_path, wanted, message):
     with pytest.raises(UserError, match=message):
-        grid.narrow(read(tmp_path, PARTS), wanted, name="x")
+        names(read(tmp_path, PARTS), wanted)
 
 
 # -- Mistakes ------------------------------------------------------------------------------------
@@ -219,18 +229,6 @@ SEEDS = "[grid]\nseed = [0]"
         ("preset = 'demo'", r"the grid is empty\. Give it a table \[grid\]"),
         ("[grid]", r"\[grid\]: the grid is empty\. Give it lists"),
         ("[grid]\nseed = []", r"\[grid\]: the grid is empty\. Give it lists"),
-    ],
-)
-def test_a_mistake_in_a_file_is_one_line_that_says_which_and_where(tmp_path, text, message):
-    with pytest.raises(UserError, match=message) as error:
-        read(tmp_path, text)
-    assert "\n" not in str(error.value)
-    assert "table.toml" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
         ("[grid]\ndensity = [0.3]\nscope = ['2:4']", r"\[grid\]: --scope: expected --density 0.5"),
         (
             SEEDS + "\n[[grids]]\nepochs = [4]",
@@ -239,25 +237,11 @@ def test_a_mistake_in_a_file_is_one_line_that_says_which_and_where(tmp_path, tex
         ),
     ],
 )
-def test_a_mistake_in_the_cells_is_one_line_that_says_which_and_where(tmp_path, text, message):
-    expanded = read(tmp_path, text)
+def test_a_mistake_in_a_file_is_one_line_that_says_which_and_where(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
-        grid.cells(expanded)
+        grid.cells(read(tmp_path, text))
     assert "\n" not in str(error.value)
     assert "table.toml" in str(error.value)
-
-
-def test_a_label_tells_cells_apart(tmp_path):
-    text = SEEDS + "\n[[grids]]\nepochs = [4]\nwarmup_epochs = [0.5]\nlabel = ['short']"
-    assert names(read(tmp_path, text)) == [
-        "cifar10-resnet20-ntk_sap-0.05-seed0",
-        "cifar10-resnet20-ntk_sap-0.05-short-seed0",
-    ]
-
-
-def test_a_file_that_is_not_there_is_a_mistake(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read the grid file .*no\.toml: No such file"):
-        grid.read(tmp_path / "no.toml")
 
 
 # -- The grids that come with the programs -------------------------------------------------------
@@ -288,10 +272,3 @@ def test_the_papers_grids_are_the_papers_sweeps_on_the_papers_presets(name):
     rounds = {name: of_it[0].search.rounds for name, of_it in by_criterion.items()}
     assert rounds["ntk_sap"] == (20 if name == "paper-cifar10" else 100)
     assert rounds["synflow"] == rounds["px"] == rounds["iterative_snip"] == 100
-
-
-@pytest.mark.parametrize("name", sorted(grid.NAMED))
-def test_the_grids_that_come_with_the_programs_expand(name):
-    configs = grid.cells(grid.read(grid.NAMED[name]))
-    assert len(configs) > 1
-    assert {str(config.runs_dir) for config in configs} == {f"runs/{name}"}

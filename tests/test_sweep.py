@@ -57,7 +57,7 @@ def lines(text, start):
 # -- For real ------------------------------------------------------------------------------------
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_a_grid_is_carried_out_and_what_is_done_is_skipped(grid_file, capsys):
     runs = Path("runs")
 
@@ -172,7 +172,7 @@ def states(options, capsys):
     return [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
 
 
-@pytest.mark.programs
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("label", "code", "state", "said"),
     [
@@ -210,7 +210,7 @@ def test_what_goes_wrong_costs_one_cell_and_can_be_tried_again(
         assert lines(out, "3 cells: 3 complete")
 
 
-@pytest.mark.programs
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("label", "code", "said"),
     [("ctrl-c", 130, "interrupted"), ("all-preempted", 75, "preempted, all is saved")],
@@ -303,7 +303,7 @@ ratio = [0.8]
 """
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_a_grid_of_tpp_is_carried_out_too(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("table.toml").write_text(TPP_GRID)

@@ -54,11 +54,11 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def cell(tmp_path, number, kind):
-    return Cell("stand_in", (kind,), tmp_path / f"cell{number}", "accuracy", ())
+    return Cell("stand_in", (kind,), tmp_path / f"cell{number}", "accuracy")
 
 
 def run(cells, **options):
-    with contextlib.closing(local.run(cells, on_start=lambda cell: None, **options)) as outcomes:
+    with contextlib.closing(local.run(cells, **options)) as outcomes:
         return {ended.cell: ended for ended in outcomes}
 
 
@@ -96,7 +96,7 @@ def test_a_cell_is_its_command_with_its_output_in_the_log(
     assert capfd.readouterr().out == "goes where it went before\n"
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_every_cell_is_done_once_each_worker_with_its_cores(tmp_path):
     cells = [cell(tmp_path, number, "works") for number in range(6)]
     ended = run(cells, num_workers=2)
@@ -110,7 +110,7 @@ def test_every_cell_is_done_once_each_worker_with_its_cores(tmp_path):
     assert not any(is_alive(int(pid)) for pid in pids)
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_a_worker_that_is_lost_costs_only_its_cell(tmp_path):
     kinds = ["works", "killed", "works", "exits", "mistake", "bug", "works"]
     cells = [cell(tmp_path, number, kind) for number, kind in enumerate(kinds)]
@@ -119,13 +119,13 @@ def test_a_worker_that_is_lost_costs_only_its_cell(tmp_path):
     assert list(ended) == cells
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_closing_has_cells_save_and_kills_what_does_not_end(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "STOP_SECONDS", 2.0)
     cells = [
         cell(tmp_path, number, kind) for number, kind in enumerate(["saves", "hangs", "works"])
     ]
-    outcomes = local.run(cells, num_workers=3, on_start=lambda cell: None)
+    outcomes = local.run(cells, num_workers=3)
     assert next(outcomes).cell == cells[2]
     wait_for(tmp_path / "began")
     wait_for(cells[1].folder / "log.txt")
@@ -135,7 +135,7 @@ def test_closing_has_cells_save_and_kills_what_does_not_end(tmp_path, monkeypatc
     assert not any(map(is_alive, pids))
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_a_worker_whose_sweep_is_killed_has_its_cell_save_and_ends(tmp_path):
     folder = str(tmp_path / "cell")
     command = [sys.executable, "-m", "experiments.sweep.worker"]

@@ -9,6 +9,7 @@ Beside what every run writes (see `run_folder`) the folder of a cell holds
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,21 +24,20 @@ State = Literal["new", "interrupted", "running", "failed", "complete"]
 
 
 class Cell(NamedTuple):
-    """A run of the grid.
-
-    Attributes:
-        module: the program that carries it out, such as `experiments.cifar`.
-        arguments: the words after the program's name.
-        folder: the run folder.
-        accuracy: what the program calls the test accuracy in summary.json.
-        kind: what cells have in common that are expected to take equally long.
-    """
+    """A run of the grid."""
 
     module: str
+    """The program that carries it out, such as `experiments.cifar`."""
     arguments: tuple[str, ...]
+    """The words after the program's name."""
     folder: Path
+    """The run folder."""
     accuracy: str
-    kind: Any
+    """What the program calls the test accuracy in summary.json."""
+    kind: Any = ()
+    """What cells have in common that are expected to take equally long."""
+    job: Any = ()
+    """What cells have in common that use the same compiled programs."""
 
     @property
     def name(self) -> str:
@@ -46,33 +46,31 @@ class Cell(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How the command of a cell ended.
-
-    Attributes:
-        cell: which.
-        code: its exit code; if a signal ended it, the signal's number with a minus.
-        seconds: how long it took.
-        lost: how its process or machine was lost, if it was not by a signal.
-    """
+    """How the command of a cell ended."""
 
     cell: Cell
     code: int
+    """Its exit code; if a signal ended it, the signal's number with a minus."""
     seconds: float
     lost: str = ""
+    """How its process or machine was lost, if it was not by a signal."""
 
 
 class Status(NamedTuple):
-    """How far a cell has got.
-
-    Attributes:
-        state: `running` if a process is at it.
-        accuracy: on the test images after the last epoch, if complete.
-        error: what went wrong, if failed.
-    """
+    """How far a cell has got."""
 
     state: State
+    """`running` if a process is at it."""
     accuracy: float | None = None
+    """On the test images after the last epoch, if complete."""
     error: str = ""
+    """What went wrong, if failed."""
+
+
+def by_job(cells: Iterable[Cell]) -> list[Cell]:
+    """Puts cells of the same job one after the other, since a worker keeps only its last job."""
+    order: dict[Any, int] = {}
+    return sorted(cells, key=lambda cell: order.setdefault(cell.job, len(order)))
 
 
 def status(cell: Cell) -> Status:

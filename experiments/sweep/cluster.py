@@ -13,9 +13,12 @@ import os
 import signal
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from experiments.shell import interruption
+from experiments.shell.configuration import configuration
 from experiments.shell.errors import Preempted, UserError
 from experiments.sweep import worker
 from experiments.sweep.cells import STOP_SECONDS, Cell, Ended
@@ -24,16 +27,29 @@ INHERITED = ("JAX_", "XLA_", "TFDS_", "LIBTPU_")
 """What variables of the environment begin with that cells get from the sweep."""
 
 
-class Needs(NamedTuple):
-    """What each cell takes of a machine; fractions of a GPU are shared by several cells."""
+def _whole_or_a_fraction(number: float) -> float:
+    if number > 1 and number != int(number):
+        raise ValueError("expected a whole number or a fraction of one")
+    return number
 
-    cpus: float = 1.0
-    gpus: float = 0.0
-    tpus: float = 0.0
+
+Amount = Annotated[float, Field(ge=0, le=1e6), AfterValidator(_whole_or_a_fraction)]
+
+
+@configuration
+class Needs:
+    """What each cell takes of a machine."""
+
+    cpus_per_cell: Annotated[Amount, Field(gt=0)] = 1.0
+    """With --cluster: CPU cores that a cell takes of a machine."""
+    gpus_per_cell: Amount = 0.0
+    """With --cluster: GPUs likewise; with 0.5, two cells share one."""
+    tpus_per_cell: Amount = 0.0
+    """With --cluster: TPU chips likewise."""
 
     def resources(self) -> dict[str, float]:
         """Returns them by Ray's names, without those that are 0."""
-        named = {"CPU": self.cpus, "GPU": self.gpus, "TPU": self.tpus}
+        named = {"CPU": self.cpus_per_cell, "GPU": self.gpus_per_cell, "TPU": self.tpus_per_cell}
         return {name: number for name, number in named.items() if number}
 
 
@@ -119,11 +135,11 @@ def run(cells: Sequence[Cell], *, needs: Needs, retries: int) -> Generator[Ended
         retries: how many times a cell is tried again that was lost with its process or machine.
     """
     ray = _ray()
-    taken = needs.resources()
+    tpus = {"TPU": needs.tpus_per_cell} if needs.tpus_per_cell else {}
     run_cell = ray.remote(worker.run_for_ray).options(
-        num_cpus=taken.pop("CPU"),
-        num_gpus=taken.pop("GPU", 0),
-        resources=taken,
+        num_cpus=needs.cpus_per_cell,
+        num_gpus=needs.gpus_per_cell,
+        resources=tpus,
         max_retries=retries,
         retry_exceptions=[worker.Stopped],
     )
@@ -167,7 +183,7 @@ def _environment(needs: Needs) -> dict[str, str]:
     """Returns the variables that a cell gets."""
     variables = {name: value for name, value in os.environ.items() if name.startswith(INHERITED)}
     # The number of threads that XLA takes. Ray reserves cores, and keeps nobody to them.
-    variables["NPROC"] = str(max(1, round(needs.cpus)))
-    if 0 < needs.gpus < 1:
-        variables.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 * needs.gpus:.3f}")
+    variables["NPROC"] = str(max(1, round(needs.cpus_per_cell)))
+    if 0 < needs.gpus_per_cell < 1:
+        variables.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 * needs.gpus_per_cell:.3f}")
     return variables

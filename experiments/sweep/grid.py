@@ -1,26 +1,11 @@
 """A grid of runs: from a TOML file, or from flags, to the configuration of every cell.
 
-    preset = "short"                 # of experiments.cifar or .tpp: what the tables do not say
-    runs_dir = "runs/table"          # where the run folders go, below the current folder
-    data_dir = "data"                # where prepared data sets are
-
-    [set]                            # the same in every cell
-    epochs = 4
-
-    [grid]                           # every combination of the values in these lists
-    criterion = ["dense", "random", "ntk_sap"]
-    density = [0.05, 0.02]
-    seed = [0, 1, 2]
-
-    [[grids]]                        # a further grid, on its own; there may be several
-    criterion = ["ntk_sap", "synflow"]
-    shuffle_mask = [true]
-    density = [0.05]
-    seed = [0, 1, 2]
-
-The keys of `set`, `grid` and `grids` are the flags of the preset's program, with underscores. Of
-presets that both programs have, that of `experiments.tpp` is called `tpp:NAME`. The files in
-`experiments/sweep/grids` can be called by name.
+A grid file may say `preset` (of experiments.cifar or .tpp), `runs_dir` and `data_dir`. Its table
+`[set]` holds what is the same in every cell. `[grid]` has a list for each field that varies, and
+means every combination; any number of `[[grids]]` are further grids, each on its own. The keys of
+these tables are the flags of the preset's program, with underscores. Of presets that both programs
+have, that of `experiments.tpp` is called `tpp:NAME`. The files in `experiments/sweep/grids` can be
+called by name.
 """
 
 from __future__ import annotations
@@ -65,30 +50,22 @@ class _File:
 
 
 class Table(NamedTuple):
-    """One grid: every combination of the values in `lists`, each a list for one field.
-
-    Attributes:
-        where: names the table in messages, such as `table.toml, [grid]`; empty for flags.
-        lists: field of the configuration to its values.
-    """
+    """One grid: every combination of the values of some fields of the configuration."""
 
     where: str
+    """Names the table in messages, such as `table.toml, [grid]`; empty for flags."""
     lists: Mapping[str, Sequence[Any]]
+    """Field to values."""
 
 
 class Grid(NamedTuple):
-    """Grids on top of one configuration.
-
-    Attributes:
-        program: whose runs the cells are.
-        preset: the one that the commands of the cells begin with.
-        base: holds what the grids do not vary.
-        tables: the grids.
-    """
+    """Grids on top of one configuration."""
 
     program: Program
     preset: str
+    """The one that the commands of the cells begin with."""
     base: Any
+    """The configuration that holds what the tables do not vary."""
     tables: tuple[Table, ...]
 
 
@@ -103,30 +80,23 @@ def read(path: Path) -> Grid:
             which, and where.
     """
     try:
-        text = files.read_text(path, largest=LARGEST)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"cannot read the grid file {path}: {reason}") from error
-    try:
-        sections = tomllib.loads(text)
-    except ValueError as error:  # TOMLDecodeError names line and column.
-        raise UserError(f"{path} is not TOML: {error}") from error
-    except RecursionError as error:
-        raise UserError(f"{path} is not TOML: it is nested too deeply") from error
-
+        sections = tomllib.loads(files.read_text(path, largest=LARGEST))
+    except OSError as error:
+        raise UserError(f"cannot read the grid file {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError names line and column.
+        raise UserError(f"{path} is not TOML, or too large: {error}") from error
     file = configuration.read(_File, sections, str(path))
     grid = from_preset(file.preset or "paper-cifar10", f"preset in {path}")
     base = Config() if file.preset is None else grid.base
-    folders = {name: getattr(file, name) for name in ("runs_dir", "data_dir")}
-    base = dataclasses.replace(base, **{name: value for name, value in folders.items() if value})
     kinds = programs.types(type(base))
-
     where = f"{path}, [set]"
-    fixed = {key: _read_value(key, value, kinds, where) for key, value in file.set.items()}
+    values = {key: _read_value(key, value, kinds, where) for key, value in file.set.items()}
+    folders = {"runs_dir": file.runs_dir, "data_dir": file.data_dir}
+    values |= {name: folder for name, folder in folders.items() if folder is not None}
     with errors.at(where):
-        base = programs.replace(base, fixed)
-    tables = {f"[[grids]] number {number}": table for number, table in enumerate(file.grids, 1)}
-    tables = ({"[grid]": file.grid} if "grid" in sections else {}) | tables
+        base = programs.replace(base, values)
+    tables = {"[grid]": file.grid} if "grid" in sections else {}
+    tables |= {f"[[grids]] number {number}": table for number, table in enumerate(file.grids, 1)}
     if not tables:
         raise UserError(f"{path}: the grid is empty. Give it a table [grid] with lists of values")
     made = tuple(_table(lists, kinds, f"{path}, {name}") for name, lists in tables.items())
@@ -153,80 +123,77 @@ def from_preset(name: str, what: str = "preset") -> Grid:
     return Grid(program, preset, program.presets[preset][1], ())
 
 
-def narrow(grid: Grid, lists: Mapping[str, Sequence[Any]], *, name: str) -> Grid:
-    """Returns the part of a grid in which fields have one of the given values.
-
-    Args:
-        grid: what to choose from.
-        lists: field to the values that are wanted.
-        name: of the grid, for messages.
-
-    Raises:
-        UserError: a value that the grid does not have, or none left.
-    """
-    base = dict(programs.leaves(grid.base))
-    present = [{key: table.lists.get(key, [base[key]]) for key in lists} for table in grid.tables]
-    for key, wanted in lists.items():
-        known = [value for table in present for value in table[key]]
-        for value in wanted:
-            if not _is_in(value, known):
-                raise UserError(
-                    f"--{key.replace('_', '-')} {show(value)}: the grid {name} has no such "
-                    f"cell (there: {', '.join(dict.fromkeys(map(show, known)))}). Flags "
-                    "choose from a grid; for other values write a file"
-                )
-    kept = []
-    for table, values in zip(grid.tables, present, strict=True):
-        chosen = {
-            key: [value for value in values[key] if _is_in(value, lists[key])] for key in lists
-        }
-        if all(chosen.values()):
-            kept.append(Table(table.where, {**table.lists, **chosen}))
-    if not kept:
-        raise UserError(f"the grid {name} has no cell with all of these values")
-    return grid._replace(tables=tuple(kept))
-
-
-def _is_in(value: Any, values: Sequence[Any]) -> bool:
-    """Compares as the names of run folders do, in which a density has four digits."""
-    return show(value) in map(show, values)
-
-
 # -- From a grid to its cells --------------------------------------------------------------------
 
 
-def cells(grid: Grid) -> list[Any]:
+def cells(
+    grid: Grid, only: Mapping[str, Sequence[Any]] | None = None, *, name: str = ""
+) -> list[Any]:
     """Returns the configuration of every cell, checked, each once.
 
     The dense network is the same whatever is pruned, and there is one cell of it.
 
+    Args:
+        grid: what the cells are of.
+        only: field to values; cells whose table gives the field another one are left out.
+        name: of the grid, for messages about `only`.
+
     Raises:
-        UserError: a value that makes no sense, too many cells, or two that would share a run
-            folder.
+        UserError: a value that makes no sense or that no cell has, too many cells, none, or two
+            that would share a run folder.
     """
     number = sum(math.prod(map(len, table.lists.values())) for table in grid.tables)
     if number > MOST_CELLS:
         where = grid.tables[0].where.partition(",")[0] or "the flags"
         raise UserError(f"{where}: {number:,} cells, expected at most {MOST_CELLS:,}")
     places: dict[str, tuple[str, Any]] = {}
-    for table in grid.tables:
-        for config in _combinations(grid, table):
-            name = grid.program.run_name(config)
-            where, first = places.setdefault(name, (table.where, config))
-            different = run_folder.differences(*map(grid.program.computed, (first, config)))
-            if different:
-                both = " and ".join(dict.fromkeys((where, table.where)))
-                raise UserError(
-                    f"{both or 'the flags'}: two cells go to the same run "
-                    f"folder {name} but differ ({'; '.join(different)}). Give one of them "
-                    'another name by a label, such as label = ["b"]'
-                )
+    for where, config in _narrow(list(_combinations(grid)), only or {}, name):
+        with errors.at(where):
+            config = grid.program.alone(config)
+        folder = grid.program.run_name(config)
+        first_where, first = places.setdefault(folder, (where, config))
+        different = run_folder.differences(*map(grid.program.computed, (first, config)))
+        if different:
+            both = " and ".join(dict.fromkeys((first_where, where)))
+            raise UserError(
+                f"{both or 'the flags'}: two cells go to the same run folder {folder} but differ "
+                f"({'; '.join(different)}). Give one of them another name by a label, such as "
+                'label = ["b"]'
+            )
     return [config for _, config in places.values()]
 
 
-def _combinations(grid: Grid, table: Table) -> Iterator[Any]:
-    for values in itertools.product(*table.lists.values()):
-        with errors.at(table.where):
-            config = programs.replace(grid.base, dict(zip(table.lists, values, strict=True)))
-            config = grid.program.alone(config)
-        yield config
+def _combinations(grid: Grid) -> Iterator[tuple[str, Any]]:
+    """Yields where each combination stands, and the configuration."""
+    for where, lists in grid.tables:
+        for values in itertools.product(*lists.values()):
+            with errors.at(where):
+                config = programs.replace(grid.base, dict(zip(lists, values, strict=True)))
+            yield where, config
+
+
+def _narrow(
+    combinations: list[tuple[str, Any]], only: Mapping[str, Sequence[Any]], name: str
+) -> list[tuple[str, Any]]:
+    # Values are compared as in the names of run folders, where a density has four digits.
+    wanted = {key: list(map(show, values)) for key, values in only.items()}
+    held = [
+        {key: show(value) for key, value in programs.leaves(config) if key in only}
+        for _, config in combinations
+    ]
+    for key, values in wanted.items():
+        known = dict.fromkeys(fields[key] for fields in held)
+        for value in values:
+            if value not in known:
+                raise UserError(
+                    f"--{key.replace('_', '-')} {value}: the grid {name} has no such cell (there: "
+                    f"{', '.join(known)}). Flags choose from a grid; for other values write a file"
+                )
+    kept = [
+        combination
+        for combination, fields in zip(combinations, held, strict=True)
+        if all(fields[key] in values for key, values in wanted.items())
+    ]
+    if not kept:
+        raise UserError(f"the grid {name} has no cell with all of these values")
+    return kept

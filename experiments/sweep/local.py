@@ -12,71 +12,54 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from multiprocessing import connection as connections
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import pooch
 
 import experiments
 from experiments.sweep.cells import STOP_SECONDS, Cell, Ended
 
 
-class _AtWork(NamedTuple):
-    worker: subprocess.Popen[str]
-    cell: Cell
-    started: float
-
-
-def run(
-    cells: Sequence[Cell], *, num_workers: int, on_start: Callable[[Cell], None]
-) -> Generator[Ended]:
-    """Carries out cells in worker processes; yields how each ended as it ends.
+def run(cells: Sequence[Cell], *, num_workers: int) -> Generator[Ended]:
+    """Carries out cells in worker processes, begun in this order; yields how each ended.
 
     Close the iterator (`contextlib.closing`), or run it to its end: the workers are then told to
     save and end, and killed if they do not. Ctrl-C and SIGTERM are the caller's to handle.
-
-    Args:
-        cells: in the order in which they are begun.
-        num_workers: number of processes.
-        on_start: called with a cell when it is handed out.
     """
     pending = list(reversed(cells))
-    shares = share_cores(available_cores(), num_workers)
     environment = _environment(num_workers)
-    at_work: dict[Any, _AtWork] = {}
-    workers: dict[subprocess.Popen[str], tuple[int, ...]] = {}
+    workers: list[subprocess.Popen[str]] = []
+    at_work: dict[Any, tuple[subprocess.Popen[str], tuple[int, ...], Cell, float]] = {}
 
-    def start(share: tuple[int, ...]) -> subprocess.Popen[str]:
-        worker = _start(share, environment)
-        workers[worker] = share
-        return worker
-
-    def hand_out(worker: subprocess.Popen[str]) -> None:
+    def hand_out(cores: tuple[int, ...], worker: subprocess.Popen[str] | None = None) -> None:
+        if worker is None:
+            worker = _start(cores, environment)
+            workers.append(worker)
         cell = pending.pop()
-        at_work[worker.stdout] = _AtWork(worker, cell, time.monotonic())
-        on_start(cell)
-        assert worker.stdin is not None
+        at_work[worker.stdout] = worker, cores, cell, time.monotonic()
+        words = json.dumps([cell.module, cell.arguments, str(cell.folder)])
         # If the worker is gone, that is noticed when its answer is awaited.
         with contextlib.suppress(BrokenPipeError):
-            worker.stdin.write(json.dumps([cell.module, cell.arguments, str(cell.folder)]) + "\n")
-            worker.stdin.flush()
+            print(words, file=worker.stdin, flush=True)
 
     try:
-        for share in shares[: len(cells)]:
-            hand_out(start(share))
+        for cores in share_cores(available_cores(), num_workers)[: len(cells)]:
+            hand_out(cores)
         while at_work:
             answering: Any = connections.wait(list(at_work))
             for answers in answering:
-                worker, cell, started = at_work.pop(answers)
+                worker, cores, cell, started = at_work.pop(answers)
                 answer, seconds = answers.readline(), time.monotonic() - started
                 code = int(answer) if answer else worker.wait()
                 if pending:
-                    hand_out(worker if answer else start(workers[worker]))
+                    hand_out(cores, worker if answer else None)
                 yield Ended(cell, code, seconds)
     finally:
-        _stop(list(workers))
+        _stop(workers)
 
 
 def available_cores() -> tuple[int, ...]:
@@ -92,11 +75,8 @@ def share_cores(cores: Sequence[int], num_processes: int) -> list[tuple[int, ...
     >>> share_cores([0, 1, 2, 3, 4], 2), share_cores([0, 1], 3)
     ([(0, 1, 2), (3, 4)], [(0,), (1,), (0,)])
     """
-    if num_processes > len(cores):
-        return [(cores[index % len(cores)],) for index in range(num_processes)]
-    size, more = divmod(len(cores), num_processes)
-    ends = [index * size + min(index, more) for index in range(num_processes + 1)]
-    return [tuple(cores[start:end]) for start, end in zip(ends, ends[1:], strict=False)]
+    parts = np.array_split(cores, num_processes)
+    return [tuple(part.tolist()) or (cores[i % len(cores)],) for i, part in enumerate(parts)]
 
 
 def _start(share: Sequence[int], environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -115,16 +95,15 @@ def _start(share: Sequence[int], environment: dict[str, str]) -> subprocess.Pope
 def _environment(num_workers: int) -> dict[str, str]:
     """Returns the variables of a worker. What the user set stays."""
     path = [str(Path(experiments.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    # Cells of the same network compile the same programs, which are often small.
-    cache = {
+    defaults = {
+        # Cells of the same network compile the same programs, which are often small.
         "JAX_COMPILATION_CACHE_DIR": str(Path(pooch.os_cache("ntksap_jax")) / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    # JAX alone takes three quarters of a GPU's memory.
-    memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / num_workers:.3f}"}
-    path_variable = {"PYTHONPATH": os.pathsep.join(filter(None, path))}
-    return {**cache, **(memory if num_workers > 1 else {}), **os.environ, **path_variable}
+    if num_workers > 1:  # JAX alone takes three quarters of a GPU's memory.
+        defaults["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / num_workers:.3f}"
+    return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 def _stop(workers: Sequence[subprocess.Popen[str]]) -> None:
@@ -135,9 +114,7 @@ def _stop(workers: Sequence[subprocess.Popen[str]]) -> None:
             worker.stdin.close()
     deadline = time.monotonic() + STOP_SECONDS
     for worker in workers:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.wait(max(0.0, deadline - time.monotonic()))
-        worker.kill()
-        worker.wait()
-        assert worker.stdout is not None
-        worker.stdout.close()
+        with worker:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(max(0.0, deadline - time.monotonic()))
+            worker.kill()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from pydantic import AfterValidator, Field
 
 from experiments.shell import command_line, configuration
 from experiments.shell.configuration import Count, CountOrZero, Folder, to_dict
@@ -19,6 +18,7 @@ from experiments.storage import run_folder
 from experiments.sweep import grid as grid_lib
 from experiments.sweep import programs
 from experiments.sweep.cells import Cell
+from experiments.sweep.cluster import Needs
 from experiments.sweep.grid import Grid, Table
 from experiments.sweep.programs import PRESETS
 
@@ -27,15 +27,6 @@ ABOUT = f"""Carries out a grid of runs. Further flags are those of the program t
 with one or several values. Of a preset: run every combination of these values. Of a file or named
 grid: run only the cells that have them. For example: {PROG} short --criterion ntk_sap random --seed
 0 1 2"""
-
-
-def _whole_or_a_fraction(number: float) -> float:
-    if number > 1 and number != int(number):
-        raise ValueError("expected a whole number or a fraction of one")
-    return number
-
-
-Amount = Annotated[float, Field(ge=0, le=1e6), AfterValidator(_whole_or_a_fraction)]
 
 
 @configuration.configuration
@@ -55,12 +46,7 @@ class Options:
     cluster: str | None = None
     """Carry out the cells on a Ray cluster instead: auto for the one that `ray start` made here (or
     RAY_ADDRESS), or HOST:PORT. All machines must share the file system of --runs-dir."""
-    cpus_per_cell: Annotated[Amount, Field(gt=0)] = 1.0
-    """With --cluster: CPU cores that a cell takes of a machine."""
-    gpus_per_cell: Amount = 0.0
-    """With --cluster: GPUs likewise; with 0.5, two cells share one."""
-    tpus_per_cell: Amount = 0.0
-    """With --cluster: TPU chips likewise."""
+    needs: Needs = Needs()
     retries: CountOrZero = 2
     """With --cluster: how many times a cell is tried again whose process or machine was lost."""
     retry_failed: bool = False
@@ -103,7 +89,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, dict[str, list[str]]]:
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Parts the flags of a sweep from those of the grid's program."""
-    names = {"help", *(field.name for field in dataclasses.fields(Options))}
+    names = {"help", *programs.types(Options, ())}
     ours: list[str] = []
     values: dict[str, list[str]] = {}
     words = ours
@@ -121,56 +107,56 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 def plan(options: Options, values: Mapping[str, Sequence[str]]) -> list[Cell]:
     """Returns the cells, checked, also against what their folders hold."""
-    grid = _grid(options.grid, values)
+    grid, only = _grid(options.grid, values)
     place = grid.base.runs_dir
     if options.runs_dir is None and (place.is_absolute() or ".." in place.parts):
         raise UserError(
             f"{options.grid}: runs_dir is {place}, and a grid file writes only below the current "
             f"folder. To have the run folders there: --runs-dir {shlex.quote(str(place))}"
         )
-    changes: dict[str, Any] = {}
-    for name in ("runs_dir", "data_dir"):
-        if getattr(options, name) is not None:
-            changes[name] = getattr(options, name)
-    configs = [dataclasses.replace(config, **changes) for config in grid_lib.cells(grid)]
-    made = [_cell(grid, config) for config in configs]
-    for cell, config in zip(made, configs, strict=True):
-        run_folder.check(cell.folder, to_dict(config) | {"resume": True})
-    return made
-
-
-def _cell(grid: Grid, config: Any) -> Cell:
-    _, preset = grid.program.presets[grid.preset]
-    varied = dict(programs.leaves(config))
-    return Cell(
-        module=grid.program.module,
-        arguments=(grid.preset, *programs.flags(preset, config), "--resume"),
-        folder=config.runs_dir / grid.program.run_name(config),
-        accuracy=grid.program.accuracy,
-        kind=tuple(value for name, value in varied.items() if name not in _SAME_TIME),
-    )
+    asked = {"runs_dir": options.runs_dir, "data_dir": options.data_dir}
+    changes: dict[str, Any] = {name: folder for name, folder in asked.items() if folder is not None}
+    cells = []
+    for config in grid_lib.cells(grid, only, name=options.grid):
+        config = dataclasses.replace(config, **changes)
+        cells.append(_cell(grid, config))
+        run_folder.check(cells[-1].folder, to_dict(config) | {"resume": True})
+    return cells
 
 
 _SAME_TIME = ("seed", "density", "label")
 """Fields on which it depends little how long a cell takes."""
 
+_JOB = ("dataset", "image_size", "model", "width", "weights", "training")
+"""Fields on which it depends what is compiled for a cell."""
 
-def _grid(name: str, values: Mapping[str, Sequence[str]]) -> Grid:
-    from_file = name.endswith(".toml") or name in grid_lib.NAMED
-    if not from_file:
-        configuration.check_name("grid or preset", name, dict.fromkeys((*grid_lib.NAMED, *PRESETS)))
-        grid = grid_lib.from_preset(name)
-    else:
+
+def _cell(grid: Grid, config: Any) -> Cell:
+    _, preset = grid.program.presets[grid.preset]
+    return Cell(
+        module=grid.program.module,
+        arguments=(grid.preset, *programs.flags(preset, config), "--resume"),
+        folder=config.runs_dir / grid.program.run_name(config),
+        accuracy=grid.program.accuracy,
+        kind=tuple(value for name, value in programs.leaves(config) if name not in _SAME_TIME),
+        job=tuple(getattr(config, name, None) for name in _JOB),
+    )
+
+
+def _grid(name: str, values: Mapping[str, Sequence[str]]) -> tuple[Grid, dict[str, list[Any]]]:
+    """Returns the grid, and which values are wanted of those that a file gives."""
+    if name.endswith(".toml") or name in grid_lib.NAMED:
         grid = grid_lib.read(grid_lib.NAMED.get(name, Path(name)))
+        return grid, _lists(values, programs.types(type(grid.base)))
+    configuration.check_name("grid or preset", name, dict.fromkeys((*grid_lib.NAMED, *PRESETS)))
+    grid = grid_lib.from_preset(name)
     lists = _lists(values, programs.types(type(grid.base)))
-    if from_file:
-        return grid_lib.narrow(grid, lists, name=name) if lists else grid
     if not lists:
         raise UserError(
             f"{name} is a preset, and the grid is empty. Give flags with one or several values, "
             "such as --seed 0 1 2"
         )
-    return grid._replace(tables=(Table("", lists),))
+    return grid._replace(tables=(Table("", lists),)), {}
 
 
 def _lists(values: Mapping[str, Sequence[str]], kinds: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -179,8 +165,7 @@ def _lists(values: Mapping[str, Sequence[str]], kinds: Mapping[str, Any]) -> dic
     for name, words in values.items():
         flag = "--" + name.replace("_", "-")
         if name not in kinds:
-            own = [field.name for field in dataclasses.fields(Options)[1:]]
-            near = difflib.get_close_matches(name, (*own, *kinds), n=1)
+            near = difflib.get_close_matches(name, (*programs.types(Options, ()), *kinds), n=1)
             suggestion = f" Did you mean --{near[0].replace('_', '-')}?" if near else ""
             raise UserError(f"unknown flag {flag}.{suggestion} See: {PROG} --help")
         if not words:

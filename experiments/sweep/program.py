@@ -19,14 +19,14 @@ import shlex
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 
 from experiments.shell import console as screen
 from experiments.shell import exits, interruption
-from experiments.shell.errors import Preempted, UserError
+from experiments.shell.errors import Preempted
+from experiments.storage import run_folder
 from experiments.sweep import cells as cells_lib
 from experiments.sweep import cluster, local
 from experiments.sweep.cells import Cell, Ended, State, Status
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     console = screen.open_console()
+    console.soft_wrap = True
     with exits.in_one_line(PROG, arguments):
         options, values = parse(arguments)
         cells = plan(options, values)
@@ -60,93 +61,58 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(cells: Sequence[Cell], options: Options, console: Console) -> set[State]:
-    """Carries out the cells that are to be done.
-
-    Args:
-        cells: from `plan`.
-        options: of the command line.
-        console: where progress and the failures go.
-
-    Returns:
-        The states that cells are in now.
-    """
+    """Carries out the cells that are to be done; returns the states that cells are in then."""
     statuses = {cell: cells_lib.status(cell) for cell in cells}
     skipped = {"complete", "running"} | (set() if options.retry_failed else {"failed"})
     todo = [cell for cell, status in statuses.items() if status.state not in skipped]
-    console.print(_describe_all(statuses.values()), soft_wrap=True)
+    console.print(_describe_all(statuses.values()))
     if todo:
-        statuses |= _carry_out(todo, options, console)
-        console.print(_describe_all(statuses.values()), soft_wrap=True)
+        statuses |= _carry_out(cells_lib.by_job(todo), options, console)
+        console.print(_describe_all(statuses.values()))
     for cell, status in statuses.items():
         if status.state == "failed":
-            console.print(
-                f"failed: {cell.name}: {status.error} (more in {cell.folder / 'log.txt'})",
-                soft_wrap=True,
-            )
+            log = cell.folder / "log.txt"
+            console.print(f"failed: {cell.name}: {status.error} (more in {log})")
     return {status.state for status in statuses.values()}
 
 
 def _carry_out(todo: Sequence[Cell], options: Options, console: Console) -> dict[Cell, Status]:
     """Carries out cells; prints a line about each that ends."""
-    runs_dir = todo[0].folder.parent
-    _make_folder(runs_dir)
+    place = todo[0].folder.parent
+    run_folder.make(place)
     statuses: dict[Cell, Status] = {}
     seconds: dict[Cell, float] = {}
-    running: list[str] = []
-    spinner = console.status("running")
-
-    def on_start(cell: Cell) -> None:
-        running.append(cell.name)
-        spinner.update(f"running: {', '.join(running)}")
-
-    with _outcomes(todo, options, on_start) as (outcomes, at_once, how):
-        console.print(
-            f"{len(todo)} to do {how}; what each prints goes to log.txt in its folder in "
-            f"{runs_dir}",
-            soft_wrap=True,
-        )
-        with spinner:
-            for ended in outcomes:
-                cell = ended.cell
-                status = statuses[cell] = cells_lib.settle(ended)
-                if status.state == "complete":
-                    seconds[cell] = ended.seconds
-                if cell.name in running:
-                    running.remove(cell.name)
-                left = [other for other in todo if other not in statuses]
-                console.print(
-                    f"{len(statuses):>{len(str(len(todo)))}}/{len(todo)}  {cell.name}  "
-                    f"{_describe(status)}  {screen.duration(ended.seconds)}"
-                    f"{_describe_left(left, seconds, at_once)}",
-                    soft_wrap=True,
-                )
+    with _outcomes(todo, options) as (outcomes, at_once, how), console.status("") as spinner:
+        console.print(f"{len(todo)} to do {how}; each prints to log.txt in its folder in {place}")
+        left = list(todo)
+        while left:
+            spinner.update(f"running: {', '.join(cell.name for cell in left[:at_once])}")
+            ended = next(outcomes)
+            left.remove(ended.cell)
+            status = statuses[ended.cell] = cells_lib.settle(ended)
+            if status.state == "complete":
+                seconds[ended.cell] = ended.seconds
+            console.print(
+                f"{len(statuses):>{len(str(len(todo)))}}/{len(todo)}  {ended.cell.name}  "
+                f"{_describe(status)}  {screen.duration(ended.seconds)}; "
+                f"{_describe_left(left, seconds, at_once)}"
+            )
     return statuses
 
 
 @contextlib.contextmanager
-def _outcomes(
-    todo: Sequence[Cell], options: Options, on_start: Callable[[Cell], None]
-) -> Iterator[tuple[Iterator[Ended], int, str]]:
+def _outcomes(todo: Sequence[Cell], options: Options) -> Iterator[tuple[Iterator[Ended], int, str]]:
     """Yields how the cells end, as they end; how many run at once; and by what, in words."""
-    if options.cluster is None:
-        number = min(options.workers, len(todo))
-        outcomes = local.run(todo, num_workers=number, on_start=on_start)
-        with contextlib.closing(outcomes):
-            yield outcomes, number, f"by {_plural(number, 'worker')}"
-    else:
-        needs = cluster.Needs(options.cpus_per_cell, options.gpus_per_cell, options.tpus_per_cell)
-        with cluster.connected(options.cluster):
-            number = min(cluster.num_at_once(needs), len(todo))
-            outcomes = cluster.run(todo, needs=needs, retries=options.retries)
-            with contextlib.closing(outcomes):
-                yield outcomes, number, f"on the cluster, {number} at once"
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--runs-dir: cannot make the folder {path}: {error.strerror}") from error
+    with contextlib.ExitStack() as stack:
+        if options.cluster is None:
+            number = min(options.workers, len(todo))
+            outcomes, how = local.run(todo, num_workers=number), f"by {_plural(number, 'worker')}"
+        else:
+            stack.enter_context(cluster.connected(options.cluster))
+            number = min(cluster.num_at_once(options.needs), len(todo))
+            outcomes = cluster.run(todo, needs=options.needs, retries=options.retries)
+            how = f"on the cluster, {number} at once"
+        yield stack.enter_context(contextlib.closing(outcomes)), number, how
 
 
 # -- What is shown -------------------------------------------------------------------------------
@@ -158,39 +124,32 @@ def show_list(cells: Sequence[Cell], console: Console) -> None:
     for cell, status in zip(cells, statuses, strict=True):
         accuracy = "" if status.accuracy is None else f"  {status.accuracy:.2%}"
         reason = f"  {status.error}" if status.error else ""
-        console.print(f"{status.state:<11}  {cell.name}{accuracy}{reason}", soft_wrap=True)
+        console.print(f"{status.state:<11}  {cell.name}{accuracy}{reason}")
     console.print(_describe_all(statuses))
 
 
 def time_left(
     left: Iterable[Cell], seconds: Mapping[Cell, float], num_workers: int
 ) -> float | None:
-    """Estimates how long the cells that are left take, from those that are done.
+    """Estimates how long the cells that are left take, from how long those took that are done.
 
-    Args:
-        left: the cells that are not done.
-        seconds: how long each of those took that are. Cells of the same kind are expected to take
-            equally long.
-        num_workers: how many work at once.
-
-    Returns:
-        Seconds; nothing if no cell is done yet.
+    Cells of the same kind are expected to take equally long, and those of a kind of which none is
+    done as long as the mean. Without any that is done there is no estimate.
     """
     if not seconds:
         return None
     kinds = defaultdict(list)
     for cell, value in seconds.items():
         kinds[cell.kind].append(value)
-    overall = statistics.mean(seconds.values())
-    means = {kind: statistics.mean(values) for kind, values in kinds.items()}
+    overall = statistics.fmean(seconds.values())
+    means = {kind: statistics.fmean(values) for kind, values in kinds.items()}
     return sum(means.get(cell.kind, overall) for cell in left) / num_workers
 
 
 def _describe_left(left: Sequence[Cell], seconds: Mapping[Cell, float], num_workers: int) -> str:
     estimate = time_left(left, seconds, num_workers)
-    if not left or estimate is None:
-        return f"; {len(left)} left"
-    return f"; {len(left)} left, about {screen.duration(estimate)}"
+    about = f", about {screen.duration(estimate)}" if left and estimate is not None else ""
+    return f"{len(left)} left{about}"
 
 
 def _describe(status: Status) -> str:

@@ -1,14 +1,13 @@
-"""The programs whose runs a sweep can carry out, and what it has to know of them.
+"""The programs whose runs a sweep can carry out, and the fields of their configurations.
 
-What a grid varies are the fields of a program's configuration, by name, in whichever part of the
-configuration they are.
+A grid calls a field by its name, in whichever part of the configuration it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from experiments.cifar import config as cifar_config
@@ -20,27 +19,20 @@ from experiments.tpp import presets as tpp_presets
 
 
 class Program(NamedTuple):
-    """A program that trains.
-
-    Attributes:
-        module: `python -m` starts it.
-        presets: name to (one line for the help, configuration).
-        alone: returns the configuration of one run, without others to compare with.
-        run_name: names the folder of a run.
-        computed: returns what a run depends on, from `to_dict`.
-        accuracy: what summary.json calls the test accuracy at the end.
-    """
+    """A program that trains."""
 
     module: str
+    """`python -m` starts it."""
     presets: Mapping[str, tuple[str, Any]]
+    """Name to (one line for the help, configuration)."""
     alone: Callable[[Any], Any]
+    """Returns the configuration of one run, without others to compare with."""
     run_name: Callable[[Any], str]
+    """Names the folder of a run."""
     computed: Callable[[Any], dict[str, Any]]
+    """Returns what a run depends on, from `to_dict`."""
     accuracy: str
-
-
-def _cifar_alone(config: cifar_config.Config) -> cifar_config.Config:
-    return cifar_config.with_criterion(config, config.search.criterion)
+    """What summary.json calls the test accuracy at the end."""
 
 
 def _cifar_computed(config: cifar_config.Config) -> dict[str, Any]:
@@ -53,17 +45,21 @@ def _cifar_computed(config: cifar_config.Config) -> dict[str, Any]:
     return values
 
 
-def _tpp_alone(config: tpp_config.Config) -> tpp_config.Config:
-    return tpp_config.with_method(config, config.method)
-
-
 CIFAR = Program(
-    *("experiments.cifar", cifar_presets.PRESETS, _cifar_alone, cifar_config.run_name),
-    *(_cifar_computed, "last_test_accuracy"),
+    "experiments.cifar",
+    cifar_presets.PRESETS,
+    alone=lambda config: cifar_config.with_criterion(config, config.search.criterion),
+    run_name=cifar_config.run_name,
+    computed=_cifar_computed,
+    accuracy="last_test_accuracy",
 )
 TPP = Program(
-    *("experiments.tpp", tpp_presets.PRESETS, _tpp_alone, tpp_config.run_name),
-    *(to_dict, "last_accuracy"),
+    "experiments.tpp",
+    tpp_presets.PRESETS,
+    alone=lambda config: tpp_config.with_method(config, config.method),
+    run_name=tpp_config.run_name,
+    computed=to_dict,
+    accuracy="last_accuracy",
 )
 PRESETS: dict[str, tuple[Program, str]] = {
     **{name: (CIFAR, name) for name in CIFAR.presets},
@@ -81,24 +77,23 @@ _NOT_VARIED = (
 """What is not of one run: a sweep decides it for all."""
 
 
-def types(config_class: type) -> dict[str, Any]:
-    """Returns what a grid can vary: name to type of the fields, those of nested parts included."""
+def types(config_class: type, but: Collection[str] = _NOT_VARIED) -> dict[str, Any]:
+    """Returns name to type of the fields, those of nested parts included, but for some."""
     hints = typing.get_type_hints(config_class, include_extras=True)
     varied: dict[str, Any] = {}
     for field in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(hints[field.name]):
-            varied |= types(hints[field.name])
-        elif field.name not in _NOT_VARIED:
+            varied |= types(hints[field.name], but)
+        elif field.name not in but:
             varied[field.name] = hints[field.name]
     return varied
 
 
 def takes_several(kind: Any) -> bool:
     """Says whether a field takes several values by itself, as `drop_epochs` does."""
-    origin = typing.get_origin(kind)
-    return origin is tuple or (
-        origin is typing.Annotated and takes_several(typing.get_args(kind)[0])
-    )
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
+    return typing.get_origin(kind) is tuple
 
 
 def replace(config: Any, values: Mapping[str, Any]) -> Any:
@@ -125,11 +120,10 @@ def leaves(config: Any) -> Iterator[tuple[str, Any]]:
 
 def flags(preset: Any, config: Any) -> tuple[str, ...]:
     """Returns the flags that make a configuration of that of a preset."""
-    before = dict(leaves(preset))
     words: list[str] = []
-    for name, value in leaves(config):
+    for (name, before), (_, value) in zip(leaves(preset), leaves(config), strict=True):
         flag = name.replace("_", "-")
-        if value == before[name]:
+        if value == before:
             continue
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")

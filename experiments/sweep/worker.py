@@ -51,20 +51,22 @@ def run_cell(module: str, arguments: Sequence[str], folder: Path) -> int:
 @contextlib.contextmanager
 def _output_to(path: Path) -> Iterator[None]:
     """Has what this process prints, libraries in C++ included, go to the end of a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    before = [os.dup(stream) for stream in (1, 2)]
+    before = os.dup(1), os.dup(2)
     try:
         with path.open("a", encoding="utf-8") as log:
-            for stream in (1, 2):
-                os.dup2(log.fileno(), stream)
+            _redirect(log.fileno(), log.fileno())
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for stream, copy in zip((1, 2), before, strict=True):
-            os.dup2(copy, stream)
+        _redirect(*before)
+        for copy in before:
             os.close(copy)
+
+
+def _redirect(output: int, errors: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(output, 1)
+    os.dup2(errors, 2)
 
 
 class Stopped(Exception):
@@ -74,17 +76,14 @@ class Stopped(Exception):
 def run_for_ray(
     environment: Mapping[str, str], place: str, module: str, arguments: Sequence[str], folder: str
 ) -> tuple[int, float]:
-    """Carries out a cell on a machine of a cluster.
+    """Carries out a cell on a machine of a cluster; returns exit code and seconds.
 
     Args:
         environment: variables to set before JAX starts.
         place: the folder that `folder` is relative to.
-        module: see `run_cell`, as for what follows.
+        module: as for `run_cell`, like the further arguments.
         arguments: see there.
         folder: see there.
-
-    Returns:
-        Exit code and seconds.
 
     Raises:
         Stopped: the machine goes away; Ray may try the cell again.
