@@ -70,11 +70,7 @@ def available_cores() -> tuple[int, ...]:
 
 
 def share_cores(cores: Sequence[int], num_processes: int) -> list[tuple[int, ...]]:
-    """Deals cores out to processes; if there are too few, several processes get the same one.
-
-    >>> share_cores([0, 1, 2, 3, 4], 2), share_cores([0, 1], 3)
-    ([(0, 1, 2), (3, 4)], [(0,), (1,), (0,)])
-    """
+    """Deals cores out to processes; if there are too few, several processes get the same one."""
     parts = np.array_split(cores, num_processes)
     return [tuple(part.tolist()) or (cores[i % len(cores)],) for i, part in enumerate(parts)]
 
