@@ -76,12 +76,12 @@ class Stopped(Exception):
 def run_for_ray(
     environment: Mapping[str, str], place: str, module: str, arguments: Sequence[str], folder: str
 ) -> tuple[int, float]:
-    """Carries out a cell on a machine of a cluster; returns exit code and seconds.
+    """Carries out a cell on a machine of a cluster, as `run_cell` does; returns code and seconds.
 
     Args:
         environment: variables to set before JAX starts.
         place: the folder that `folder` is relative to.
-        module: as for `run_cell`, like the further arguments.
+        module: as for `run_cell`, like `arguments` and `folder`.
         arguments: see there.
         folder: see there.
 
