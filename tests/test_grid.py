@@ -211,7 +211,7 @@ SEEDS = "[grid]\nseed = [0]"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("preset =\n[grid]", r"table\.toml is not TOML: .*line 1"),
+        ("preset =\n[grid]", r"cannot read the grid file .*table\.toml: .*line 1"),
         ("presett = 'demo'\n" + SEEDS, r"unknown field 'presett'\. Did you mean preset\?"),
         ("preset = 'demoo'\n" + SEEDS, r"unknown preset in .*'demoo'\. Did you mean demo\?"),
         ("preset = 3\n" + SEEDS, r"preset: expected a valid string, got 3"),

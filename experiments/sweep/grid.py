@@ -81,10 +81,9 @@ def read(path: Path) -> Grid:
     """
     try:
         sections = tomllib.loads(files.read_text(path, largest=LARGEST))
-    except OSError as error:
-        raise UserError(f"cannot read the grid file {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError names line and column.
-        raise UserError(f"{path} is not TOML, or too large: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:  # Wrong TOML: names line and column.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot read the grid file {path}: {reason}") from error
     file = configuration.read(_File, sections, str(path))
     grid = from_preset(file.preset or "paper-cifar10", f"preset in {path}")
     base = Config() if file.preset is None else grid.base
