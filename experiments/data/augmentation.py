@@ -65,13 +65,9 @@ def normalise(images: jax.Array, *, mean: Sequence[float], std: Sequence[float])
 def resize(images: np.ndarray, size: int) -> np.ndarray:
     """Resizes square images: down by averages of whole blocks, up by linear interpolation.
 
-    Args:
-        images: uint8, (N, side, side, channels).
-        size: pixels a side of the result; at least `side`, or a divisor of it.
-
     Returns:
         uint8, (N, size, size, channels), rounded to the nearest integer, means that lie between two
-        integers upwards; `images` itself if that is its size.
+        integers upwards.
 
     Raises:
         UserError: `size` is smaller and no divisor.
@@ -80,10 +76,10 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
     if side == size:
         return images
     if size < 1 or size < side and side % size:
-        divisors = [str(divisor) for divisor in range(1, side + 1) if side % divisor == 0]
+        divisors = ", ".join(str(n) for n in range(1, side + 1) if side % n == 0)
         raise UserError(
             f"--image-size: {size} does not divide the {side} pixels of the images. "
-            f"Possible: {', '.join(divisors)}, or more"
+            f"Possible: {divisors}, or more"
         )
     if size < side:
         block = side // size
@@ -99,8 +95,7 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
 
 def _random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     count, *shape = images.shape
-    around = (padding, padding)
-    padded = jnp.pad(images, ((0, 0), around, around, (0, 0)))
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     corners = jax.random.randint(key, (count, 2), 0, 2 * padding + 1)
 
     # One slice an image: on CPU 10 times faster than choosing among shifted copies of the batch.

@@ -10,12 +10,7 @@ def epoch_batches(key: jax.Array, num_examples: int, batch_size: int) -> np.ndar
     """Shuffles the training set and cuts it into full batches.
 
     The last num_examples % batch_size images of the shuffled order are left out, so that all
-    batches have one shape; the next epoch's order leaves out others.
-
-    Args:
-        key: PRNG key of this epoch, for instance `jax.random.fold_in(key, epoch)`.
-        num_examples: size of the training set.
-        batch_size: images a batch.
+    batches have one shape; the next epoch's order, from another key, leaves out others.
 
     Returns:
         int32 indices, (num_examples // batch_size, batch_size); no index occurs twice.
@@ -39,11 +34,7 @@ def check_batch_size(batch_size: int, num_examples: int) -> None:
 
 
 def rows_of(part: tuple[int, int], batch_size: int) -> slice:
-    """Returns the rows of a batch that are part `index` of `count` equal ones.
-
-    Args:
-        part: index and count, such as number of a process and number of processes.
-        batch_size: rows of the whole batch.
+    """Returns the rows of a batch that are part `index` of `count` equal ones, of a process each.
 
     Raises:
         ValueError: the parts would not be equal, or there is none of that index.
@@ -62,10 +53,6 @@ def rows_of(part: tuple[int, int], batch_size: int) -> slice:
 
 def eval_batches(num_examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts the test set into batches of one shape that cover every example once.
-
-    Args:
-        num_examples: size of the test set.
-        batch_size: images a batch.
 
     Returns:
         int32 indices and boolean `is_real`, both (number of batches, batch_size). The last batch

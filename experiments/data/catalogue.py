@@ -33,8 +33,8 @@ class Spec(NamedTuple):
     num_test: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop_padding: int
-    flip: bool
+    crop_padding: int = 4
+    flip: bool = True
     splits: tuple[str, str] = ("train", "test")
 
 
@@ -43,6 +43,8 @@ class StreamedSpec(NamedTuple):
 
     Attributes:
         name: also in the run's name.
+        folder: where its image files are, in the folder of all data.
+        advice: what to do if they are not there.
         image_size: pixels a side, unless `--image-size` says otherwise.
         shorter_side: of the resized image that is cropped to `image_size` for evaluation.
         crop_scale: for training, smallest and largest share of the image's area in a crop.
@@ -52,6 +54,8 @@ class StreamedSpec(NamedTuple):
     """
 
     name: str
+    folder: str
+    advice: str
     image_size: int
     shorter_side: int
     crop_scale: tuple[float, float]
@@ -60,65 +64,55 @@ class StreamedSpec(NamedTuple):
     std: tuple[float, ...]
 
 
-_SPECS = (
-    Spec(
-        name="digits",
-        version="",
-        image_shape=(8, 8, 1),
-        num_classes=10,
-        num_train=1433,
-        num_test=364,
-        # Measured on the training split.
-        mean=(0.3055,),
-        std=(0.3761,),
-        # The digit fills the 8x8 frame, and a mirrored digit is none.
-        crop_padding=1,
-        flip=False,
-    ),
-    # CIFAR: mean, std, padding 4 and flip as in `load.py` of the NTK-SAP authors. For CIFAR-10 the
-    # std is the widespread mean of the single images' std, not the std over all pixels (0.247).
-    Spec(
-        name="cifar10",
-        version="3.0.2",
-        image_shape=(32, 32, 3),
-        num_classes=10,
-        num_train=50_000,
-        num_test=10_000,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2023, 0.1994, 0.2010),
-        crop_padding=4,
-        flip=True,
-    ),
-    Spec(
-        name="cifar100",
-        version="3.0.2",
-        image_shape=(32, 32, 3),
-        num_classes=100,
-        num_train=50_000,
-        num_test=10_000,
-        mean=(0.5071, 0.4867, 0.4408),
-        std=(0.2675, 0.2565, 0.2761),
-        crop_padding=4,
-        flip=True,
-    ),
-    # Fashion-MNIST: mean and std measured on the training split; crops and flips as in the
-    # benchmark table of the data set's own README.
-    Spec(
-        name="fashion_mnist",
-        version="3.0.1",
-        image_shape=(28, 28, 1),
-        num_classes=10,
-        num_train=60_000,
-        num_test=10_000,
-        mean=(0.2860,),
-        std=(0.3530,),
-        crop_padding=4,
-        flip=True,
-    ),
+_CIFAR10 = Spec(
+    name="cifar10",
+    version="3.0.2",
+    image_shape=(32, 32, 3),
+    num_classes=10,
+    num_train=50_000,
+    num_test=10_000,
+    # Mean, std, padding and flip as in `load.py` of the NTK-SAP authors. The std of CIFAR-10 is
+    # the widespread mean of the single images' std, not the std over all pixels (0.247).
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2023, 0.1994, 0.2010),
+)
+_CIFAR100 = _CIFAR10._replace(
+    name="cifar100",
+    num_classes=100,
+    mean=(0.5071, 0.4867, 0.4408),
+    std=(0.2675, 0.2565, 0.2761),
+)
+_DIGITS = Spec(
+    name="digits",
+    version="",
+    image_shape=(8, 8, 1),
+    num_classes=10,
+    num_train=1433,
+    num_test=364,
+    # Measured on the training split.
+    mean=(0.3055,),
+    std=(0.3761,),
+    # The digit fills the 8x8 frame, and a mirrored digit is none.
+    crop_padding=1,
+    flip=False,
+)
+_FASHION_MNIST = Spec(
+    name="fashion_mnist",
+    version="3.0.1",
+    image_shape=(28, 28, 1),
+    num_classes=10,
+    num_train=60_000,
+    num_test=10_000,
+    # Measured on the training split. Crops and flips are those of the benchmark in its README.
+    mean=(0.2860,),
+    std=(0.3530,),
 )
 
 TINY_IMAGENET = StreamedSpec(
     name="tiny_imagenet",
+    folder="tiny-imagenet-200",
+    advice="Unpack tiny-imagenet-200.zip there, or name the folder that holds tiny-imagenet-200 "
+    "by --data-dir or TFDS_DATA_DIR",
     image_size=64,
     shorter_side=64,
     # Crops as in `load.py` of the NTK-SAP authors; mean and std are those of the images.
@@ -129,6 +123,10 @@ TINY_IMAGENET = StreamedSpec(
 )
 IMAGENET = StreamedSpec(
     name="imagenet",
+    folder="imagenet",
+    advice="Put or link the folders train/<class> and val/<class> of ImageNet there, or prepare "
+    "imagenet2012 by TFDS in array_record format beside it; --data-dir or TFDS_DATA_DIR names "
+    "the folder around it",
     image_size=224,
     shorter_side=256,
     crop_scale=(0.08, 1.0),
@@ -145,13 +143,13 @@ IMAGENET_RECORDS = Spec(
     num_test=50_000,
     mean=IMAGENET.mean,
     std=IMAGENET.std,
-    crop_padding=0,
-    flip=True,
     splits=("train", "validation"),
 )
 """ImageNet as TFDS prepares it; the images in it are JPEGs of any size."""
 
-SPECS: dict[str, Spec] = {spec.name: spec for spec in _SPECS}
+SPECS: dict[str, Spec] = {
+    spec.name: spec for spec in (_DIGITS, _CIFAR10, _CIFAR100, _FASHION_MNIST)
+}
 STREAMED: dict[str, StreamedSpec] = {spec.name: spec for spec in (TINY_IMAGENET, IMAGENET)}
 NAMES: tuple[str, ...] = (*SPECS, *STREAMED)
 

@@ -15,8 +15,8 @@ from PIL import Image
 FORMATS = ("JPEG", "PNG")
 """What is decoded. Pillow would decode anything else by its contents, and EPS by Ghostscript."""
 
-ATTEMPTS = 10
-"""Crops that are drawn before the largest one in the centre is taken (as in torchvision)."""
+RESAMPLING = Image.Resampling.BILINEAR
+"""With antialiasing, torchvision's default for images."""
 
 
 class RandomCrop(NamedTuple):
@@ -24,7 +24,7 @@ class RandomCrop(NamedTuple):
 
     Attributes:
         size: pixels a side of the result.
-        scale: smallest and largest share of the image's area.
+        scale: smallest and largest share of the image's area, in (0, 1].
         ratio: smallest and largest width / height.
     """
 
@@ -33,14 +33,10 @@ class RandomCrop(NamedTuple):
     ratio: tuple[float, float]
 
     def __call__(self, encoded: bytes, rng: np.random.Generator) -> np.ndarray:
-        """Returns uint8 pixels (size, size, 3).
-
-        Raises:
-            ValueError: the bytes are no image.
-        """
+        """Returns uint8 pixels (size, size, 3); a ValueError if the bytes are no image."""
         image = decode(encoded)
         box = crop_box(rng, *image.size, scale=self.scale, ratio=self.ratio)
-        image = _resize(image.crop(box), (self.size, self.size))
+        image = image.crop(box).resize((self.size, self.size), RESAMPLING)
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(image)
@@ -58,15 +54,11 @@ class CentreCrop(NamedTuple):
     shorter_side: int
 
     def __call__(self, encoded: bytes) -> np.ndarray:
-        """Returns uint8 pixels (size, size, 3).
-
-        Raises:
-            ValueError: the bytes are no image.
-        """
+        """Returns uint8 pixels (size, size, 3); a ValueError if the bytes are no image."""
         image = decode(encoded)
-        shorter = min(image.size)
-        image = _resize(image, tuple(self.shorter_side * side // shorter for side in image.size))
-        left, top = ((side - self.size) // 2 for side in image.size)
+        width, height = (self.shorter_side * side // min(image.size) for side in image.size)
+        image = image.resize((width, height), RESAMPLING)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
         return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
 
 
@@ -84,17 +76,10 @@ def crop_box(
     `ratio`, its place uniform among those inside the image. If ten draws do not fit, it is the
     largest part in the centre whose width / height is within `ratio`.
 
-    Args:
-        rng: where the randomness comes from.
-        width: pixels of the image.
-        height: likewise.
-        scale: smallest and largest share of the area, in (0, 1].
-        ratio: smallest and largest width / height.
-
     Returns:
         left, top, right and bottom, the latter two exclusive, as Pillow counts.
     """
-    for _ in range(ATTEMPTS):
+    for _ in range(10):
         area = width * height * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -107,21 +92,21 @@ def crop_box(
     return left, top, left + w, top + h
 
 
-def decode(encoded: bytes) -> Image.Image:
-    """Decodes an image file; greyscale, CMYK and palettes become RGB.
+def decode(
+    encoded: bytes, *, mode: str = "RGB", size: tuple[int, ...] | None = None
+) -> Image.Image:
+    """Decodes an image file; greyscale, CMYK and palettes become what Pillow calls `mode`.
+
+    Width and height other than `size` are refused before anything is decoded.
 
     Raises:
-        ValueError: the bytes are no image, or not all of one.
+        ValueError: the bytes are no image, or not all of one, or it has another size.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            return image.convert("RGB")
+            if size not in (None, image.size):
+                raise ValueError(f"{image.size} pixels, expected {size}")
+            return image.convert(mode)
     # What Pillow raises for damaged files; SyntaxError is for PNG chunks.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"no image, or a damaged one ({error})") from error
-
-
-def _resize(image: Image.Image, size: tuple[int, ...]) -> Image.Image:
-    # Bilinear with antialiasing, torchvision's default for images.
-    width, height = size
-    return image.resize((width, height), Image.Resampling.BILINEAR)

@@ -17,6 +17,7 @@ import numpy as np
 from experiments.shell.errors import DataError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
+RESTORE = "Unpack the original archive again"
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,6 @@ def tiny_imagenet(folder: Path) -> ImageFolder:
     `train/<wnid>/images/*.JPEG`, and `val/val_annotations.txt` with `val/images/*.JPEG`. Any number
     of images will do.
 
-    Args:
-        folder: `tiny-imagenet-200`.
-
     Raises:
         OSError: something is missing.
         DataError: something is empty, or names a class that is not there.
@@ -74,13 +72,9 @@ def tiny_imagenet(folder: Path) -> ImageFolder:
     label_of = {wnid: label for label, wnid in enumerate(_lines(folder / "wnids.txt"))}
     for wnid in label_of:
         if Path(wnid).name != wnid:  # Such as one that leads out of the folder.
-            raise DataError(f"{folder / 'wnids.txt'} names {wnid!r}, no class. {_RESTORE}")
+            raise DataError(f"{folder / 'wnids.txt'} names {wnid!r}, no class. {RESTORE}")
     _refuse_unknown_classes(folder / "train", label_of)
-    train = [
-        (f"train/{wnid}/images/{name}", label)
-        for wnid, label in label_of.items()
-        for name in _image_names(folder / "train" / wnid / "images")
-    ]
+    train = _labelled(folder, [f"train/{wnid}/images" for wnid in label_of])
 
     present = set(_image_names(folder / "val" / "images"))
     annotations = folder / "val" / "val_annotations.txt"
@@ -88,15 +82,11 @@ def tiny_imagenet(folder: Path) -> ImageFolder:
     for number, line in enumerate(_lines(annotations), start=1):
         name, wnid = (*line.split("\t"), "", "")[:2]
         if wnid not in label_of:
-            raise DataError(
-                f"{annotations}, line {number}: {wnid!r} is none of the {len(label_of)} classes "
-                f"in wnids.txt. {_RESTORE}"
-            )
+            problem = f"{wnid!r} is none of the {len(label_of)} classes in wnids.txt"
+            raise DataError(f"{annotations}, line {number}: {problem}. {RESTORE}")
         if name not in present:
-            raise DataError(
-                f"{folder / 'val' / 'images' / name} is missing, and {annotations.name} names it. "
-                f"{_RESTORE}"
-            )
+            path = folder / "val" / "images" / name
+            raise DataError(f"{path} is missing, and {annotations.name} names it. {RESTORE}")
         test.append((f"val/images/{name}", label_of[wnid]))
 
     words = dict(line.split("\t", 1) for line in _lines(folder / "words.txt") if "\t" in line)
@@ -114,20 +104,12 @@ def imagenet(folder: Path) -> ImageFolder:
     """
     classes = sorted(_entries(folder / "train", folders=True))
     if not classes:
-        raise DataError(f"{folder / 'train'} holds no folder of a class. {_RESTORE}")
+        raise DataError(f"{folder / 'train'} holds no folder of a class. {RESTORE}")
     _refuse_unknown_classes(folder / "val", classes)
     train, test = (
-        [
-            (f"{split}/{name}/{image}", label)
-            for label, name in enumerate(classes)
-            for image in _image_names(folder / split / name)
-        ]
-        for split in ("train", "val")
+        _labelled(folder, [f"{split}/{name}" for name in classes]) for split in ("train", "val")
     )
     return _image_folder(folder, train, test, classes)
-
-
-_RESTORE = "Unpack the original archive again"
 
 
 def _image_folder(
@@ -136,26 +118,28 @@ def _image_folder(
     test: Sequence[tuple[str, int]],
     class_names: Sequence[str],
 ) -> ImageFolder:
+    files = []
+    for images in (train, test):
+        names, labels = zip(*images, strict=True)
+        encoded = np.array([name.encode() for name in names])
+        files.append(ImageFiles(str(folder), encoded, np.array(labels, np.int32)))
     listing = "\n".join(f"{name} {label}" for name, label in (*train, *test))
-    return ImageFolder(
-        _image_files(folder, train),
-        _image_files(folder, test),
-        tuple(class_names),
-        hashlib.sha256(listing.encode()).hexdigest(),
-    )
+    fingerprint = hashlib.sha256(listing.encode()).hexdigest()
+    return ImageFolder(files[0], files[1], tuple(class_names), fingerprint)
 
 
-def _image_files(folder: Path, images: Sequence[tuple[str, int]]) -> ImageFiles:
-    names, labels = zip(*images, strict=True)
-    return ImageFiles(
-        str(folder), np.array([name.encode() for name in names]), np.array(labels, np.int32)
-    )
+def _labelled(folder: Path, class_folders: Sequence[str]) -> list[tuple[str, int]]:
+    return [
+        (f"{class_folder}/{name}", label)
+        for label, class_folder in enumerate(class_folders)
+        for name in _image_names(folder / class_folder)
+    ]
 
 
 def _image_names(folder: Path) -> list[str]:
     names = sorted(name for name in _entries(folder) if name.lower().endswith(SUFFIXES))
     if not names:
-        raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}). {_RESTORE}")
+        raise DataError(f"{folder} holds no image ({', '.join(SUFFIXES)}). {RESTORE}")
     return names
 
 
@@ -174,9 +158,7 @@ def _entries(folder: Path, *, folders: bool = False) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    lines = [
-        line for line in map(str.rstrip, path.read_text(encoding="utf-8").splitlines()) if line
-    ]
+    lines = [line.rstrip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     if not lines:
-        raise DataError(f"{path} is empty. {_RESTORE}")
+        raise DataError(f"{path} is empty. {RESTORE}")
     return lines

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.data import catalogue, image_folders, memory, prepared
 from experiments.data.augmentation import normalise
-from experiments.data.catalogue import StreamedSpec
+from experiments.data.catalogue import Spec, StreamedSpec
 from experiments.data.crops import CentreCrop, RandomCrop
 from experiments.data.memory import Dataset
 from experiments.data.streaming import EncodedImages, StreamedDataset
 from experiments.shell.errors import DataError, UserError
 from ntksap_jax import criteria
+
+JPEG_NOTE = "images stored as JPEG: not the original lossless pixels"
 
 
 def load(
@@ -45,28 +48,65 @@ def load(
     root = prepared.data_root(data_dir)
     if name in catalogue.STREAMED:
         spec = catalogue.STREAMED[name]
-        return load_streamed(spec, root, image_size=image_size, num_workers=num_workers)
-    dataset = memory.load(catalogue.find(name), root)
+        return _load_streamed(spec, root, image_size=image_size, num_workers=num_workers)
+    dataset = load_arrays(catalogue.find(name), root)
     return dataset if image_size is None else memory.resized(dataset, image_size)
 
 
-def load_streamed(
+def load_arrays(spec: Spec, root: Path) -> Dataset:
+    """Loads the data set that `spec` describes into memory; see `load`."""
+    if not spec.version:
+        arrays, note = memory.read_digits(), ""
+        class_names = tuple(map(str, range(spec.num_classes)))
+        source = "scikit-learn's load_digits; every fifth image of a class is a test image"
+    else:
+        folder = prepared.locate(spec, root)
+        fingerprint = prepared.fingerprint(folder)
+        arrays = prepared.cached(
+            f"{spec.name}-{spec.version}-{prepared.CACHE_FORMAT}-{fingerprint[:16]}",
+            lambda: _decode(spec, folder),
+        )
+        note = JPEG_NOTE if arrays.pop("num_jpeg") else ""
+        class_names = prepared.label_names(spec, folder)
+        source = f"TFDS {spec.name} {spec.version}, SHA-256 {fingerprint}"
+    return Dataset(
+        name=spec.name,
+        **arrays,
+        class_names=class_names,
+        mean=spec.mean,
+        std=spec.std,
+        crop_padding=spec.crop_padding,
+        flip=spec.flip,
+        source=source,
+        note=note,
+    )
+
+
+def _decode(spec: Spec, folder: Path) -> dict[str, np.ndarray]:
+    train, test = (prepared.read_split(spec, folder, split) for split in spec.splits)
+    return {
+        "train_images": train[0],
+        "train_labels": train[1],
+        "test_images": test[0],
+        "test_labels": test[1],
+        "num_jpeg": np.asarray(train[2] + test[2]),
+    }
+
+
+def _load_streamed(
     spec: StreamedSpec, root: Path, *, image_size: int | None, num_workers: int
 ) -> StreamedDataset:
-    """Finds the images of a data set that is streamed; see `load`."""
     folder, records = find_streamed(spec, root), catalogue.IMAGENET_RECORDS
     train: EncodedImages
     test: EncodedImages
     if folder is None:
-        raise DataError(f"{root / FOLDERS[spec.name]} is not there. {_ADVICE[spec.name]}")
-    if folder.name == FOLDERS[spec.name]:
-        read = {"tiny_imagenet": image_folders.tiny_imagenet, "imagenet": image_folders.imagenet}
+        raise DataError(f"{root / spec.folder} is not there. {spec.advice}")
+    if folder.name == spec.folder:
+        read = image_folders.imagenet if spec.name == "imagenet" else image_folders.tiny_imagenet
         try:
-            train, test, class_names, fingerprint = read[spec.name](folder)
+            train, test, class_names, fingerprint = read(folder)
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"cannot read {folder} ({error}). Unpack the original archive again"
-            ) from error
+            raise DataError(f"cannot read {folder} ({error}). {image_folders.RESTORE}") from error
         source = f"image files, SHA-256 of their names and labels {fingerprint}"
     else:
         place = prepared.locate(records, root)
@@ -90,22 +130,10 @@ def load_streamed(
 
 def find_streamed(spec: StreamedSpec, root: Path) -> Path | None:
     """Returns the folder of a data set that is streamed, if there is one; it is not looked into."""
-    names = [FOLDERS[spec.name]]
+    names = [spec.folder]
     if spec is catalogue.IMAGENET:
         names.append(catalogue.IMAGENET_RECORDS.name)
     return next((root / name for name in names if (root / name).is_dir()), None)
-
-
-FOLDERS = {"tiny_imagenet": "tiny-imagenet-200", "imagenet": "imagenet"}
-"""Where the image files of a data set are, in the folder of all data."""
-
-_ADVICE = {
-    "tiny_imagenet": "Unpack tiny-imagenet-200.zip there, or name the folder that holds "
-    "tiny-imagenet-200 by --data-dir or TFDS_DATA_DIR",
-    "imagenet": "Put or link the folders train/<class> and val/<class> of ImageNet there, or "
-    "prepare imagenet2012 by TFDS in array_record format beside it; --data-dir or TFDS_DATA_DIR "
-    "names the folder around it",
-}
 
 
 def pruning_batch(
@@ -125,11 +153,10 @@ def pruning_batch(
     Raises:
         UserError: a class has fewer images.
     """
+    labels = dataset.train_labels
     try:
-        indices = criteria.class_balanced(key, dataset.train_labels, per_class=per_class)
+        indices = criteria.class_balanced(key, labels, per_class=per_class)
     except ValueError as error:
         raise UserError(f"cannot draw a subset of {dataset.name}: {error}") from error
-    inputs = normalise(
-        jnp.asarray(dataset.train_images_at(indices)), mean=dataset.mean, std=dataset.std
-    )
-    return inputs, jnp.asarray(dataset.train_labels[indices])
+    images = jnp.asarray(dataset.train_images_at(indices))
+    return normalise(images, mean=dataset.mean, std=dataset.std), jnp.asarray(labels[indices])

@@ -1,4 +1,4 @@
-"""Data sets that fit into memory: scikit-learn's digits, and what TFDS has prepared."""
+"""Data sets that fit into memory, and scikit-learn's digits as one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.data import prepared
 from experiments.data.augmentation import resize
 from experiments.data.batching import epoch_batches, eval_batches, rows_of
-from experiments.data.catalogue import Spec
-
-JPEG_NOTE = "images stored as JPEG: not the original lossless pixels"
 
 TEST_EVERY = 5
 """Every fifth image of a class of the digits is a test image."""
@@ -60,7 +56,7 @@ class Dataset(NamedTuple):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of one image."""
-        _, height, width, channels = self.train_images.shape
+        height, width, channels = self.train_images.shape[1:]
         return height, width, channels
 
     @property
@@ -135,49 +131,8 @@ def resized(dataset: Dataset, size: int) -> Dataset:
     )
 
 
-def load(spec: Spec, root: Path) -> Dataset:
-    """Loads the data set that `spec` describes; see `loading.load`."""
-    if not spec.version:
-        arrays, class_names = _read_digits(), tuple(map(str, range(spec.num_classes)))
-        source = "scikit-learn's load_digits; every fifth image of a class is a test image"
-    else:
-        folder = prepared.locate(spec, root)
-        fingerprint = prepared.fingerprint(folder)
-        arrays = prepared.cached(
-            f"{spec.name}-{spec.version}-{prepared.CACHE_FORMAT}-{fingerprint[:16]}",
-            lambda: _decode(spec, folder),
-        )
-        class_names = prepared.label_names(spec, folder)
-        source = f"TFDS {spec.name} {spec.version}, SHA-256 {fingerprint}"
-    return Dataset(
-        name=spec.name,
-        train_images=arrays["train_images"],
-        train_labels=arrays["train_labels"],
-        test_images=arrays["test_images"],
-        test_labels=arrays["test_labels"],
-        class_names=class_names,
-        mean=spec.mean,
-        std=spec.std,
-        crop_padding=spec.crop_padding,
-        flip=spec.flip,
-        source=source,
-        note=JPEG_NOTE if arrays["num_jpeg"] else "",
-    )
-
-
-def _decode(spec: Spec, folder: Path) -> prepared.Arrays:
-    train, test = (prepared.read_split(spec, folder, split) for split in spec.splits)
-    return {
-        "train_images": train[0],
-        "train_labels": train[1],
-        "test_images": test[0],
-        "test_labels": test[1],
-        "num_jpeg": np.asarray(train[2] + test[2]),
-    }
-
-
-def _read_digits() -> prepared.Arrays:
-    """The 1797 handwritten digits, 8x8 pixels, that scikit-learn carries inside its package.
+def read_digits() -> dict[str, np.ndarray]:
+    """Returns the arrays of a `Dataset`: the 1797 handwritten digits inside scikit-learn's package.
 
     The split draws nothing at random, so that no version of anything can change it. The original
     grey levels 0 to 16 are stretched to 0 to 255.
@@ -187,16 +142,12 @@ def _read_digits() -> prepared.Arrays:
     table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
     images = np.rint(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     labels = table[:, -1].astype(np.int32)
-
-    rank_in_class = np.zeros(len(labels), np.int64)
+    is_test = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        of_class = labels == label
-        rank_in_class[of_class] = np.arange(np.count_nonzero(of_class))
-    is_test = rank_in_class % TEST_EVERY == 0
+        is_test[np.flatnonzero(labels == label)[::TEST_EVERY]] = True
     return {
         "train_images": images[~is_test],
         "train_labels": labels[~is_test],
         "test_images": images[is_test],
         "test_labels": labels[is_test],
-        "num_jpeg": np.asarray(0),
     }

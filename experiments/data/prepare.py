@@ -26,8 +26,7 @@ from experiments.data import prepared
 from experiments.data.catalogue import Spec
 from experiments.shell.errors import DataError
 
-Labels = dict[str, np.ndarray]
-Split = tuple[np.ndarray, Labels]
+Split = tuple[np.ndarray, dict[str, np.ndarray]]
 """Images uint8 (N, H, W, C), and for each label feature the labels (N,)."""
 Splits = tuple[Split, Split, dict[str, list[str]]]
 """Training and test split, and the class names of the label features if the archive has them."""
@@ -36,15 +35,13 @@ Splits = tuple[Split, Split, dict[str, list[str]]]
 def prepare(spec: Spec, root: Path, *, url: str | None = None) -> Path:
     """Downloads a data set and writes its prepared folder, which appears only when complete.
 
-    Nothing is done if it is there already.
-
     Args:
         spec: the data set.
         root: the folder of all data sets, TFDS's `data_dir`.
         url: a mirror's folder that holds the official files.
 
     Returns:
-        The prepared folder, `root/name/version`.
+        The prepared folder, `root/name/version`; it may have been there already.
 
     Raises:
         DataError: no source, no network, a wrong checksum, no space, or something unusable in the
@@ -85,15 +82,7 @@ def official_files(spec: Spec) -> dict[str, tuple[str, str]]:
 
 
 def download(url: str, sha256: str, path: Path) -> Path:
-    """Downloads a file, unless it is there already.
-
-    Args:
-        url: its address; `file:///...` is one on this machine.
-        sha256: its checksum, in hexadecimal.
-        path: where to.
-
-    Returns:
-        The path.
+    """Downloads a file to `path`, unless it is there already; `file:///...` is one of this machine.
 
     Raises:
         DataError: no connection, an error of the server, or not the file that was asked for.
@@ -119,48 +108,32 @@ def _downloader(url: str) -> Callable[[str, Any, Any], object]:
     return pooch.HTTPDownloader(progressbar=sys.stderr.isatty())
 
 
-# -- Archives --------------------------------------------------------------------------------------
-
-
-def _read_cifar10(spec: Spec, paths: Mapping[str, Path]) -> Splits:
-    members = _members(paths["cifar-10-binary.tar.gz"])
-    train = b"".join(members[f"data_batch_{number}.bin"] for number in range(1, 6))
-    return (
-        _cifar_split(spec, train, ["label"]),
-        _cifar_split(spec, members["test_batch.bin"], ["label"]),
-        {"label": _lines(members["batches.meta.txt"])},
-    )
-
-
-def _read_cifar100(spec: Spec, paths: Mapping[str, Path]) -> Splits:
-    members, features = _members(paths["cifar-100-binary.tar.gz"]), ["coarse_label", "label"]
-    texts = zip(features, ("coarse_label_names.txt", "fine_label_names.txt"), strict=True)
-    return (
-        _cifar_split(spec, members["train.bin"], features),
-        _cifar_split(spec, members["test.bin"], features),
-        {feature: _lines(members[text]) for feature, text in texts},
-    )
-
-
-def _lines(text: bytes) -> list[str]:
-    return list(filter(None, text.decode().split("\n")))
-
-
-def _members(path: Path) -> dict[str, bytes]:
-    """The files in an archive, by name without folder; nothing is unpacked to disk."""
-    with tarfile.open(path) as tar:
+def _read_cifar(spec: Spec, paths: Mapping[str, Path]) -> Splits:
+    """Reads rows, each one byte a label, then the red, the green and the blue plane."""
+    [path] = paths.values()
+    with tarfile.open(path) as tar:  # Nothing is unpacked to disk.
         files = [(member.name, tar.extractfile(member)) for member in tar]
-        return {Path(name).name: file.read() for name, file in files if file is not None}
-
-
-def _cifar_split(spec: Spec, data: bytes, features: Sequence[str]) -> Split:
-    """Splits rows, each one byte a label, then the red, the green and the blue plane."""
+        members = {Path(name).name: file.read() for name, file in files if file is not None}
+    if spec.name == "cifar10":
+        train, test = [f"data_batch_{number}.bin" for number in range(1, 6)], "test_batch.bin"
+        texts = {"label": "batches.meta.txt"}
+    else:
+        train, test = ["train.bin"], "test.bin"
+        texts = {"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"}
     height, width, channels = spec.image_shape
-    rows = np.frombuffer(data, np.uint8)
-    rows = rows.reshape(-1, len(features) + height * width * channels)
-    pixels = rows[:, len(features) :].reshape(-1, channels, height, width)
-    labels = {feature: rows[:, index] for index, feature in enumerate(features)}
-    return pixels.transpose(0, 2, 3, 1), labels
+
+    def split(names: Sequence[str]) -> Split:
+        rows = np.frombuffer(b"".join(members[name] for name in names), np.uint8)
+        rows = rows.reshape(-1, len(texts) + height * width * channels)
+        pixels = rows[:, len(texts) :].reshape(-1, channels, height, width)
+        labels = {feature: rows[:, index] for index, feature in enumerate(texts)}
+        return pixels.transpose(0, 2, 3, 1), labels
+
+    class_names = {
+        feature: list(filter(None, members[text].decode().split("\n")))
+        for feature, text in texts.items()
+    }
+    return split(train), split([test]), class_names
 
 
 def _read_fashion_mnist(spec: Spec, paths: Mapping[str, Path]) -> Splits:
@@ -177,13 +150,10 @@ def _read_fashion_mnist(spec: Spec, paths: Mapping[str, Path]) -> Splits:
 
 
 _READERS: dict[str, Callable[[Spec, Mapping[str, Path]], Splits]] = {
-    "cifar10": _read_cifar10,
-    "cifar100": _read_cifar100,
+    "cifar10": _read_cifar,
+    "cifar100": _read_cifar,
     "fashion_mnist": _read_fashion_mnist,
 }
-
-
-# -- The folder ------------------------------------------------------------------------------------
 
 
 def write(spec: Spec, splits: Splits, root: Path) -> None:
@@ -191,11 +161,6 @@ def write(spec: Spec, splits: Splits, root: Path) -> None:
 
     Keys, and hence the order of the records, ids, labels and metadata are TFDS's. Images are handed
     over as PNG, because TFDS encodes arrays with TensorFlow.
-
-    Args:
-        spec: the data set.
-        splits: all images and labels, and the names of the classes.
-        root: TFDS's `data_dir`.
 
     Raises:
         DataError: TFDS is missing, or makes another version.

@@ -7,23 +7,21 @@ minutes where there is none, and then blame the wrong thing.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pooch
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from experiments.data.catalogue import IMAGENET_RECORDS, Spec
-from experiments.data.crops import FORMATS
+from experiments.data import crops
+from experiments.data.catalogue import SPECS, Spec
 from experiments.shell.errors import DataError
 from ntksap_jax import _tensors
 
@@ -33,12 +31,9 @@ CHUNK = 1000
 CACHE_FORMAT = 2
 """Part of the name of a cached file; to be raised when decoding changes."""
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 
 _log = logging.getLogger(__name__)
-
-
-# -- Where they are --------------------------------------------------------------------------------
 
 
 def data_root(data_dir: str | os.PathLike[str] | None) -> Path:
@@ -67,17 +62,17 @@ def locate(spec: Spec, root: Path) -> Path:
     found = folder(spec, root)
     if is_there(found):
         return found
-    command = f"python -m experiments.data prepare {spec.name} --data-dir {shlex.quote(str(root))}"
-    versions = [
-        path.name for path in found.parent.glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)
-    ]
+    versions = [p.name for p in found.parent.glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
     if found.exists():
-        problem, advice = f"{found} has no dataset_info.json", f"Move it away and run `{command}`"
+        problem, advice = f"{found} has no dataset_info.json", "Move it away and run"
     else:
-        problem = f"{spec.name} is not prepared in {root} (looked for {found}"
-        problem += f", there is {', '.join(versions)})" if versions else ")"
-        advice = f"Run `{command}`"
-    if spec is IMAGENET_RECORDS:
+        others = f", there is {', '.join(versions)}" if versions else ""
+        problem = f"{spec.name} is not prepared in {root} (looked for {found}{others})"
+        advice = "Run"
+    advice += (
+        f" `python -m experiments.data prepare {spec.name} --data-dir {shlex.quote(str(root))}`"
+    )
+    if spec.name not in SPECS:
         advice = f"Prepare {spec.name} by TFDS, with file_format='array_record'"
     raise DataError(
         f"{problem}. {advice}, or name an existing TFDS folder in array_record format by "
@@ -102,15 +97,8 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-# -- What is in them -------------------------------------------------------------------------------
-
-
 def import_tfds() -> Any:
-    """Imports TFDS, which takes seconds.
-
-    Raises:
-        DataError: it is not installed, or a package that it needs.
-    """
+    """Imports TFDS, which takes seconds; a `DataError` if a package is missing."""
     try:
         import tensorflow_datasets
     except ImportError as error:
@@ -122,12 +110,7 @@ def import_tfds() -> Any:
 
 
 class Records:
-    """The records of one split, see `streaming.EncodedImages`.
-
-    Args:
-        spec: the data set.
-        folder: its prepared folder.
-        split: one of `spec.splits`.
+    """The records of one of `spec.splits` in a prepared folder, see `streaming.EncodedImages`.
 
     Raises:
         DataError: TFDS cannot read them, or there are not as many as in the official data set.
@@ -180,7 +163,7 @@ class Records:
 
         return cached(name, scan)["labels"]
 
-    def chunks(self, text: str) -> Any:
+    def chunks(self, text: str) -> Iterator[tuple[slice, Any]]:
         """Yields slices and their records, with a bar on a terminal."""
         console = Console(stderr=True)
         with Progress(console=console, disable=not console.is_terminal) as bar:
@@ -194,11 +177,6 @@ def read_split(spec: Spec, folder: Path, split: str) -> tuple[np.ndarray, np.nda
 
     Pillow decodes, whatever else is installed: decoders differ in the pixels they make of a JPEG.
 
-    Args:
-        spec: the data set.
-        folder: from `locate`.
-        split: one of `spec.splits`.
-
     Returns:
         Images uint8 (N, H, W, C), labels int32 (N,), and how many images are JPEGs.
 
@@ -209,16 +187,18 @@ def read_split(spec: Spec, folder: Path, split: str) -> tuple[np.ndarray, np.nda
     images = np.empty((len(records), *spec.image_shape), np.uint8)
     labels = np.empty(len(records), np.int32)
     num_jpeg = 0
+    size, mode = spec.image_shape[1::-1], "L" if spec.image_shape[-1] == 1 else "RGB"
     try:
         for rows, chunk in records.chunks(f"decoding {spec.name}, {split}"):
             for row, record in enumerate(chunk, rows.start):
-                images[row] = _decode(record["image"], spec.image_shape)
+                image = np.asarray(crops.decode(record["image"], mode=mode, size=size))
+                images[row] = image.reshape(spec.image_shape)
                 labels[row] = record["label"]
                 num_jpeg += record["image"].startswith(b"\xff\xd8")
         if not 0 <= labels.min() <= labels.max() < spec.num_classes:
             raise ValueError(f"labels from {labels.min()} to {labels.max()}")
     # RuntimeError is array_record's, for a checksum that fails; the others come from decoding.
-    except (RuntimeError, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder}: the {split} records are truncated or damaged "
             f"({' '.join(str(error).split())}). Move the folder away and prepare it again"
@@ -226,25 +206,11 @@ def read_split(spec: Spec, folder: Path, split: str) -> tuple[np.ndarray, np.nda
     return images, labels, num_jpeg
 
 
-def _decode(encoded: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-        if image.size != (shape[1], shape[0]):  # Nothing is decoded yet.
-            raise ValueError(f"an image of {image.size} pixels, expected {(shape[1], shape[0])}")
-        return np.asarray(image.convert("L" if shape[-1] == 1 else "RGB")).reshape(shape)
-
-
-# -- What is kept of them --------------------------------------------------------------------------
-
-
 def cached(name: str, make: Callable[[], Arrays]) -> Arrays:
     """Returns the arrays kept under `name` in the user's cache, or makes and keeps them.
 
-    A damaged file is reported, and replaced. A cache that cannot be written is reported, and the
-    arrays are returned all the same.
-
-    Args:
-        name: file name without suffix; it must say all that the arrays depend on.
-        make: makes the arrays.
+    `name` must say all that the arrays depend on. A damaged file is reported, and replaced. A cache
+    that cannot be written is reported, and the arrays are returned all the same.
     """
     path = Path(pooch.os_cache("ntksap_jax")) / "decoded" / f"{name}.safetensors"
     if path.exists():

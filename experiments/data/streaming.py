@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import multiprocessing.util
 import os
 import signal
@@ -17,7 +18,7 @@ import types
 import weakref
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ class EncodedImages(Protocol):
         """Number of images."""
 
     def __getitem__(self, index: int, /) -> tuple[bytes, int]:
-        """Reads an image file and its label."""
+        """Reads an image file, not yet decoded, and its label."""
 
     def where(self, index: int, /) -> str:
         """Says where the image lies, for messages."""
@@ -45,20 +46,14 @@ class EncodedImages(Protocol):
 
 @dataclass(frozen=True)
 class StreamedDataset:
-    """A data set whose images stay on disk; the same methods as `Dataset`.
+    """A data set whose images stay on disk; methods and most attributes are those of `Dataset`.
 
     Attributes:
-        name: as in the catalogue.
         train: encoded images.
-        test: encoded images.
-        class_names: one a class.
-        mean: per channel, of pixels scaled to [0, 1].
-        std: likewise.
+        test: likewise.
         train_crop: augmentation.
         test_crop: what is evaluated.
         num_workers: processes that decode; 0 for a thread of this one.
-        source: where the images come from, for the record of a run.
-        note: what a reader of results must know about these images; often empty.
     """
 
     name: str
@@ -115,9 +110,10 @@ class StreamedDataset:
 
     def train_images_at(self, indices: np.ndarray) -> np.ndarray:
         """Decodes some training images without augmentation, uint8."""
-        decode = _TestExample(self.train, self.test_crop, len(self.train))
         try:
-            return np.stack([decode(int(index))[0] for index in indices])
+            return np.stack(
+                [_test_example(self.train, self.test_crop, int(index))[0] for index in indices]
+            )
         except (OSError, ValueError) as error:
             raise _data_error(error) from error
 
@@ -132,14 +128,7 @@ class StreamedDataset:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields uint8 images and int32 labels of one epoch, shuffled and augmented.
 
-        The last images of the shuffled order that do not fill a batch are left out.
-
-        Args:
-            key: PRNG key of the whole training.
-            epoch: its number.
-            batch_size: images a batch.
-            start: batches to leave out at the beginning, for a training that resumes behind them.
-            part: which part of each batch, and of how many; no other images are decoded.
+        The arguments are those of `Dataset.train_batches`. Only images of `part` are decoded.
 
         Raises:
             ValueError: `batch_size` is not in [1, number of training images].
@@ -153,7 +142,7 @@ class StreamedDataset:
             grain.MapDataset.range(len(self.train))
             .seed(seed)
             .shuffle()
-            .random_map(_TrainExample(self.train, self.train_crop))
+            .random_map(functools.partial(_train_example, self.train, self.train_crop))
         )
         return self._train_reader.read(
             _batches(examples, len(self.train) // batch_size, batch_size, part),
@@ -175,7 +164,7 @@ class StreamedDataset:
 
         indices, _ = eval_batches(len(self.test), batch_size)
         examples = grain.MapDataset.range(indices.size).map(
-            _TestExample(self.test, self.test_crop, len(self.test))
+            functools.partial(_test_example, self.test, self.test_crop)
         )
         reader = self._test_reader
         return reader.read(
@@ -193,42 +182,36 @@ def _batches(examples: Any, number: int, batch_size: int, part: tuple[int, int])
     return examples.batch(rows.stop - rows.start)[index : number * count : count]
 
 
-class _TrainExample(NamedTuple):
+def _train_example(
+    images: EncodedImages, crop: RandomCrop, index: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.int32]:
     """Reads and augments a training image."""
-
-    images: EncodedImages
-    crop: RandomCrop
-
-    def __call__(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.int32]:
-        encoded, label = self.images[index]
-        try:
-            return self.crop(encoded, rng), np.int32(label)
-        except ValueError as error:
-            raise ValueError(f"{self.images.where(index)}: {error}") from error
+    encoded, label = images[index]
+    with _naming(images, index):
+        return crop(encoded, rng), np.int32(label)
 
 
-class _TestExample(NamedTuple):
-    """Reads an image without augmentation; from index `num_real` on, the first one again."""
+def _test_example(
+    images: EncodedImages, crop: CentreCrop, index: int
+) -> tuple[np.ndarray, np.int32, np.bool_]:
+    """Reads an image without augmentation; behind the last one, the first one again."""
+    is_real = index < len(images)
+    index = index if is_real else 0
+    encoded, label = images[index]
+    with _naming(images, index):
+        return crop(encoded), np.int32(label), np.bool_(is_real)
 
-    images: EncodedImages
-    crop: CentreCrop
-    num_real: int
 
-    def __call__(self, index: int) -> tuple[np.ndarray, np.int32, np.bool_]:
-        is_real = index < self.num_real
-        index = index if is_real else 0
-        encoded, label = self.images[index]
-        try:
-            return self.crop(encoded), np.int32(label), np.bool_(is_real)
-        except ValueError as error:
-            raise ValueError(f"{self.images.where(index)}: {error}") from error
+@contextlib.contextmanager
+def _naming(images: EncodedImages, index: int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{images.where(index)}: {error}") from error
 
 
 class _Reader:
-    """Reads epoch after epoch, by processes that go on from one to the next.
-
-    Starting them takes seconds. They run ahead, at the end of an epoch into the next one.
-    """
+    """Reads epochs by processes, which take seconds to start and run ahead into the next epoch."""
 
     def __init__(self) -> None:
         self._iterator: Any = None
@@ -243,14 +226,9 @@ class _Reader:
     def read(
         self, examples: Any, epoch: int, *, start: int = 0, which: Hashable, num_workers: int
     ) -> Iterator:
-        """Yields one epoch.
+        """Yields one epoch: that repetition of `examples`, a Grain MapDataset of batches.
 
-        Args:
-            examples: a Grain MapDataset of batches, without end when repeated.
-            epoch: which one of its repetitions.
-            start: batches of it to leave out.
-            which: all that `examples` depends on, to know it again.
-            num_workers: processes; 0 for a thread.
+        `which` is all that `examples` depends on, to know it again.
         """
         if self._next != (which, epoch) or start:
             self.close()
