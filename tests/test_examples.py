@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ntksap_jax as nts
-from experiments.examples import language_model, physics, pretrained, vision_transformer
+from experiments.examples import language_model, physics, pretrained, shared, vision_transformer
 from ntksap_jax import criteria, masks, ntk
 
 
@@ -44,7 +44,7 @@ def check(runs, density):
 # -- Physics ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_physics(capsys):
     runs = physics.main(
         width=16, depth=1, density=0.5, rounds=2, steps=500, num_points=40, seeds=(0, 1)
@@ -130,7 +130,7 @@ def test_physics_prunes_by_the_kernel_of_the_residual():
 SMALL_LM = {"length": 8, "features": 8, "depth": 1, "num_heads": 2}
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_language_model(capsys):
     runs = language_model.main(
         **SMALL_LM, density=0.5, rounds=2, num_samples=1, score_size=4, steps=60, test_windows=32
@@ -171,7 +171,7 @@ def test_no_character_sees_the_next_and_noise_goes_in_behind_the_embedding():
 SMALL_VIT = {"patch_size": 8, "features": 8, "depth": 1, "num_heads": 2}
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_vision_transformer(capsys):
     runs = vision_transformer.main(
         **SMALL_VIT, density=0.5, rounds=2, num_samples=1, score_size=4, steps=60, batch_size=32
@@ -189,13 +189,13 @@ def test_every_prunable_weight_has_one_role_and_attention_kernels_have_three_axe
         roles = vision_transformer.ROLES.values()
         assert sum(bool(re.search(pattern, path)) for pattern in roles) == 1, path
         assert leaf.ndim == (3 if "attention" in path else leaf.ndim), path
-    assert set(vision_transformer.densities_by_role(mask).values()) == {1.0}
+        assert shared.density_of(f"^{path}$", mask) == 1.0
 
 
 # -- Pretrained ------------------------------------------------------------------------------------
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_pretrained(capsys):
     runs = pretrained.main(
         channels=(8, 16), density=0.5, rounds=2, num_samples=1, per_class=2, steps=60

@@ -45,9 +45,6 @@ class Run(NamedTuple):
     """Cross-entropy in nats a character, on text that training has not seen."""
 
 
-# -- Data ------------------------------------------------------------------------------------------
-
-
 def read_text() -> tuple[jax.Array, jax.Array]:
     """Returns the text for training, and the last tenth of it for testing, as character codes."""
     topics = pydoc_data.topics.topics
@@ -69,9 +66,6 @@ def entropy_of_characters(train_text: jax.Array, test_text: jax.Array) -> float:
     return float(-jnp.mean(jnp.log(counts / counts.sum())[test_text]))
 
 
-# -- The network -----------------------------------------------------------------------------------
-
-
 class LanguageModel(nn.Module):
     """Embeddings of characters and positions, blocks, a linear head."""
 
@@ -87,9 +81,6 @@ class LanguageModel(nn.Module):
         for index in range(self.depth):
             x = shared.Block(self.num_heads, causal=True, name=f"block_{index}")(x)
         return nn.Dense(VOCABULARY, name="head")(nn.LayerNorm()(x))
-
-
-# -- Pruning and training --------------------------------------------------------------------------
 
 
 def cross_entropy(network: Network, params: Params, windows: jax.Array) -> jax.Array:
@@ -136,9 +127,7 @@ def main(
     }
     batch = (draw_windows(text_key, train_text, score_size, length), None)
     schedule = schedules.exponential(density, rounds=rounds)
-    to_train = {"dense": masks.create(params)}
-    for method, score in scores.items():
-        to_train[method], _ = nts.prune(mask_key, params, score, schedule=schedule, batch=batch)
+    to_train = shared.make_masks(mask_key, params, scores, schedule=schedule, batch=batch)
 
     def loss_fn(params: Params, state: None, key: Key) -> tuple[jax.Array, None]:
         windows = draw_windows(key, train_text, batch_size, length + 1)
@@ -165,7 +154,7 @@ def show(runs: Sequence[Run], without_context: float) -> None:
         (
             run.method,
             f"{masks.num_kept(run.mask):,}",
-            *(f"{density_of(part, run.mask):.3f}" for part in parts),
+            *(f"{shared.density_of(part, run.mask):.3f}" for part in parts),
             f"{run.nats:.3f}",
             f"{run.nats / np.log(2):.3f}",
         )
@@ -173,12 +162,6 @@ def show(runs: Sequence[Run], without_context: float) -> None:
     ]
     frequency = ("by frequency", *[""] * 4, f"{without_context:.3f}")
     shared.show(columns, [*rows, (*frequency, f"{without_context / np.log(2):.3f}")])
-
-
-def density_of(part: str, mask: Mask) -> float:
-    """Returns the fraction kept of all weights whose path contains `part`."""
-    leaves = [leaf for path, leaf in masks.leaf_paths(mask).items() if part in path]
-    return sum(int(leaf.sum()) for leaf in leaves) / sum(leaf.size for leaf in leaves)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ What came out is in docs/results/other-models.md.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -45,9 +46,6 @@ class Run(NamedTuple):
     losses: np.ndarray
     error: float
     """Relative L2 error of u on a grid."""
-
-
-# -- The problem -----------------------------------------------------------------------------------
 
 
 def solution(point: jax.Array) -> jax.Array:
@@ -84,9 +82,6 @@ def draw_points(key: Key, count: int) -> jax.Array:
 def num_inside(count: int) -> int:
     """Returns how many of so many points lie inside: four fifths."""
     return count * 4 // 5
-
-
-# -- The network -----------------------------------------------------------------------------------
 
 
 class Surface(nn.Module):
@@ -140,9 +135,6 @@ def value(outputs: Outputs) -> jax.Array:
     return outputs["u"]
 
 
-# -- Pruning and training --------------------------------------------------------------------------
-
-
 def relative_error(network: Network, params: Params, *, side: int = 64) -> float:
     """Returns ‖u − solution‖ / ‖solution‖ over a grid of side × side points."""
     ticks = (jnp.arange(side) + 0.5) / side
@@ -169,10 +161,8 @@ def main(
         points = draw_points(key, num_points)
         return jnp.sum(residual(network.apply(params, points)) ** 2), state
 
-    def optimizer(rate: Any) -> optax.GradientTransformation:
-        return optax.adam(optax.cosine_decay_schedule(rate, steps))
-
-    train = shared.make_train(loss_fn, optimizer, steps=steps)
+    decay = functools.partial(optax.cosine_decay_schedule, decay_steps=steps)
+    train = shared.make_train(loss_fn, lambda rate: optax.adam(decay(rate)), steps=steps)
     scores = {
         "random": criteria.random(),
         "NTK of u": criteria.ntk_sap(network, inputs=draw_points, output_fn=value),
@@ -183,9 +173,7 @@ def main(
     for seed in seeds:
         init_key, mask_key, train_key = jax.random.split(jax.random.key(seed), 3)
         params = network.init(init_key)
-        to_train = {"dense": masks.create(params)}
-        for method, score in scores.items():
-            to_train[method], _ = nts.prune(mask_key, params, score, schedule=schedule)
+        to_train = shared.make_masks(mask_key, params, scores, schedule=schedule)
         for method, mask in to_train.items():
             trained, _, losses = train(train_key, params, mask, 5e-3)
             error = relative_error(network, trained)

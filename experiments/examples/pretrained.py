@@ -26,7 +26,7 @@ import ntksap_jax as nts
 from experiments import data
 from experiments.examples import shared
 from ntksap_jax import criteria, masks, ops, schedules
-from ntksap_jax.types import Key, Mask, Params, ScoreFn
+from ntksap_jax.types import Key, Mask, Params
 
 Variables = dict[str, Any]
 
@@ -69,9 +69,6 @@ class ConvNet(nn.Module):
         return nn.Dense(self.num_classes, name="head")(x.mean(axis=(1, 2)))
 
 
-# -- Training --------------------------------------------------------------------------------------
-
-
 def make_train(
     model: nn.Module, dataset: data.Dataset, *, steps: int, batch_size: int
 ) -> shared.Train:
@@ -85,10 +82,8 @@ def make_train(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch])
         return jnp.mean(losses), updated["batch_stats"]
 
-    def optimizer(rate: Any) -> optax.GradientTransformation:
-        return optax.sgd(optax.cosine_decay_schedule(rate, steps), momentum=0.9)
-
-    return shared.make_train(loss_fn, optimizer, steps=steps)
+    decay = functools.partial(optax.cosine_decay_schedule, decay_steps=steps)
+    return shared.make_train(loss_fn, lambda rate: optax.sgd(decay(rate), 0.9), steps=steps)
 
 
 def make_accuracy(model: nn.Module, dataset: data.Dataset) -> Callable[..., float]:
@@ -117,26 +112,6 @@ def to_inputs(dataset: data.Dataset, images: np.ndarray) -> jax.Array:
     return data.normalise(jnp.asarray(images), mean=dataset.mean, std=dataset.std)
 
 
-# -- Pruning ---------------------------------------------------------------------------------------
-
-
-def make_scores(
-    model: nn.Module, image_shape: tuple[int, ...], batch_stats: Any, *, num_samples: int
-) -> dict[str, ScoreFn]:
-    """Makes the criteria that are compared."""
-    network = nts.linen(model, image_shape, batch_stats=batch_stats, train=False)
-    running = nts.plain(network.init, network.apply_running, image_shape)
-    trained: Any = {"num_samples": num_samples, "reinit": False, "inputs": "data"}
-    return {
-        "random": criteria.random(),
-        "magnitude": criteria.magnitude(),
-        "SynFlow": criteria.synflow(network),
-        "NTK-SAP, fresh, noise": criteria.ntk_sap(network, num_samples=num_samples),
-        "NTK-SAP": criteria.ntk_sap(network, **trained),
-        "NTK-SAP, averages": criteria.ntk_sap(running, **trained),
-    }
-
-
 def main(
     *,
     channels: Sequence[int] = (16, 32, 64),
@@ -160,10 +135,18 @@ def main(
 
     schedule = schedules.exponential(density, rounds=rounds)
     batch = data.pruning_batch(dataset, data_key, per_class)
-    scores = make_scores(model, dataset.image_shape, stats, num_samples=num_samples)
-    to_tune = {"dense": dense}
-    for method, score in scores.items():
-        to_tune[method], _ = nts.prune(mask_key, params, score, schedule=schedule, batch=batch)
+    network = nts.linen(model, dataset.image_shape, batch_stats=stats, train=False)
+    running = nts.plain(network.init, network.apply_running, dataset.image_shape)
+    trained: Any = {"num_samples": num_samples, "reinit": False, "inputs": "data"}
+    scores = {
+        "random": criteria.random(),
+        "magnitude": criteria.magnitude(),
+        "SynFlow": criteria.synflow(network),
+        "NTK-SAP, fresh, noise": criteria.ntk_sap(network, num_samples=num_samples),
+        "NTK-SAP": criteria.ntk_sap(network, **trained),
+        "NTK-SAP, averages": criteria.ntk_sap(running, **trained),
+    }
+    to_tune = shared.make_masks(mask_key, params, scores, schedule=schedule, batch=batch)
 
     runs = []
     for method, mask in to_tune.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,8 +13,8 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from ntksap_jax import constrain_to_mask, masks
-from ntksap_jax.types import Key, Mask, Params
+from ntksap_jax import constrain_to_mask, masks, prune
+from ntksap_jax.types import Key, Mask, Params, ScoreFn
 
 Train = Callable[..., tuple[Params, Any, jax.Array]]
 
@@ -52,6 +53,20 @@ def make_train(
         return params, state, losses
 
     return train
+
+
+def make_masks(
+    key: Key, params: Params, scores: Mapping[str, ScoreFn], **options: Any
+) -> dict[str, Mask]:
+    """Prunes by each score, with options for `prune`; "dense" is the mask that keeps everything."""
+    pruned = {name: prune(key, params, score, **options)[0] for name, score in scores.items()}
+    return {"dense": masks.create(params), **pruned}
+
+
+def density_of(pattern: str, mask: Mask) -> float:
+    """Returns the fraction kept of all weights whose path has a match of a regular expression."""
+    leaves = [leaf for path, leaf in masks.leaf_paths(mask).items() if re.search(pattern, path)]
+    return sum(int(leaf.sum()) for leaf in leaves) / sum(leaf.size for leaf in leaves)
 
 
 def adamw_with_warmup(rate: Any, *, steps: int) -> optax.GradientTransformation:

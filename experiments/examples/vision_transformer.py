@@ -16,10 +16,9 @@ What came out is in docs/results/other-models.md.
 from __future__ import annotations
 
 import functools
-import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,7 +32,7 @@ from experiments.examples import shared
 from experiments.shell import exits
 from experiments.shell.errors import UserError
 from ntksap_jax import criteria, masks, schedules
-from ntksap_jax.types import Key, Mask, Params, ScoreFn
+from ntksap_jax.types import Key, Mask, Params
 
 IMAGE_SIZE = 32
 
@@ -60,9 +59,6 @@ class Run(NamedTuple):
     """On test images."""
 
 
-# -- The network -----------------------------------------------------------------------------------
-
-
 class VisionTransformer(nn.Module):
     """Patches to features, blocks, the mean over the patches, a linear head."""
 
@@ -84,17 +80,11 @@ class VisionTransformer(nn.Module):
         return nn.Dense(self.num_classes, name="head")(nn.LayerNorm()(x).mean(axis=1))
 
 
-# -- Data ------------------------------------------------------------------------------------------
-
-
 def to_inputs(dataset: data.Dataset, images: jax.Array) -> jax.Array:
     """Normalises uint8 images and enlarges them to 32x32, if they are smaller."""
     inputs = data.normalise(images, mean=dataset.mean, std=dataset.std)
     shape = (len(images), IMAGE_SIZE, IMAGE_SIZE, images.shape[-1])
     return jax.image.resize(inputs, shape, "linear")
-
-
-# -- Pruning and training --------------------------------------------------------------------------
 
 
 def main(
@@ -123,16 +113,10 @@ def main(
     ntk_sap = criteria.ntk_sap(network, num_samples=num_samples, batch_size=score_size)
     schedule = schedules.exponential(density, rounds=rounds)
 
-    def prune(score: ScoreFn, prunable: Mask, **options: Any) -> Mask:
-        return nts.prune(mask_key, params, score, schedule=schedule, mask=prunable, **options)[0]
-
-    dense = masks.create(params)
-    to_train = {
-        "dense": dense,
-        "random": prune(criteria.random(), dense),
-        "NTK-SAP": prune(ntk_sap, dense),
-        "NTK-SAP by layer": prune(ntk_sap, dense, scope="layer"),
-    }
+    scores = {"random": criteria.random(), "NTK-SAP": ntk_sap}
+    to_train = shared.make_masks(mask_key, params, scores, schedule=schedule)
+    by_layer, _ = nts.prune(mask_key, params, ntk_sap, schedule=schedule, scope="layer")
+    to_train["NTK-SAP by layer"] = by_layer
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
 
     def loss_fn(params: Params, state: None, key: Key) -> tuple[jax.Array, None]:
@@ -158,23 +142,12 @@ def main(
     return runs
 
 
-def densities_by_role(mask: Mask) -> dict[str, float]:
-    """Returns the fraction kept of each part's weights."""
-    leaves = masks.leaf_paths(mask)
-    parts = {
-        role: [leaf for path, leaf in leaves.items() if re.search(pattern, path)]
-        for role, pattern in ROLES.items()
-    }
-    return {
-        role: sum(int(leaf.sum()) for leaf in part) / sum(leaf.size for leaf in part)
-        for role, part in parts.items()
-    }
-
-
 def show(runs: Sequence[Run]) -> None:
     """Prints a column for each mask: how much it keeps of each part, and the accuracy."""
-    densities = [densities_by_role(run.mask) for run in runs]
-    rows = [[role, *(f"{kept[role]:.3f}" for kept in densities)] for role in ROLES]
+    rows = [
+        [role, *(f"{shared.density_of(pattern, run.mask):.3f}" for run in runs)]
+        for role, pattern in ROLES.items()
+    ]
     accuracies = [f"{run.accuracy:.1%}" for run in runs]
     weights = [f"{masks.num_kept(run.mask):,}" for run in runs]
     columns = ["", *(run.method for run in runs)]
