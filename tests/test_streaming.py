@@ -7,6 +7,7 @@ import multiprocessing
 import shutil
 import sys
 import types
+from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
 
 import cloudpickle
@@ -20,7 +21,7 @@ from PIL import Image
 
 from experiments import data
 from experiments.cifar import program as cifar
-from experiments.data import catalogue, crops
+from experiments.data import catalogue, crops, streaming
 from experiments.data.crops import CentreCrop, RandomCrop
 from experiments.data.streaming import StreamedDataset
 from experiments.tpp import program as tpp
@@ -360,9 +361,7 @@ def test_processes_give_the_same_batches_and_go_on_to_the_next_epoch(pristine, c
     assert not multiprocessing.active_children()
 
 
-def test_processes_neither_start_a_device_nor_import_the_program(
-    pristine, tmp_path, capfd, monkeypatch
-):
+def test_processes_start_no_device(pristine, capfd):
     class Reporting:  # Defined here, so that a process gets it without this module.
         def __len__(self):
             return 2
@@ -373,14 +372,22 @@ def test_processes_neither_start_a_device_nor_import_the_program(
             started = xla_bridge.backends_are_initialized()
             raise OSError(f"devices {started}")
 
-    program = types.ModuleType("__main__")
-    program.__file__ = str(tmp_path / "program.py")
-    Path(program.__file__).write_text("print('imported', flush=True)")
-    monkeypatch.setitem(sys.modules, "__main__", program)
     dataset = dataclasses.replace(load(pristine, num_workers=1), test=Reporting())
     with pytest.raises(data.DataError, match="cannot read the images: devices False"):
         list(dataset.test_batches(2))
     assert capfd.readouterr() == ("", "")
+
+
+def test_processes_do_not_import_the_program(monkeypatch):
+    def told_to_a_process():
+        return [name for name in get_preparation_data("name") if name.startswith("init_main")]
+
+    program = types.ModuleType("__main__")
+    program.__file__ = "program.py"
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    with streaming._without_main_module():
+        assert not told_to_a_process()
+    assert told_to_a_process() == ["init_main_from_path"]
 
 
 # -- The program ---------------------------------------------------------------------------------
