@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax.structured import Channels, FilterLayer
+from ntksap_jax.structured import Channels, FilterLayer, trace
 
 DTYPES = ("float64", "float32")
 
@@ -104,41 +104,22 @@ class LinearNet(nn.Module):
         return x
 
 
-def _conv(index: int, num_filters: int) -> FilterLayer:
-    return FilterLayer(
-        kernel=f"conv{index}/kernel",
-        index=index - 1,
-        num_filters=num_filters,
-        bias=None,
-        scale=f"bn{index}/scale",
-        shift=f"bn{index}/bias",
-        mean=f"bn{index}/mean",
-        var=f"bn{index}/var",
-        removable=True,
-    )
-
-
-def dense(name: str, index: int, num_filters: int, removable: bool = True) -> FilterLayer:
+def dense(name: str, index: int, num_filters: int) -> FilterLayer:
     path, bias = f"{name}/kernel", f"{name}/bias"
-    return FilterLayer(path, index, num_filters, bias, None, None, None, None, removable)
+    return FilterLayer(path, index, num_filters, bias, None, None, None, None, True)
 
 
 def untied(*layers: FilterLayer) -> Channels:
-    """Layers of which no two have a channel in common, as `structured.trace` would find them."""
-    labels, reasons, count = {}, {}, 0
-    for layer in layers:
-        numbers = np.arange(count, count + layer.num_filters) if layer.removable else None
-        labels[f"params/{layer.kernel}"] = (numbers,)
-        if layer.removable:
-            count += layer.num_filters
-        else:
-            reasons[layer.kernel] = "they are the model's outputs"
+    """Removable layers of which no two have a channel in common, as `trace` would find them."""
+    starts = np.cumsum([0, *(layer.num_filters for layer in layers)])
     return Channels(
         layers={layer.kernel: layer for layer in layers},
-        labels=labels,
-        num_channels=count,
-        reasons=reasons,
-        **dict.fromkeys(("features", "flops", "shapes"), {}),
+        labels={
+            f"params/{layer.kernel}": (np.arange(start, start + layer.num_filters),)
+            for layer, start in zip(layers, starts[:-1], strict=True)
+        },
+        num_channels=int(starts[-1]),
+        **dict.fromkeys(("reasons", "features", "flops", "shapes"), {}),
         call=None,
         program=(),
     )
@@ -149,18 +130,15 @@ def one_layer(num_filters: int) -> Channels:
     return untied(dense("", 0, num_filters)._replace(kernel="kernel", bias=None))
 
 
-CONV_CHANNELS = untied(_conv(1, 6), _conv(2, 4), dense("fc", 2, 3, removable=False))
-LINEAR_CHANNELS = untied(
-    dense("net_0", 0, 5), dense("net_2", 1, 5), dense("net_4", 2, 3, removable=False)
-)
+CONV_CHANNELS = trace(ConvNet(), (4, 4, 2))
+LINEAR_CHANNELS = trace(LinearNet(), (6,))
 
 
 def keep_of(channels: Channels, pruned: dict[str, list[int]]) -> dict[str, np.ndarray]:
     """Their lists of pruned filters as a `Keep`; layers that lose none are left out."""
+    paths = {f"{name.replace('.', '_')}/kernel": filters for name, filters in pruned.items()}
     return {
-        f"{name.replace('.', '_')}/kernel": keep(
-            channels.layers[f"{name.replace('.', '_')}/kernel"].num_filters, filters
-        )
-        for name, filters in pruned.items()
+        path: keep(channels.layers[path].num_filters, filters)
+        for path, filters in paths.items()
         if filters
     }

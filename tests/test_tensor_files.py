@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 import safetensors.numpy
 from damage import JSON, VALUES, damage_bytes, fuzzed, mutated, refused
@@ -109,17 +110,9 @@ def umask():
     return current
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        ("mask", "mask.npz"),
-        ("mask", "mask.safetensors"),
-        ("packed", "packed.npz"),
-        ("shrunk", "shrunk.npz"),
-    ],
-)
-def test_files_of_version_0_1_are_read(kind, name):
-    assert_whole(kind, load(kind, OLD / name))
+@pytest.mark.parametrize("kind", ["mask", "packed", "shrunk"])
+def test_files_of_version_0_1_are_read(kind):
+    assert_whole(kind, load(kind, OLD / f"{kind}.npz"))
 
 
 @pytest.mark.parametrize("name", ["masks_save.npz", "mask.npz", "mask.safetensors"])
@@ -129,7 +122,7 @@ def test_masks_of_version_0_1_are_read(name):
     assert info == (INFO._replace(criterion=None, config={}) if "save" in name else INFO)
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(st.integers(0, 99), st.none() | st.text(max_size=9), st.dictionaries(st.text(), JSON))
 def test_masks_come_back_with_what_was_said_about_them(tmp_path_factory, seed, criterion, config):
     path = tmp_path_factory.mktemp("masks") / "mask.safetensors"
@@ -144,21 +137,18 @@ def test_masks_come_back_with_what_was_said_about_them(tmp_path_factory, seed, c
     assert exchange.load_mask(path, like=PARAMS)[1] == (*info[:2], None, {})
 
 
-def test_masks_are_read_by_others(tmp_path):
-    save("mask", tmp_path / "mask.safetensors")
-    arrays = safetensors.numpy.load_file(tmp_path / "mask.safetensors")
-    for leaf, array in masks.leaf_paths(MASK).items():
-        np.testing.assert_array_equal(arrays.pop(leaf), array)
-    assert not arrays
-    about = taken_apart(tmp_path / "mask.safetensors")[0]["__metadata__"]
+def test_masks_are_read_by_others_and_theirs_by_us(tmp_path):
+    path, theirs = tmp_path / "mask.safetensors", tmp_path / "x.safetensors"
+    save("mask", path)
+    arrays = safetensors.numpy.load_file(path)
+    wanted = masks.leaf_paths(MASK)
+    assert arrays.keys() == wanted.keys()
+    jax.tree.map(np.testing.assert_array_equal, arrays, wanted)
+    about = taken_apart(path)[0]["__metadata__"]
     assert (about["digest"], float(about["density"])) == (INFO.digest, INFO.density)
     assert (about["criterion"], json.loads(about["config"])) == ("ntk_sap", {"rounds": 20})
-
-
-def test_masks_of_others_are_read(tmp_path):
-    arrays = {path: np.asarray(leaf) for path, leaf in masks.leaf_paths(MASK).items()}
-    safetensors.numpy.save_file(arrays, tmp_path / "x.safetensors", metadata={"format": "pt"})
-    assert_same(masks.load(tmp_path / "x.safetensors", like=PARAMS), MASK)
+    safetensors.numpy.save_file(arrays, theirs, metadata={"format": "pt"})
+    assert_same(masks.load(theirs, like=PARAMS), MASK)
 
 
 DTYPES = ["float32", "bfloat16", "float16", "int32", "uint8"]
@@ -210,10 +200,7 @@ def test_the_size_of_a_packed_network_falls_with_the_density(tmp_path):
     rng = np.random.default_rng(0)
     for density in (0.1, 0.02):
         variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
-        mask = masks.map_prunable(
-            lambda m, density=density: rng.random(m.shape) < density,
-            masks.create(variables["params"]),
-        )
+        mask = oracles.random_mask(jax.random.key(0), variables["params"], density)
         variables["params"] = jax.tree.map(np.asarray, masks.apply(mask, variables["params"]))
         exchange.save_packed(path, variables, {"params": mask})
         again, kept = exchange.load_packed(path, like=variables)
@@ -231,10 +218,9 @@ def test_the_size_of_a_packed_network_falls_with_the_density(tmp_path):
 # -- What cannot be written ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fails", ["replace", "fsync"])
-def test_a_failed_save_leaves_what_was_there(kind, path, monkeypatch, fails):
+def test_a_failed_save_leaves_what_was_there(kind, path, monkeypatch):
     path.write_bytes(b"old")
-    monkeypatch.setattr(os, fails, lambda *args: 1 / 0)
+    monkeypatch.setattr(os, "replace", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(kind, path)
     assert path.read_bytes() == b"old"
@@ -366,14 +352,13 @@ def assert_whole_or_refused(kind, path):
 def test_any_flipped_byte_is_an_error_or_changes_nothing(kind, path):
     whole = path.read_bytes()
     for i in range(len(whole)):
-        for bit in (1, 32, 255):
-            path.write_bytes(whole[:i] + bytes([whole[i] ^ bit]) + whole[i + 1 :])
-            assert_whole_or_refused(kind, path)
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :])
+        assert_whole_or_refused(kind, path)
 
 
 def test_a_cut_file_is_an_error(kind, path):
     for whole in (path.read_bytes(), (OLD / f"{kind}.npz").read_bytes()):
-        for size in range(0, len(whole), 7):
+        for size in range(0, len(whole), 31):
             path.write_bytes(whole[:size])
             with pytest.raises(ValueError, match=path.name):
                 load(kind, path)
@@ -444,7 +429,7 @@ def deflated(size):
         (lambda shapes, arrays: shapes.update({"conv/kernel": [10**15]}), r"shape \(10{15},\)"),
         (lambda shapes, arrays: shapes.update({"x": [1]}), "an array is missing"),
         (lambda shapes, arrays: arrays.pop("mask"), "an array is missing"),
-        (lambda shapes, arrays: arrays.update({"mask": deflated(10**8)}), "another number of bits"),
+        (lambda shapes, arrays: arrays.update({"mask": deflated(10**7)}), "another number of bits"),
         (lambda shapes, arrays: arrays.update({"mask": deflated(5)}), "another number of bits"),
         (lambda shapes, arrays: arrays.update({"mask": deflated(6)}), "as many values as its mask"),
         (lambda shapes, arrays: arrays.update({"mask": np.ones(6, np.uint8)}), "not a readable"),
@@ -456,13 +441,7 @@ def test_what_a_packed_network_says_is_not_believed(tmp_path, change, match):
     forged(path, lambda shapes, arrays: None)
     assert_whole("packed", load("packed", path))
     forged(path, change)
-
-    def refuse():
-        with pytest.raises(ValueError, match=match) as error:
-            load("packed", path)
-        refused(error.value, str(path))
-
-    assert peak_memory(refuse) < 10**6
+    assert_refused_in_little_memory("packed", path, match)
 
 
 @pytest.mark.parametrize(
@@ -482,18 +461,18 @@ def test_what_a_shrunk_network_says_is_not_believed(tmp_path, name, about, match
     if name == "params/kernel":
         structured.load(path, nn.Dense(2))
     _tensors.write(path, arrays, format_ | digest | about)
-    with pytest.raises(ValueError, match=match) as error:
-        structured.load(path, nn.Dense(2))
-    refused(error.value, str(path))
+    assert_refused_in_little_memory("shrunk", path, match)
 
 
-def peak_memory(call):
+def assert_refused_in_little_memory(kind, path, match):
     tracemalloc.start()
     try:
-        call()
-        return tracemalloc.get_traced_memory()[1]
+        with pytest.raises(ValueError, match=match) as error:
+            load(kind, path)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
     finally:
         tracemalloc.stop()
+    refused(error.value, str(path))
 
 
 class Evil:
@@ -532,7 +511,7 @@ def header(shape, descr="|b1", order=False):
     return f"{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}\n"
 
 
-def archive(path, members, method=zipfile.ZIP_DEFLATED):
+def archive(path, members, method):
     with zipfile.ZipFile(path, "w", method) as made:
         for name, data in members:
             made.writestr(name, data)
@@ -578,31 +557,21 @@ def test_an_archive_of_anything_is_read_or_an_error_that_names_it(kind, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("members", "method", "match"),
+    ("members", "match"),
     [
-        ([("x.npy", member(header((10**12,))))], zipfile.ZIP_DEFLATED, "not as long as"),
-        (
-            [("head/0/bias.npy", member(header((2,), "|O"), bytes(16)))],
-            zipfile.ZIP_STORED,
-            "object",
-        ),
-        ([HEAD, HEAD], zipfile.ZIP_STORED, "twice"),
-        ([HEAD], zipfile.ZIP_LZMA, "another method"),
-        ([("../../kernel.npy", HEAD[1])], zipfile.ZIP_STORED, "'../../kernel'"),
-        ([(HEAD[0], HEAD[1] + b"x")], zipfile.ZIP_STORED, "not as long as"),
-        ([(HEAD[0], HEAD[1].replace(b"|b1", b"|i1"))], zipfile.ZIP_STORED, "expected .* bool"),
-        ([(HEAD[0], member(header((10**8,)), bytes(10**8)))], zipfile.ZIP_DEFLATED, "head/0/kern"),
-        ([("x.npy", member(header((10**8,)), bytes(10**8)))], zipfile.ZIP_DEFLATED, "'x'"),
+        ([("x.npy", member(header((10**12,))))], "not as long as"),
+        ([("head/0/bias.npy", member(header((2,), "|O"), bytes(16)))], "object"),
+        ([HEAD, HEAD], "twice"),
+        ([HEAD], "another method"),
+        ([("../../kernel.npy", HEAD[1])], "'../../kernel'"),
+        ([(HEAD[0], HEAD[1] + b"x")], "not as long as"),
+        ([(HEAD[0], HEAD[1].replace(b"|b1", b"|i1"))], "expected .* bool"),
+        ([(HEAD[0], member(header((10**7,)), bytes(10**7)))], "head/0/kern"),
+        ([("x.npy", member(header((10**7,)), bytes(10**7)))], "'x'"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_what_an_archive_must_not_hold(tmp_path, members, method, match):
+def test_what_an_archive_must_not_hold(tmp_path, members, match):
     path = tmp_path / "mask.npz"
-    archive(path, members, method)
-
-    def refuse():
-        with pytest.raises(ValueError, match=match) as error:
-            masks.load(path, like=PARAMS)
-        refused(error.value, str(path))
-
-    assert peak_memory(refuse) < 10**6
+    archive(path, members, zipfile.ZIP_LZMA if "method" in match else zipfile.ZIP_DEFLATED)
+    assert_refused_in_little_memory("mask", path, match)
