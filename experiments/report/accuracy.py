@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.report import drawing, numbers, tables
 from experiments.report.comparison import Comparison, label
-from experiments.report.setups import Line, Section
+from experiments.report.setups import Section, partition
 
 DODGE, WIDEST = 0.012, 0.06
 """Shift between neighbouring lines, so that error bars stay apart, and of all lines at most, as
@@ -26,10 +26,8 @@ def draw(section: Section, comparisons: Sequence[Comparison]) -> Figure:
         comparisons: published curves. Those of the same set-up go into our panel.
     """
     same = [comparison for comparison in comparisons if comparison.is_same]
-    by_model: dict[str, list[Comparison]] = {}
-    for comparison in comparisons:
-        if not comparison.is_same:
-            by_model.setdefault(comparison.publication.model, []).append(comparison)
+    different = [comparison for comparison in comparisons if not comparison.is_same]
+    by_model = partition(different, lambda comparison: comparison.publication.model)
     heights = [4.3, *[3.6] * len(by_model)]
     figure = Figure(figsize=(drawing.WIDTH, sum(heights)), layout="constrained")
     panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -71,15 +69,20 @@ def seeds_text(section: Section) -> str:
 
 def _draw_ours(axes: Axes, section: Section, same: Sequence[Comparison]) -> None:
     densities = section.densities or [1.0]
-    ranked = sorted(section.pruned, key=_last_accuracy, reverse=True)
     drawing.density_axis(axes, densities, margin=1.25 if len(densities) > 1 else 1.6)
-    width = abs(np.diff(np.log(axes.get_xlim()))).item()
-    dodge = min(DODGE, WIDEST / max(1, len(ranked)))
     for line in section.dense:
-        _draw_dense(axes, line)
-    for place, line in enumerate(ranked):
-        shift = np.exp((place - (len(ranked) - 1) / 2) * dodge * -width)
-        values = [numbers.accuracy(cell) for cell in line.cells]
+        value, look = numbers.accuracy(line.cells[0]), drawing.style(line)
+        axes.axhline(value.mean, label=line.name, **look)
+        if value.std:
+            low, high = value.mean - value.std, value.mean + value.std
+            axes.axhspan(low, high, color=look["color"], alpha=0.15, lw=0)
+    lines = [(line, [numbers.accuracy(cell) for cell in line.cells]) for line in section.pruned]
+    # In the order in which they arrive at the right edge, best first.
+    lines.sort(key=lambda pair: (pair[0].cells[-1].density, -pair[1][-1].mean))
+    width = abs(np.diff(np.log(axes.get_xlim()))).item()
+    dodge = min(DODGE, WIDEST / max(1, len(lines)))
+    for place, (line, values) in enumerate(lines):
+        shift = np.exp((place - (len(lines) - 1) / 2) * dodge * -width)
         axes.errorbar(
             [cell.density * shift for cell in line.cells],
             [value.mean for value in values],
@@ -96,14 +99,6 @@ def _draw_ours(axes: Axes, section: Section, same: Sequence[Comparison]) -> None
     drawing.legend_beside(axes)
 
 
-def _draw_dense(axes: Axes, line: Line) -> None:
-    value, look = numbers.accuracy(line.cells[0]), drawing.style(line)
-    axes.axhline(value.mean, label=line.name, **look)
-    if value.std:
-        low, high = value.mean - value.std, value.mean + value.std
-        axes.axhspan(low, high, color=look["color"], alpha=0.15, lw=0)
-
-
 def _draw_other_setup(axes: Axes, comparisons: Sequence[Comparison]) -> None:
     curves = [curve for comparison in comparisons for curve in comparison.curves.values()]
     drawing.density_axis(axes, [point.density for curve in curves for point in curve])
@@ -118,9 +113,10 @@ def _draw_other_setup(axes: Axes, comparisons: Sequence[Comparison]) -> None:
 
 def _draw_published(axes: Axes, comparisons: Sequence[Comparison]) -> None:
     curves = [pair for comparison in comparisons for pair in comparison.curves.items()]
-    # In the order in which they arrive at the right edge, best first.
+    # In the order of our lines.
     curves.sort(key=lambda pair: (pair[1][-1].density, -pair[1][-1].accuracy))
     for criterion, points in curves:
+        colour, marker = drawing.colour_and_marker(criterion)
         axes.errorbar(
             [point.density for point in points],
             [point.accuracy for point in points],
@@ -129,15 +125,9 @@ def _draw_published(axes: Axes, comparisons: Sequence[Comparison]) -> None:
             linewidth=1.1,
             elinewidth=0.8,
             capsize=2,
-            color=drawing.colour(criterion),
-            marker=drawing.marker(criterion),
+            color=colour,
+            marker=marker,
             markersize=4,
             markerfacecolor="none",
             label=f"{criterion}, published",
         )
-
-
-def _last_accuracy(line: Line) -> tuple[float, float]:
-    """Sorts lines in the order in which they arrive at the right edge."""
-    last = line.cells[-1]
-    return -last.density, numbers.accuracy(last).mean

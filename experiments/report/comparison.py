@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from experiments.cifar.config import Config, SearchConfig
+from experiments.cifar.config import Config
 from experiments.cifar.presets import PRESETS
 from experiments.report import published
 from experiments.report.published import Point, Publication
@@ -14,25 +14,14 @@ from experiments.report.setups import NO_NOTE, NOTE, Section, training_facts
 PAPER_PRESETS = "paper"
 """Presets whose names start so carry a paper's settings."""
 
-SEARCH_FIELDS = (
-    "rounds",
-    "reinit",
-    "inputs",
-    "estimator",
-    "sigma",
-    "num_samples",
-    "noise_batch_size",
-    "calibrate",
-)
-
 
 class Comparison(NamedTuple):
     """A publication beside a section.
 
     Attributes:
         publication: paper and place.
-        curves: the curves to show. Where two papers ran a criterion, that of the earlier paper.
-        differences: one phrase for each difference between the set-ups; none if they are the same.
+        curves: those to show. Where two papers ran a criterion, that of the earlier paper.
+        differences: a phrase for each difference between the set-ups; none if they are the same.
     """
 
     publication: Publication
@@ -82,12 +71,14 @@ def label(comparisons: Sequence[Comparison]) -> str:
 def search_differences(section: Section) -> list[str]:
     """Says how our NTK-SAP differs from the paper's, one phrase for each line of the section."""
     preset = _preset(section.facts["data set"], section.facts["network"])
-    if preset is None:
-        return []
     phrases = []
     for line in section.pruned:
-        if line.criterion == "ntk_sap" and not line.is_variant:
-            different = _options(line.search, preset.search)
+        if preset is not None and line.criterion == "ntk_sap" and not line.is_variant:
+            different = [
+                f"{name.replace('_', ' ')}: {value} (paper: {getattr(preset.search, name)})"
+                for name, value in line.options.items()
+                if name != "label" and value != getattr(preset.search, name)
+            ]
             if different:
                 phrases.append(f"{line.name}: {', '.join(different)}")
     return phrases
@@ -97,19 +88,16 @@ def _differences(section: Section, publication: Publication) -> Iterable[str]:
     facts = section.facts
     if facts["network"] != publication.model:
         yield f"network: {facts['network']} (paper: {publication.model})"
+    theirs = {"weights": "random", "layers not pruned": "none", NOTE: NO_NOTE}
     preset = _preset(facts["data set"], publication.model)
     if preset is None:
         if facts["epochs"] != str(publication.epochs):
             yield f"epochs: {facts['epochs']} (paper: {publication.epochs or 'not stated'})"
         yield "the paper's training is not on record as a preset"
-        theirs = {}
     else:
-        theirs = {
-            **training_facts(preset.training),
-            "image size": str(preset.image_size or "as it is"),
-        }
-    plain = {"weights": "random", "layers not pruned": "none", NOTE: NO_NOTE}
-    for name, value in {**theirs, **plain}.items():
+        size = str(preset.image_size or "as it is")
+        theirs = {**training_facts(preset.training), "image size": size, **theirs}
+    for name, value in theirs.items():
         if facts[name] != value:
             yield f"{name}: {facts[name]} (paper: {value})"
 
@@ -119,13 +107,3 @@ def _preset(dataset: str, model: str) -> Config | None:
         if name.startswith(PAPER_PRESETS) and (config.dataset, config.model) == (dataset, model):
             return config
     return None
-
-
-def _options(search: SearchConfig, paper: SearchConfig) -> list[str]:
-    names = [name for name in SEARCH_FIELDS if getattr(search, name) != getattr(paper, name)]
-    if search.estimator != "finite_difference" and "sigma" in names:
-        names.remove("sigma")
-    return [
-        f"{name.replace('_', ' ')}: {getattr(search, name)} (paper: {getattr(paper, name)})"
-        for name in names
-    ]

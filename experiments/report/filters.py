@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.report import numbers, tables
@@ -16,17 +14,10 @@ from experiments.report.setups import partition
 from experiments.shell.pictures import COLOURS, MARKERS
 from experiments.tpp.methods import METHODS
 
-QUANTITIES: dict[str, Callable[[FilterSummary], float | None]] = {
-    "ratio": lambda summary: summary.ratio,
-    "speedup_flops": lambda summary: summary.speedup_flops,
-    "speedup_1": lambda summary: summary.speedup_measured["1"],
-    "speedup_128": lambda summary: summary.speedup_measured["128"],
-    "pruned_accuracy": lambda summary: 100 * summary.pruned_accuracy,
-    "last_accuracy": lambda summary: 100 * summary.last_accuracy,
-    "best_accuracy": lambda summary: 100 * summary.best_accuracy,
-    "pruned_jsv": lambda summary: summary.pruned_jsv.mean,
-    "final_jsv": lambda summary: summary.final_jsv.mean,
-}
+QUANTITIES = (
+    *("ratio", "speedup_flops", "speedup_1", "speedup_128"),
+    *("pruned_accuracy", "last_accuracy", "best_accuracy", "pruned_jsv", "final_jsv"),
+)
 """What is averaged over seeds; JSV stands for the mean singular value of the Jacobian."""
 
 COLUMNS = {
@@ -70,26 +61,25 @@ class Network(NamedTuple):
 
 def group(runs: Sequence[FilterRun]) -> list[Network]:
     """Sorts runs by network, method and size."""
-    by_network = partition(runs, lambda run: run.summary.network)
+    by_network = partition([run.summary for run in runs], lambda summary: summary.network)
     return [Network(name, _groups(members)) for name, members in by_network.items()]
 
 
-def _groups(runs: Sequence[FilterRun]) -> list[Group]:
-    by_size = partition(runs, lambda run: (method_name(run.summary), run.summary.size))
-    return [
-        Group(method, "all" if method == "dense" else size, _values(members))
-        for (method, size), members in sorted(by_size.items())
-    ]
+def _groups(summaries: Sequence[FilterSummary]) -> list[Group]:
+    groups = []
+    by_size = partition(summaries, lambda summary: (_method_name(summary), summary.size))
+    for (method, size), members in sorted(by_size.items()):
+        values = {name: numbers.spread(_quantity(s, name) for s in members) for name in QUANTITIES}
+        groups.append(Group(method, "all" if method == "dense" else size, values))
+    return groups
 
 
-def _values(runs: Sequence[FilterRun]) -> dict[str, Spread]:
-    return {
-        name: numbers.spread(quantity(run.summary) for run in runs)
-        for name, quantity in QUANTITIES.items()
-    }
+def _quantity(summary: FilterSummary, name: str) -> float:
+    value: float = getattr(summary, name)
+    return 100 * value if name.endswith("accuracy") else value
 
 
-def method_name(summary: FilterSummary) -> str:
+def _method_name(summary: FilterSummary) -> str:
     """Returns the name of a line: method, fine-tuning rate where it matters, label."""
     method = METHODS.get(summary.method)
     has_rate = method is None or (method.prunes and not method.from_scratch)
@@ -99,40 +89,29 @@ def method_name(summary: FilterSummary) -> str:
 
 def table(network: Network) -> tables.Table:
     """Makes the table of a network: a row for each method and size."""
-    rows = [
-        (
-            tables.Entry(group.method),
-            tables.Entry(group.size),
-            *(
-                tables.spread_entry(group.values[quantity], digits=digits)
-                for quantity, digits in COLUMNS.values()
-            ),
-        )
-        for group in network.groups
-    ]
+    rows = []
+    for method, size, values in network.groups:
+        means = (tables.spread_entry(values[name], digits=n) for name, n in COLUMNS.values())
+        rows.append((tables.Entry(method), tables.Entry(size), *means))
     return tables.Table(("method", "size left", *COLUMNS), rows)
 
 
 def rows(runs: Sequence[FilterRun]) -> list[dict[str, Any]]:
     """Returns a row for each run, for CSV."""
+    names = {"network", "method", "size", "label", "seed", "finetune_lr", "parameters", "flops"}
     return [
         {
-            **run.summary.model_dump(include={"network", "method", "size", "label", "seed"}),
-            **run.summary.model_dump(include={"finetune_lr", "parameters", "flops"}),
-            **{name: quantity(run.summary) for name, quantity in QUANTITIES.items()},
-            **_milliseconds(run.summary),
+            **run.summary.model_dump(include=names),
+            **{name: _quantity(run.summary, name) for name in QUANTITIES},
+            **{
+                f"{name}_ms_{batch}": 1e3 * median
+                for batch, by_name in run.summary.latency_seconds.items()
+                for name, (_, median, _) in by_name.items()
+            },
             "folder": str(run.folder),
         }
         for run in runs
     ]
-
-
-def _milliseconds(summary: FilterSummary) -> dict[str, float]:
-    return {
-        f"{name}_ms_{batch}": 1e3 * median
-        for batch, by_name in summary.latency_seconds.items()
-        for name, (_, median, _) in by_name.items()
-    }
 
 
 # -- Pictures ------------------------------------------------------------------------------------
@@ -140,56 +119,44 @@ def _milliseconds(summary: FilterSummary) -> dict[str, float]:
 
 def draw_jacobian(network: Network) -> Figure:
     """Draws the mean singular value of the Jacobian against the ratio of filters pruned."""
-    labels = {
-        "pruned_jsv": "mean JSV right after pruning",
-        "final_jsv": "mean JSV after fine-tuning",
-    }
-    panels = [("ratio", quantity) for quantity in labels]
+    panels = [("ratio", "pruned_jsv"), ("ratio", "final_jsv")]
     figure = _draw_panels(network.name, network.by_ratio, panels)
-    for axes, label in zip(figure.axes, labels.values(), strict=True):
-        axes.set(xlabel="fraction of filters pruned", ylabel=label, yscale="log")
+    figure.axes[0].set(ylabel="mean JSV right after pruning")
+    figure.axes[1].set(ylabel="mean JSV after fine-tuning")
+    for axes in figure.axes:
+        axes.set(xlabel="fraction of filters pruned", yscale="log")
     return figure
 
 
 def draw_speedup(network: Network) -> Figure:
     """Draws accuracy against speed-up: in FLOPs, and measured at batch sizes 1 and 128."""
-    labels = {
-        "speedup_flops": "speed-up in FLOPs",
-        "speedup_1": "measured, batch 1",
-        "speedup_128": "measured, batch 128",
-    }
-    panels = [(quantity, "best_accuracy") for quantity in labels]
+    quantities = ("speedup_flops", "speedup_1", "speedup_128")
+    panels = [(quantity, "best_accuracy") for quantity in quantities]
     figure = _draw_panels(network.name, network.groups, panels)
-    for axes, label in zip(figure.axes, labels.values(), strict=True):
-        axes.set(xlabel=label)
-    figure.axes[0].set(ylabel="test accuracy, best epoch (%)")
+    figure.axes[0].set(xlabel="speed-up in FLOPs", ylabel="test accuracy, best epoch (%)")
+    figure.axes[1].set(xlabel="measured, batch 1")
+    figure.axes[2].set(xlabel="measured, batch 128")
     return figure
 
 
 def _draw_panels(title: str, groups: Sequence[Group], panels: Sequence[tuple[str, str]]) -> Figure:
-    """Draws one quantity against another in each panel, with one legend below."""
+    """Draws one quantity against another in each panel, a line with error bars for each method."""
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    all_axes = np.atleast_1d(figure.subplots(1, len(panels)))
-    for axes, (x, y) in zip(all_axes, panels, strict=True):
-        _draw_lines(axes, groups, x, y)
-    handles, names = all_axes[0].get_legend_handles_labels()
+    by_method = partition(groups, lambda group: group.method)
+    for axes, (x, y) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for index, (method, members) in enumerate(by_method.items()):
+            own = sorted(members, key=lambda group: group.values[x].mean)
+            axes.errorbar(
+                [group.values[x].mean for group in own],
+                [group.values[y].mean for group in own],
+                yerr=[group.values[y].std or 0 for group in own],
+                color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index % len(MARKERS)],
+                markersize=5,
+                linewidth=1.4,
+                label=method,
+            )
+    handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=9)
     return figure
-
-
-def _draw_lines(axes: Axes, groups: Sequence[Group], x: str, y: str) -> None:
-    """Draws a line with error bars (standard deviation over seeds) for each method."""
-    by_method = partition(groups, lambda group: group.method)
-    for index, (method, members) in enumerate(by_method.items()):
-        own = sorted(members, key=lambda group: group.values[x].mean)
-        axes.errorbar(
-            [group.values[x].mean for group in own],
-            [group.values[y].mean for group in own],
-            yerr=[group.values[y].std or 0 for group in own],
-            color=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
-            markersize=5,
-            linewidth=1.4,
-            label=method,
-        )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
+import matplotlib
 from matplotlib.figure import Figure
 
-from experiments.report import accuracy, drawing, filters, layers, spectra, tables
+from experiments.report import accuracy, filters, layers, spectra, tables
 from experiments.report.comparison import Comparison
 from experiments.report.setups import Section
+from experiments.shell.pictures import STYLE
 
 
 class Picture(NamedTuple):
@@ -20,19 +22,21 @@ class Picture(NamedTuple):
     Attributes:
         kind: which caption it has.
         name: of its files, without ending.
-        drawn: the files.
-        facts: what the caption says of it.
+        files: what they hold, by ending.
+        density: of which it shows the masks; empty if it shows all.
+        shown: what its panels show, where that varies.
     """
 
     kind: str
     name: str
-    drawn: drawing.Drawn
-    facts: dict[str, Any]
+    files: dict[str, bytes]
+    density: str = ""
+    shown: tuple[str, ...] = ()
 
     @property
     def address(self) -> str:
         """The address that embeds the vector picture in a page."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.drawn.svg).decode()
+        return "data:image/svg+xml;base64," + base64.b64encode(self.files["svg"]).decode()
 
 
 def draw(section: Section, comparisons: Sequence[Comparison]) -> Iterator[Picture]:
@@ -42,45 +46,39 @@ def draw(section: Section, comparisons: Sequence[Comparison]) -> Iterator[Pictur
         section: our runs.
         comparisons: what is published on the same data set.
     """
-    make = partial(_picture, section.number)
-    yield make("accuracy", partial(accuracy.draw, section, comparisons))
+    number = section.number
+    yield Picture("accuracy", f"{number}-accuracy", render(accuracy.draw, section, comparisons))
     if 0 < len(section.densities) <= 4:
-        yield make("seeds", partial(accuracy.draw_seeds, section))
+        yield Picture("seeds", f"{number}-seeds", render(accuracy.draw_seeds, section))
     for density in section.densities:
-        yield from _at(section, density)
-
-
-def _at(section: Section, density: float) -> Iterator[Picture]:
-    make = partial(_picture, section.number, density=density)
-    if layers.are_same(section, density):
+        text = tables.density_text(density)
         panels = layers.panels(section, density)
         if panels:
-            shown = [panel.label for panel in panels]
-            yield make("layers", partial(layers.draw, section, density, panels), shown=shown)
-    measured = spectra.measured(section, density)
-    if measured:
-        yield make("spectrum", partial(spectra.draw_initial, measured, density))
-    if measured and len(measured[0].epochs) > 1:
-        yield make("spectrum-drift", partial(spectra.draw_drift, measured, density))
+            drawn = render(layers.draw, section, density, panels)
+            shown = tuple(panel.label for panel in panels)
+            yield Picture("layers", f"{number}-layers-{text}", drawn, text, shown)
+        measured = spectra.measured(section, density)
+        if measured:
+            drawn = render(spectra.draw_initial, measured, density)
+            yield Picture("spectrum", f"{number}-spectrum-{text}", drawn, text)
+        if measured and len(measured[0].epochs) > 1:
+            drawn = render(spectra.draw_drift, measured, density)
+            yield Picture("spectrum-drift", f"{number}-spectrum-drift-{text}", drawn, text)
 
 
 def draw_network(network: filters.Network) -> Iterator[Picture]:
     """Draws the pictures of a network of which filters were pruned."""
     if network.by_ratio:
-        drawn = drawing.draw(partial(filters.draw_jacobian, network))
-        yield Picture("jsv", f"{network.name}-jsv", drawn, {})
-    drawn = drawing.draw(partial(filters.draw_speedup, network))
-    yield Picture("speedup", f"{network.name}-speedup", drawn, {})
+        yield Picture("jsv", f"{network.name}-jsv", render(filters.draw_jacobian, network))
+    yield Picture("speedup", f"{network.name}-speedup", render(filters.draw_speedup, network))
 
 
-def _picture(
-    number: int,
-    kind: str,
-    make: Callable[[], Figure],
-    *,
-    density: float | None = None,
-    **facts: Any,
-) -> Picture:
-    text = None if density is None else tables.density_text(density)
-    name = f"{number}-{kind}" + ("" if text is None else f"-{text}")
-    return Picture(kind, name, drawing.draw(make), {"density": text, **facts})
+def render(make: Callable[..., Figure], *arguments: Any) -> dict[str, bytes]:
+    """Draws a figure in the style of the report; returns its files by their ending."""
+    # Without a salt and with a date, the same picture would be another file every time.
+    look: Any = {**STYLE, "font.size": 10.5, "svg.hashsalt": "report"}
+    with matplotlib.rc_context(look):
+        figure, svg, png = make(*arguments), io.BytesIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.savefig(png, format="png", dpi=150)
+    return {"svg": svg.getvalue(), "png": png.getvalue()}

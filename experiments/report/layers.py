@@ -6,8 +6,7 @@ A panel that would be the same for all criteria is left out.
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib
@@ -40,29 +39,24 @@ class Panel(NamedTuple):
     norm: Normalize
 
 
-def are_same(section: Section, density: float) -> bool:
-    """Says whether all runs of a density have the same layers, so that they can be compared."""
-    layers = [
-        set(run.summary.layer_densities) for _, cell in section.at(density) for run in cell.runs
-    ]
-    return all(paths == layers[0] for paths in layers)
-
-
 def panels(section: Section, density: float) -> list[Panel]:
     """Returns density and share of live channels by layer and criterion, means over seeds.
 
-    Without those that were not recorded, or that are the same for all of several criteria.
+    Without those that were not recorded, or that are the same for all of several criteria; none
+    if the runs have different layers, which cannot be compared.
     """
     columns = section.at(density)
-    layers = _layers(columns)
-    kept = _matrix(columns, layers, lambda summary, layer: summary.layer_densities[layer])
-    live = _matrix(columns, layers, lambda s, layer: s.live_channels.get(layer, math.nan))
+    runs = [run for _, cell in columns for run in cell.runs]
+    if any(run.summary.layer_densities.keys() != set(_layers(columns)) for run in runs):
+        return []
+    kept = _means(columns, lambda summary: summary.layer_densities)
+    live = _means(columns, lambda summary: summary.live_channels)
     smallest = kept[kept > 0].min() if (kept > 0).any() else 0.01
-    found = [
+    both = [
         Panel("density of the layer", kept, LogNorm(min(smallest, 0.99), 1)),
         Panel("share of channels alive", live, Normalize(0, 1)),
     ]
-    return [panel for panel in found if not np.isnan(panel.values).all() and _differ(panel.values)]
+    return [panel for panel in both if not np.isnan(panel.values).all() and _differ(panel.values)]
 
 
 def _differ(values: np.ndarray) -> bool:
@@ -79,7 +73,7 @@ def draw(section: Section, density: float, shown: Sequence[Panel]) -> Figure:
     """
     columns = section.at(density)
     layers = _layers(columns)
-    dead = _matrix(columns, layers, lambda summary, layer: layer in (summary.dead_layers or ()))
+    dead = _means(columns, lambda s: dict.fromkeys(s.dead_layers or (), 1.0), missing=0.0)
     longest = max(len(line.name) for line, _ in columns)
     size = (drawing.WIDTH, 1.6 + 0.21 * len(layers) + 0.045 * longest)
     figure = Figure(figsize=size, layout="constrained")
@@ -99,13 +93,16 @@ def _layers(columns: Columns) -> list[str]:
     return list(columns[0][1].runs[0].summary.layer_densities)
 
 
-def _matrix(
-    columns: Columns, layers: Sequence[str], value: Callable[[Summary, str], float]
+def _means(
+    columns: Columns, values: Callable[[Summary], Mapping[str, float]], missing: float = math.nan
 ) -> np.ndarray:
-    def mean(cell: Cell, layer: str) -> float:
-        return statistics.fmean(value(run.summary, layer) for run in cell.runs)
-
-    return np.array([[mean(cell, layer) for _, cell in columns] for layer in layers])
+    """Returns means over the seeds of each cell, (layers, criteria)."""
+    layers = _layers(columns)
+    by_cell = [
+        [[values(run.summary).get(layer, missing) for layer in layers] for run in cell.runs]
+        for _, cell in columns
+    ]
+    return np.stack([np.mean(by_seed, axis=0) for by_seed in by_cell], axis=1)
 
 
 def _heat_map(axes: Axes, panel: Panel, names: Sequence[str]) -> None:

@@ -12,14 +12,13 @@ Runs that differ in data, network or training are never mixed: each set-up has i
 
 from __future__ import annotations
 
-import itertools
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jinja2
 import tyro
@@ -35,8 +34,6 @@ from experiments.report import (
     spectra,
     tables,
 )
-from experiments.report.comparison import Comparison
-from experiments.report.numbers import Verdict
 from experiments.report.runs import Found, Session
 from experiments.report.setups import Section
 from experiments.shell import command_line, exits
@@ -85,12 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(found: Found, out: Path, *, command: str) -> None:
-    """Writes the report.
-
-    Args:
-        found: what was read.
-        out: the folder for it; made if need be.
-        command: the command line that asked for the report, for its last section.
+    """Writes the report into a folder, which is made if need be; `command` asked for it.
 
     Raises:
         UserError: no complete run, two runs of the same configuration, or a folder that cannot be
@@ -106,30 +98,34 @@ def write(found: Found, out: Path, *, command: str) -> None:
     except OSError as error:
         raise UserError(f"--out: cannot make the folder {out}: {error.strerror}") from error
 
-    chapters = [make_chapter(section) for section in sections]
+    chapters = [_chapter(section) for section in sections]
     filter_chapters = [
-        FilterChapter(network, filters.table(network), list(gallery.draw_network(network)))
+        {
+            "network": network,
+            "table": filters.table(network),
+            "pictures": list(gallery.draw_network(network)),
+        }
         for network in networks
     ]
-    pictures = [chapter.pictures for chapter in chapters]
-    pictures += [chapter.pictures for chapter in filter_chapters]
-    for picture in itertools.chain.from_iterable(pictures):
-        for ending, drawn in picture.drawn._asdict().items():
-            with files.aside(out / f"{picture.name}.{ending}") as path:
-                path.write_bytes(drawn)
+    for chapter in chapters + filter_chapters:
+        for picture in chapter["pictures"]:
+            for ending, drawn in picture.files.items():
+                with files.aside(out / f"{picture.name}.{ending}") as path:
+                    path.write_bytes(drawn)
 
-    content: dict[str, Any] = {
+    sessions = [session for run in found.complete for session in run.sessions]
+    content = {
         "found": found,
         "chapters": chapters,
         "filter_chapters": filter_chapters,
         "differing": setups.differing(sections),
         "command": command,
-        "commands": list(dict.fromkeys(session.command for session in _sessions(found))),
-        "versions": Counter(map(versions, _sessions(found))),
+        "commands": list(dict.fromkeys(session.command for session in sessions)),
+        "versions": Counter(map(_versions, sessions)),
         "digitising_error": published.DIGITISING_ERROR,
     }
     for name in ("report.html", "table.md"):
-        files.write_text(out / name, render(name, content))
+        files.write_text(out / name, _fill_in(name, content))
     rows = {
         "table.csv": tables.cell_rows(sections),
         "runs.csv": tables.run_rows(sections),
@@ -140,7 +136,26 @@ def write(found: Found, out: Path, *, command: str) -> None:
             run_folder.write_table(out / name, table)
 
 
-def render(name: str, content: dict[str, Any]) -> str:
+def _chapter(section: Section) -> dict[str, Any]:
+    """Computes and draws all that the templates say of a section."""
+    comparisons = comparison.compare(section)
+    compared = {
+        tables.density_text(density): spectra.table(spectra.measured(section, density))
+        for density in section.densities
+    }
+    return {
+        "section": section,
+        "published": setups.partition(comparisons, lambda paper: paper.differences),
+        "search_differences": comparison.search_differences(section) if comparisons else [],
+        "accuracies": tables.accuracies(section, comparisons),
+        "verdicts": numbers.verdicts(section),
+        "kept": tables.kept(section),
+        "spectra": {density: table for density, table in compared.items() if table is not None},
+        "pictures": list(gallery.draw(section, comparisons)),
+    }
+
+
+def _fill_in(name: str, content: dict[str, Any]) -> str:
     """Fills in a template. What run folders say is escaped in HTML, and plain in Markdown."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -153,63 +168,7 @@ def render(name: str, content: dict[str, Any]) -> str:
     return environment.get_template(name).render(content)
 
 
-class Chapter(NamedTuple):
-    """What the report says of a section.
-
-    Attributes:
-        section: set-up and runs.
-        published: what is published on the same data set, by differences between the set-ups.
-        search_differences: how our NTK-SAP differs from the paper's.
-        accuracies: the table of accuracies.
-        verdicts: which criterion is ahead, by density.
-        kept: the table of what the masks keep.
-        spectra: tables of NTK spectra, by density.
-        pictures: accuracy first.
-    """
-
-    section: Section
-    published: dict[tuple[str, ...], list[Comparison]]
-    search_differences: list[str]
-    accuracies: tables.Table
-    verdicts: list[Verdict]
-    kept: tables.Table
-    spectra: dict[str, tables.Table]
-    pictures: list[gallery.Picture]
-
-
-class FilterChapter(NamedTuple):
-    """What the report says of a network of which filters were pruned."""
-
-    network: filters.Network
-    table: tables.Table
-    pictures: list[gallery.Picture]
-
-
-def make_chapter(section: Section) -> Chapter:
-    """Computes and draws all that the report says of a section."""
-    comparisons = comparison.compare(section)
-    verdicts = [numbers.verdict(section, density) for density in section.densities]
-    compared = {
-        tables.density_text(density): spectra.table(spectra.measured(section, density))
-        for density in section.densities
-    }
-    return Chapter(
-        section,
-        published=setups.partition(comparisons, lambda paper: paper.differences),
-        search_differences=comparison.search_differences(section) if comparisons else [],
-        accuracies=tables.accuracies(section, comparisons),
-        verdicts=[v for v in verdicts if v is not None and v.second is not None],
-        kept=tables.kept(section),
-        spectra={density: table for density, table in compared.items() if table is not None},
-        pictures=list(gallery.draw(section, comparisons)),
-    )
-
-
-def _sessions(found: Found) -> list[Session]:
-    return [session for run in found.complete for session in run.sessions]
-
-
-def versions(session: Session) -> str:
+def _versions(session: Session) -> str:
     """Says with which versions and devices a run was made."""
     packages = ", ".join(f"{name} {version}" for name, version in session.packages.items())
     return f"Python {session.python}, {packages}; {', '.join(session.devices)}"

@@ -1,4 +1,7 @@
-"""Published test accuracies, with their sources; published.toml holds the numbers."""
+"""Published test accuracies, with their sources.
+
+published.toml holds the numbers; its head explains the format.
+"""
 
 from __future__ import annotations
 
@@ -36,40 +39,29 @@ class Publication(NamedTuple):
         place: figures and tables that the numbers are from.
         dataset: as `experiments.data` calls it.
         model: as `experiments.cifar` calls it.
-        epochs: length of training, where known.
         curves: points by criterion, from the highest density down.
+        epochs: length of training, where known.
     """
 
     paper: str
     place: str
     dataset: str
     model: str
-    epochs: int | None
     curves: dict[str, tuple[Point, ...]]
-
-
-def read(path: Path = DATA) -> tuple[Publication, ...]:
-    """Reads publications; the head of published.toml explains the format.
-
-    Raises:
-        ValueError: an entry that is no accuracy, or a curve with too few or too many of them.
-    """
-    records = tomllib.loads(path.read_text(encoding="utf-8"))["publication"]
-    return tuple(map(_publication, records))
+    epochs: int | None = None
 
 
 def _publication(record: dict[str, Any]) -> Publication:
     densities = [0.8**power for power in record.pop("powers")]
-    curves = {}
-    for criterion, entries in record.pop("curves").items():
-        if len(entries) != len(densities):
-            raise ValueError(
-                f"{record['paper']}, {record['place']}, {criterion}: expected {len(densities)} "
-                f"accuracies, one a power, got {len(entries)}"
-            )
-        points = zip(densities, entries, strict=True)
-        curves[criterion] = tuple(_point(*point) for point in points if point[1] != "")
-    return Publication(**{"epochs": None, **record}, curves=curves)
+    curves = {
+        criterion: tuple(
+            _point(density, entry)
+            for density, entry in zip(densities, entries, strict=True)
+            if entry != ""
+        )
+        for criterion, entries in record.pop("curves").items()
+    }
+    return Publication(**record, curves=curves)
 
 
 def _point(density: float, entry: str | float) -> Point:
@@ -79,7 +71,9 @@ def _point(density: float, entry: str | float) -> Point:
     return Point(density, float(mean), float(std) if std else None)
 
 
-PUBLICATIONS = read()
+PUBLICATIONS = tuple(
+    map(_publication, tomllib.loads(DATA.read_text(encoding="utf-8"))["publication"])
+)
 """All that is known. PX's Tiny-ImageNet network has the small stem, NTK-SAP's has not."""
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config
 from experiments.shell.errors import UserError
-from experiments.storage import files, run_folder
+from experiments.storage import run_folder
 
 
 class _Record(BaseModel):
@@ -40,23 +40,6 @@ class Summary(_Record):
     dataset_note: str = ""
     dataset_source: str = "not recorded"
 
-    @property
-    def flops_kept(self) -> float:
-        """Fraction of the dense network's FLOPs."""
-        return self.kept_flops / self.dense_flops
-
-    @property
-    def mean_live_channels(self) -> float | None:
-        """Fraction of live channels, averaged over layers."""
-        shares = self.live_channels.values()
-        return sum(shares) / len(shares) if shares else None
-
-
-class JacobianValues(_Record):
-    """Singular values of the Jacobian."""
-
-    mean: float
-
 
 class FilterSummary(_Record):
     """What the report uses of the summary.json of `experiments.tpp`."""
@@ -65,19 +48,20 @@ class FilterSummary(_Record):
     network: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,200}$")]
     method: str
     size: str
-    ratio: float
-    finetune_lr: float
     label: str
     seed: int
+    finetune_lr: float
+    parameters: int
+    flops: float
+    ratio: float
+    speedup_flops: float
+    speedup_1: Annotated[float, Field(validation_alias=AliasPath("speedup_measured", "1"))]
+    speedup_128: Annotated[float, Field(validation_alias=AliasPath("speedup_measured", "128"))]
     pruned_accuracy: float
     last_accuracy: float
     best_accuracy: float
-    pruned_jsv: JacobianValues
-    final_jsv: JacobianValues
-    parameters: int
-    flops: float
-    speedup_flops: float
-    speedup_measured: dict[str, float]
+    pruned_jsv: Annotated[float, Field(validation_alias=AliasPath("pruned_jsv", "mean"))]
+    final_jsv: Annotated[float, Field(validation_alias=AliasPath("final_jsv", "mean"))]
     latency_seconds: dict[str, dict[str, tuple[float, float, float]]]
 
 
@@ -88,6 +72,9 @@ class Session(_Record):
     python: str = "?"
     packages: dict[str, str] = {}
     devices: tuple[str, ...] = ()
+
+
+RecordT = TypeVar("RecordT", bound=_Record)
 
 
 class Run(NamedTuple):
@@ -137,10 +124,6 @@ class Found(NamedTuple):
         return [*self.runs, *self.filter_runs]
 
 
-class Damaged(Exception):
-    """A file of a complete run cannot be read; the message names it."""
-
-
 def find(roots: Sequence[Path]) -> Found:
     """Reads all run folders in and below the roots.
 
@@ -150,16 +133,17 @@ def find(roots: Sequence[Path]) -> Found:
     found = Found([], [], [], [])
     for folder in _folders(roots):
         try:
-            config = _read_json(folder / "config.json", dict)
+            config = run_folder.read_config(folder)
             if "data" in config:  # What several runs of experiments.tpp share; no run.
                 continue
             if not run_folder.is_complete(folder):
                 found.incomplete.append(folder)
             elif "method" in config:
-                found.filter_runs.append(_read_filter_run(folder))
+                summary = _check(run_folder.read_summary(folder), FilterSummary, "summary.json")
+                found.filter_runs.append(FilterRun(folder, summary, _read_sessions(folder)))
             else:
                 found.runs.append(_read_run(folder, config))
-        except Damaged as error:
+        except UserError as error:
             found.damaged.append((folder, str(error)))
     if not any(found):
         raise UserError(
@@ -174,50 +158,31 @@ def _folders(roots: Sequence[Path]) -> list[Path]:
     for root in roots:
         if not root.is_dir():
             raise UserError(f"{root} is not a folder. Name folders that hold run folders")
-        for folder in _walk(root):
-            folders.setdefault(folder.resolve(), folder)
+        for path, children, names in os.walk(root):
+            children.sort()
+            if {"config.json", "summary.json"} & set(names):
+                children.clear()  # The checkpoints of a run hold no other runs.
+                folders.setdefault(Path(path).resolve(), Path(path))
     return list(folders.values())
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    for path, children, names in os.walk(root):
-        children.sort()
-        if {"config.json", "summary.json"} & set(names):
-            children.clear()  # The checkpoints of a run hold no other runs.
-            yield Path(path)
-
-
 def _read_run(folder: Path, config: Mapping[str, Any]) -> Run:
-    try:
-        asked = config_lib.from_dict(config)
-    except UserError as error:
-        raise Damaged(f"config.json is not of this version: {error}") from error
-    try:
-        spectrum = run_folder.read_table(folder / "spectrum.csv")
-    except UserError as error:
-        raise Damaged(f"spectrum.csv: {error}") from error
+    spectrum = run_folder.read_table(folder / "spectrum.csv")
     if any(isinstance(value, str) for row in spectrum for value in row.values()):
-        raise Damaged("spectrum.csv: not all are numbers")
-    summary = _read_record(folder / "summary.json", Summary)
-    return Run(folder, asked, summary, _read_sessions(folder), spectrum)
-
-
-def _read_filter_run(folder: Path) -> FilterRun:
-    summary = _read_record(folder / "summary.json", FilterSummary)
-    return FilterRun(folder, summary, _read_sessions(folder))
+        raise UserError("spectrum.csv: not all are numbers")
+    return Run(
+        folder,
+        config_lib.from_dict(config, "config.json is not of this version"),
+        _check(run_folder.read_summary(folder), Summary, "summary.json"),
+        _read_sessions(folder),
+        spectrum,
+    )
 
 
 def _read_sessions(folder: Path) -> tuple[Session, ...]:
     path = folder / "environment.json"
-    entries = _read_json(path, list) if path.exists() else []
+    entries = run_folder.read_json(path, list) if path.exists() else []
     return tuple(_check(entry, Session, path.name) for entry in entries)
-
-
-RecordT = TypeVar("RecordT", bound=_Record)
-
-
-def _read_record(path: Path, kind: type[RecordT]) -> RecordT:
-    return _check(_read_json(path, dict), kind, path.name)
 
 
 def _check(value: Any, kind: type[RecordT], name: str) -> RecordT:
@@ -226,11 +191,4 @@ def _check(value: Any, kind: type[RecordT], name: str) -> RecordT:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise Damaged(f"{name}: {where}: {first['msg']}") from error
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    try:
-        return files.read_json(path, kind)
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{path.name}: {error}") from error
+        raise UserError(f"{name}: {where}: {first['msg']}") from error

@@ -6,11 +6,11 @@ the mask was found, to different lines; in density, to different cells. A cell a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.cifar import choices, factories
-from experiments.cifar.config import SearchConfig, TrainingConfig
+from experiments.cifar.config import TrainingConfig
 from experiments.report.runs import Run
 from experiments.shell.errors import UserError
 
@@ -41,23 +41,25 @@ class Line(NamedTuple):
 
     Attributes:
         name: criterion, sanity checks, and the options in which lines of the criterion differ.
-        criterion: the criterion's name.
-        is_variant: whether it is a sanity check of another line.
+        options: those that decide, with density and seed, which mask is found.
         place: number among the lines of the same criterion, from 0.
-        search: the options, with the density and seed of one of its runs.
         cells: from the highest density to the lowest.
     """
 
     name: str
-    criterion: str
-    is_variant: bool
+    options: dict[str, Any]
     place: int
-    search: SearchConfig
     cells: tuple[Cell, ...]
 
-    def at(self, density: float) -> Cell | None:
-        """Returns the cell of a density, if there is one."""
-        return next((cell for cell in self.cells if cell.density == density), None)
+    @property
+    def criterion(self) -> str:
+        """The criterion's name."""
+        return str(self.options["criterion"])
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether it is a sanity check of another line."""
+        return bool(_checks(self.options))
 
 
 class Section(NamedTuple):
@@ -72,11 +74,6 @@ class Section(NamedTuple):
     number: int
     facts: Facts
     lines: tuple[Line, ...]
-
-    @property
-    def runs(self) -> list[Run]:
-        """All runs, line by line."""
-        return [run for line in self.lines for cell in line.cells for run in cell.runs]
 
     @property
     def pruned(self) -> list[Line]:
@@ -178,25 +175,16 @@ def training_facts(training: TrainingConfig) -> Facts:
     }
 
 
-def _lines(runs: Sequence[Run]) -> list[Line]:
-    order = [DENSE, *(name for name in choices.CRITERIA if name != DENSE)]
-    by_options = partition(runs, lambda run: tuple(options(run).items()))
-    by_criterion = partition(by_options, lambda key: dict(key)["criterion"])
-    lines = []
+def _lines(runs: Sequence[Run]) -> Iterator[Line]:
+    order = [DENSE, *choices.CRITERIA]
+    by_options = partition(runs, lambda run: str(_options(run)))
+    groups = [(_options(members[0]), members) for members in by_options.values()]
+    groups.sort(key=lambda pair: (len(_checks(pair[0])), str(pair[0])))
+    by_criterion = partition(groups, lambda pair: pair[0]["criterion"])
     for criterion in sorted(by_criterion, key=order.index):
-        keys = sorted(by_criterion[criterion], key=lambda key: (len(_checks(dict(key))), str(key)))
-        alternatives = list(map(dict, keys))
-        for place, (key, named) in enumerate(zip(keys, alternatives, strict=True)):
-            line = Line(
-                name=_name(named, alternatives),
-                criterion=criterion,
-                is_variant=bool(_checks(named)),
-                place=place,
-                search=by_options[key][0].config.search,
-                cells=tuple(_cells(by_options[key])),
-            )
-            lines.append(line)
-    return lines
+        alternatives = [options for options, _ in by_criterion[criterion]]
+        for place, (options, members) in enumerate(by_criterion[criterion]):
+            yield Line(_name(options, alternatives), options, place, tuple(_cells(members)))
 
 
 def _cells(runs: Sequence[Run]) -> list[Cell]:
@@ -224,38 +212,36 @@ def partition(values: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, lis
 # -- Options of a line -----------------------------------------------------------------------------
 
 
-def options(run: Run) -> dict[str, Any]:
+def _options(run: Run) -> dict[str, Any]:
     """Returns the options that decide, with density and seed, which mask is found."""
     search = run.config.search
-    found: dict[str, Any] = {"criterion": search.criterion, "label": run.config.label}
+    criterion = {"criterion": search.criterion, "label": run.config.label}
     if search.criterion == DENSE:
-        return found
-    for name in (*VARIANTS, "scope", "min_weights", "min_channels"):
-        found[name] = getattr(search, name)
-    found["rounds"] = factories.num_rounds(search)
+        return criterion
+    names = [*VARIANTS, "scope", "min_weights", "min_channels", "rounds"]
     if factories.needs_data(search):
-        found["samples_per_class"] = search.samples_per_class
+        names.append("samples_per_class")
     if search.criterion == "ntk_sap":
-        for name in ("reinit", "inputs", "estimator", "num_samples", "calibrate"):
-            found[name] = getattr(search, name)
+        names += ["reinit", "inputs", "estimator", "num_samples", "calibrate"]
         if search.estimator == "finite_difference":
-            found["sigma"] = search.sigma
+            names.append("sigma")
         if search.inputs == "noise":
-            found["noise_batch_size"] = search.noise_batch_size
-    return found
+            names.append("noise_batch_size")
+    values = {name: getattr(search, name) for name in names}
+    return {**criterion, **values, "rounds": factories.num_rounds(search)}
 
 
-def _checks(key: Mapping[str, Any]) -> list[str]:
-    return [words for name, words in VARIANTS.items() if key.get(name)]
+def _checks(options: Mapping[str, Any]) -> list[str]:
+    return [words for name, words in VARIANTS.items() if options.get(name)]
 
 
-def _name(key: Mapping[str, Any], alternatives: Sequence[Mapping[str, Any]]) -> str:
+def _name(options: Mapping[str, Any], alternatives: Sequence[Mapping[str, Any]]) -> str:
     """Names a line: criterion, checks and scope always, other options where lines differ."""
-    parts = [key["criterion"], *_checks(key)]
-    if key.get("scope", "global") != "global":
-        parts.append(f"scope {key['scope']}")
-    for name, value in key.items():
-        told = name in ("criterion", "scope", *VARIANTS)
+    parts = [options["criterion"], *_checks(options)]
+    if options.get("scope", "global") != "global":
+        parts.append(f"scope {options['scope']}")
+    for name, value in options.items():
+        told = name in ("criterion", "scope", *VARIANTS) or value == ""
         if not told and any(other.get(name) != value for other in alternatives):
-            parts.append(f"{name.replace('_', ' ')} {value}".strip() if value != "" else "")
-    return ", ".join(part for part in parts if part)
+            parts.append(f"{name.replace('_', ' ')} {value}")
+    return ", ".join(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +14,7 @@ from experiments.cifar.spectrum import DISTANCE, EIGENVALUE, EPOCH
 from experiments.report import drawing, tables
 from experiments.report.runs import Run
 from experiments.report.setups import Line, Section
+from experiments.shell import pictures
 
 FLOOR = 1e-6
 """Share of the largest eigenvalue below which float32 kernels have none."""
@@ -56,7 +57,6 @@ def measured(section: Section, density: float) -> list[Measured]:
 
 def _arrays(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     names = [name for name in run.spectrum[0] if name.startswith(EIGENVALUE)]
-    names.sort(key=lambda name: int(name.removeprefix(EIGENVALUE)))
     return (
         np.array([row[EPOCH] for row in run.spectrum]),
         np.array([[row[name] for name in names] for row in run.spectrum], float),
@@ -74,19 +74,29 @@ def draw_initial(spectra: Sequence[Measured], density: float) -> Figure:
     If the dense network was measured, a second panel shows their ratio to its eigenvalues.
     """
     dense = _dense(spectra)
-    figure = Figure(figsize=(drawing.WIDTH, 4.0 if dense is None else 7.0), layout="constrained")
-    panels = figure.subplots(1 if dense is None else 2, 1, squeeze=False)[:, 0]
-    for spectrum in spectra:
-        _draw_eigenvalues(panels[0], spectrum, epoch=0, label=spectrum.line.name, band=True)
-    _label(panels[0], f"NTK before training, density {tables.density_text(density)}")
-    drawing.legend_beside(panels[0])
+    shown: list[tuple[Any, str, str]] = [
+        (
+            1.0,
+            f"NTK before training, density {tables.density_text(density)}",
+            "eigenvalue of the NTK",
+        )
+    ]
     if dense is not None:
         reference = _geometric_mean(_above_rounding(dense.eigenvalues[:, 0]))
+        shown.append((reference, "relative to the dense network", "eigenvalue / dense eigenvalue"))
+    height = 4.0 if dense is None else 7.0
+    figure = Figure(figsize=(drawing.WIDTH, height), layout="constrained")
+    panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axes, (reference, title, label) in zip(panels, shown, strict=True):
         for spectrum in spectra:
-            _draw_eigenvalues(panels[1], spectrum, epoch=0, band=True, relative_to=reference)
-        _label(panels[1], "relative to the dense network")
-        panels[1].set_ylabel("eigenvalue / dense eigenvalue")
-        drawing.log_axis(panels[1].yaxis)
+            values = _above_rounding(spectrum.eigenvalues[:, 0]) / reference
+            _draw_eigenvalues(axes, values, spectrum.line, band=True)
+        _label(axes, title, label)
+    drawing.legend_beside(panels[0])
+    if dense is not None:
+        low, high = panels[1].get_ylim()
+        if high <= 500 * low:  # The labels of a longer axis would be too many.
+            pictures.log_scale(panels[1])
     return figure
 
 
@@ -97,37 +107,28 @@ def draw_drift(spectra: Sequence[Measured], density: float) -> Figure:
     for spectrum in spectra:
         look, name = drawing.style(spectrum.line), spectrum.line.name
         above.plot(spectrum.epochs, spectrum.distances.mean(0), label=name, **look)
-        _draw_eigenvalues(below, spectrum, epoch=-1)
-        _draw_eigenvalues(below, spectrum, epoch=0, faint=True)
-    above.set_xlabel("epoch")
-    above.set_ylabel("kernel distance to initialisation")
+        last, first = (_above_rounding(spectrum.eigenvalues[:, epoch]) for epoch in (-1, 0))
+        _draw_eigenvalues(below, last, spectrum.line)
+        _draw_eigenvalues(below, first, spectrum.line, alpha=0.35, linewidth=0.9, marker=None)
+    above.set(xlabel="epoch", ylabel="kernel distance to initialisation")
     above.set_ylim(bottom=0)
     above.xaxis.set_major_locator(MaxNLocator(integer=True))
     above.set_title(
         f"NTK in training, density {tables.density_text(density)}", fontsize=10.5, loc="left"
     )
-    _label(below, f"after epoch {spectra[0].epochs[-1]} (faint: before training)")
+    last_epoch = spectra[0].epochs[-1]
+    _label(below, f"after epoch {last_epoch} (faint: before training)", "eigenvalue of the NTK")
     drawing.legend_beside(above)
     return figure
 
 
 def _draw_eigenvalues(
-    axes: Axes,
-    spectrum: Measured,
-    *,
-    epoch: int,
-    label: str | None = None,
-    band: bool = False,
-    faint: bool = False,
-    relative_to: np.ndarray | float = 1.0,
+    axes: Axes, values: np.ndarray, line: Line, *, band: bool = False, **look: Any
 ) -> None:
-    values = _above_rounding(spectrum.eigenvalues[:, epoch]) / relative_to
+    """Draws the geometric mean over seeds of (seeds, eigenvalues), and the range as a band."""
     index = np.arange(1, values.shape[1] + 1)
-    look = drawing.style(spectrum.line)
-    look |= {"markersize": 4, "markevery": max(1, len(index) // 12)}
-    if faint:
-        look |= {"alpha": 0.35, "linewidth": 0.9, "marker": None}
-    axes.plot(index, _geometric_mean(values), label=label, **look)
+    look = drawing.style(line) | {"markersize": 4, "markevery": max(1, len(index) // 12)} | look
+    axes.plot(index, _geometric_mean(values), label=line.name, **look)
     if band and len(values) > 1:
         low, high = values.min(0), values.max(0)
         axes.fill_between(index, low, high, color=look["color"], alpha=0.12, lw=0)
@@ -142,10 +143,9 @@ def _geometric_mean(values: np.ndarray) -> np.ndarray:
     return np.exp(np.log(values).mean(0))
 
 
-def _label(axes: Axes, title: str) -> None:
-    axes.set_yscale("log")
-    axes.set_xlabel(f"index of the eigenvalue, from the largest ({FLOOR:g} of which is rounding)")
-    axes.set_ylabel("eigenvalue of the NTK")
+def _label(axes: Axes, title: str, ylabel: str) -> None:
+    xlabel = f"index of the eigenvalue, from the largest ({FLOOR:g} of which is rounding)"
+    axes.set(yscale="log", xlabel=xlabel, ylabel=ylabel)
     axes.set_title(title, fontsize=10.5, loc="left")
 
 

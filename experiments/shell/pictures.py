@@ -60,7 +60,7 @@ def training_curves(runs: Mapping[str, Sequence[Row]], title: str) -> Figure:
                 values = [row[f"train_{quantity}"] for row in rows]
                 axes.plot(epochs, values, "--", linewidth=1, alpha=0.7, **style)
     left.set(xlabel="epoch", ylabel="test cross-entropy (nats)")
-    _log_scale(left)
+    log_scale(left)
     right.set(xlabel="epoch", ylabel="test accuracy")
     right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for axes in (left, right):
@@ -122,7 +122,7 @@ def search_rounds(rows: Sequence[Row], title: str) -> Figure:
             axes.set_ylim(bottom=0)
             axes.ticklabel_format(axis="y", scilimits=(-3, 3), useMathText=True)
         elif min(values) > 0:  # It changes by about the same factor every round.
-            _log_scale(axes)
+            log_scale(axes)
     return figure
 
 
@@ -133,7 +133,8 @@ def new_figure(title: str, *, columns: int, height: float = 3.2) -> tuple[Figure
     return figure, list(np.atleast_1d(figure.subplots(1, columns)))
 
 
-def _log_scale(axes: Axes) -> None:
+def log_scale(axes: Axes) -> None:
+    """Makes the y axis logarithmic, with plain numbers."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
