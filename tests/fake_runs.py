@@ -1,12 +1,12 @@
 """Run folders as the programs write them, with results that a test chooses."""
 
-import csv
 import dataclasses
 import json
 
 from experiments.cifar import config as config_lib
-from experiments.cifar.config import Config, SearchConfig, TrainingConfig
+from experiments.cifar.config import Config, TrainingConfig
 from experiments.shell.configuration import to_dict
+from experiments.storage import run_folder
 
 LAYERS = ("conv/kernel", "block_0/conv1/kernel", "block_0/conv2/kernel", "fc/kernel")
 TINY = Config(
@@ -20,7 +20,7 @@ def configure(criterion, density=1.0, seed=0, base=TINY, **search):
     return dataclasses.replace(base, search=options, seed=seed)
 
 
-def write(root, config, accuracy, *, spectrum=(), environment=True, **summary):
+def write(root, config, accuracy, *, spectrum=(), **summary):
     """Writes the folder of a complete run, and returns it.
 
     `accuracy` is a fraction; keywords go into summary.json; `spectrum` are lists of eigenvalues,
@@ -28,7 +28,7 @@ def write(root, config, accuracy, *, spectrum=(), environment=True, **summary):
     """
     folder = root / config_lib.run_name(config)
     folder.mkdir(parents=True)
-    search: SearchConfig = config.search
+    search = config.search
     results = {
         "dataset": config.dataset,
         "dataset_source": f"{config.dataset} 1.0",
@@ -54,27 +54,19 @@ def write(root, config, accuracy, *, spectrum=(), environment=True, **summary):
     }
     write_json(folder / "config.json", to_dict(config))
     write_json(folder / "summary.json", results)
-    if environment:
-        session = {
-            "command": f"demo --seed {config.seed}",
-            "python": "3.11.7",
-            "packages": {"jax": "0.10.2"},
-            "devices": ["cpu: cpu"],
-        }
-        write_json(folder / "environment.json", [session])
+    session = {
+        "command": f"demo --seed {config.seed}",
+        "python": "3.11.7",
+        "packages": {"jax": "0.10.2"},
+        "devices": ["cpu: cpu"],
+    }
+    write_json(folder / "environment.json", [session])
     if spectrum:
+        eigenvalues = [{f"eigenvalue_{i}": x for i, x in enumerate(values)} for values in spectrum]
         rows = [
-            {
-                "epoch": epoch,
-                "kernel_distance": 0.1 * epoch,
-                **{f"eigenvalue_{i}": value for i, value in enumerate(values)},
-            }
-            for epoch, values in enumerate(spectrum)
+            {"epoch": i, "kernel_distance": 0.1 * i, **row} for i, row in enumerate(eigenvalues)
         ]
-        with (folder / "spectrum.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        run_folder.write_table(folder / "spectrum.csv", rows)
     return folder
 
 

@@ -11,14 +11,25 @@ from xml.etree import ElementTree
 import fake_runs
 import pytest
 from fake_runs import TINY, configure, write, write_filters
-from matplotlib.figure import Figure
 
 from experiments.cifar.choices import CRITERIA
-from experiments.cifar.config import Config, TrainingConfig
+from experiments.cifar.config import TrainingConfig
 from experiments.cifar.presets import PRESETS
-from experiments.report import accuracy, comparison, drawing, filters, layers, runs, setups, spectra
+from experiments.report import (
+    accuracy,
+    comparison,
+    drawing,
+    filters,
+    gallery,
+    layers,
+    runs,
+    setups,
+    spectra,
+)
 from experiments.report import program as report
+from experiments.shell import pictures
 
+NAMES = ("summary", "config")
 DENSITIES = [0.8**power for power in range(2, 20, 2)]
 PAPER = next(
     config
@@ -30,7 +41,8 @@ PAPER = next(
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Pictures take a second each; the tests of the words do without."""
-    monkeypatch.setattr(drawing, "draw", lambda make: drawing.Drawn(b"<svg/>", b"a picture"))
+    drawn = {"svg": b"<svg/>", "png": b"a picture"}
+    monkeypatch.setattr(gallery, "render", lambda make, *arguments: drawn)
 
 
 def make_report(root, *more, code=0):
@@ -117,41 +129,31 @@ def test_a_lead_within_the_deviation_is_not_bold(tmp_path, no_pictures):
     assert "At density 0.1 the best two cannot be separated: snip is 1.00 points ahead" in text
 
 
-def test_what_the_masks_keep(tmp_path, no_pictures):
-    alive = {"a/kernel": 1.0, "b/kernel": 0.5}
+def test_what_the_masks_keep_and_older_versions_did_not_record(tmp_path, no_pictures):
     for seed, dead in enumerate([[], ["b/kernel"]]):
         write(
             tmp_path,
             configure("snip", 0.1, seed),
             0.5,
-            live_channels=alive,
+            live_channels={"a/kernel": 1.0, "b/kernel": 0.5},
             dead_layers=dead,
             effective_density=0.06 + 0.02 * seed,
             kept_flops=200,
             search_seconds=1.0 + seed,
         )
-    out = make_report(tmp_path)
-    assert (
-        "| snip | 0.1 | 0.07 | 20.0% | 75% | 0.5 | 1.5 s | 30 s |" in (out / "table.md").read_text()
-    )
-    (cell,) = read_csv(out / "table.csv")
-    assert float(cell["live_channels"]) == 0.75
-    assert [row["dead_layers"] for row in read_csv(out / "runs.csv")] == ["", "b/kernel"]
-
-
-def test_runs_of_older_versions_lack_some_numbers(tmp_path, no_pictures):
-    folder = write(tmp_path, configure("ntk_sap", 0.1), 0.5, environment=False)
-    summary, config = (
-        json.loads((folder / name).read_text()) for name in ("summary.json", "config.json")
-    )
+    old = write(tmp_path, configure("ntk_sap", 0.1), 0.5)
+    (old / "environment.json").unlink()
+    summary, config = (json.loads((old / f"{name}.json").read_text()) for name in NAMES)
     for name in ("effective_density", "live_channels", "dead_layers", "variants"):
         del summary[name]
     del config["image_size"], config["search"]["scope"]
-    fake_runs.write_json(folder / "summary.json", summary)
-    fake_runs.write_json(folder / "config.json", config)
-    assert (
-        "| ntk_sap | 0.1 | – | 10.0% | – | – |" in (make_report(tmp_path) / "table.md").read_text()
-    )
+    for name, values in zip(NAMES, (summary, config), strict=True):
+        fake_runs.write_json(old / f"{name}.json", values)
+    out = make_report(tmp_path)
+    table = (out / "table.md").read_text()
+    assert "| snip | 0.1 | 0.07 | 20.0% | 75% | 0.5 | 1.5 s | 30 s |" in table
+    assert "| ntk_sap | 0.1 | – | 10.0% | – | – |" in table
+    assert [row["dead_layers"] for row in read_csv(out / "runs.csv")] == ["", "", "b/kernel"]
 
 
 # -- Lines ---------------------------------------------------------------------------------------
@@ -209,52 +211,34 @@ def test_the_same_configuration_twice_names_both_folders(tmp_path, capsys):
     assert not (tmp_path / "report").exists()
 
 
-def test_a_folder_named_twice_counts_once(tmp_path, no_pictures):
-    write(tmp_path, configure("random", 0.1), 0.5)
-    assert len(read_csv(make_report(tmp_path, tmp_path) / "runs.csv")) == 1
-
-
 # -- Set-ups -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "note", "told"),
     [
-        ({"dataset": "cifar10"}, "data set: cifar10; source of the images: cifar10 1.0"),
-        ({"model": "mlp"}, "network: mlp"),
-        ({"image_size": 4}, "image size: 4"),
-        ({"training": TrainingConfig(epochs=7, lr_schedule="cosine")}, "epochs: 7"),
+        ({"dataset": "cifar10"}, "", "data set: cifar10; source of the images: cifar10 1.0"),
+        ({"model": "mlp"}, "", "network: mlp"),
+        ({"image_size": 4}, "", "image size: 4"),
+        ({"training": TrainingConfig(epochs=7, lr_schedule="cosine")}, "", "epochs: 7"),
+        ({}, "as JPEG", "note on the images: as JPEG"),
     ],
 )
-def test_set_ups_are_never_mixed(change, told, tmp_path, no_pictures):
-    for number, base in enumerate([TINY, dataclasses.replace(TINY, **change)]):
-        for seed in range(2):
-            accuracy = 0.5 + 0.2 * number + 0.01 * seed
-            write(tmp_path / str(number), configure("random", 0.1, seed, base), accuracy)
+def test_set_ups_are_never_mixed(change, note, told, tmp_path, no_pictures):
+    for seed in range(2):
+        write(tmp_path / "0", configure("random", 0.1, seed), 0.5 + 0.01 * seed)
+        config = configure("random", 0.1, seed, dataclasses.replace(TINY, **change))
+        write(tmp_path / "1", config, 0.7 + 0.01 * seed, dataset_note=note)
     out = make_report(tmp_path)
-    text = (out / "table.md").read_text()
-    assert sorted(re.findall(r"\d\d\.\d\d ± 0\.71 \(2\)", text)) == [
-        "50.50 ± 0.71 (2)",
-        "70.50 ± 0.71 (2)",
-    ]
-    assert len(re.findall("^## ", text, re.MULTILINE)) == 2
+    text, html = ((out / name).read_text() for name in ("table.md", "report.html"))
+    means = re.findall(r"\d\d\.\d\d ± 0\.71 \(2\)", text)
+    assert sorted(means) == ["50.50 ± 0.71 (2)", "70.50 ± 0.71 (2)"]
+    assert len(re.findall("^## ", text, re.MULTILINE)) == html.count("<h2 id=") == 2
     assert f"Differs from the other set-ups in: {told}." in text
     assert {row["setup"] for row in read_csv(out / "table.csv")} == {"1", "2"}
-    html = (out / "report.html").read_text()
-    assert html.count("<h2 id=") == 2
     assert "compare within a section, not across" in html
-
-
-def test_other_pixels_are_another_set_up_and_said(tmp_path, no_pictures):
-    write(tmp_path, configure("random", 0.1, 0), 0.5)
-    write(tmp_path, configure("random", 0.1, 1), 0.5, dataset_note="re-encoded as JPEG")
-    out = make_report(tmp_path)
-    assert len(sections(tmp_path)) == 2
-    for name in ("table.md", "report.html"):
-        assert (
-            "About these images: re-encoded as JPEG. Accuracies are not comparable"
-            in (out / name).read_text()
-        )
+    for page in (text, html):
+        assert (f"About these images: {note}. Accuracies are not comparable" in page) == bool(note)
 
 
 # -- Published -----------------------------------------------------------------------------------
@@ -272,7 +256,6 @@ def test_the_papers_own_set_up_is_the_same(tmp_path):
     section, found = compared(tmp_path, PAPER)
     assert [list(each.curves) for each in found] == [["ntk_sap"], ["px"]]
     assert all(each.is_same for each in found)
-    assert comparison.label(found).startswith("published, same set-up: NTK-SAP")
     assert comparison.search_differences(section) == []
     assert len(accuracy.draw(section, found).axes) == 1
 
@@ -298,38 +281,28 @@ def test_the_papers_own_set_up_is_the_same(tmp_path):
 def test_anything_else_is_not(change, summary, difference, tmp_path):
     section, found = compared(tmp_path, dataclasses.replace(PAPER, **change), **summary)
     assert [each.differences for each in found] == [(difference,)] * 2
-    assert comparison.label(found).startswith(
-        "published, other set-up: resnet20, 160 epochs; NTK-SAP"
-    )
     ours, theirs = accuracy.draw(section, found).axes
     assert not any("published" in text for text in legend(ours))
     assert legend(theirs) == ["ntk_sap, published", "px, published"]
-    assert theirs.get_title(loc="left").startswith("published, other set-up")
+    title = theirs.get_title(loc="left")
+    assert title.startswith("published, other set-up: resnet20, 160 epochs; NTK-SAP")
 
 
-def test_the_page_says_what_differs(tmp_path, no_pictures):
-    base = dataclasses.replace(
-        PAPER, training=dataclasses.replace(PAPER.training, epochs=5, drop_epochs=(80, 120))
-    )
+def test_the_pages_say_what_is_published_and_what_differs(tmp_path, no_pictures):
+    training = dataclasses.replace(PAPER.training, epochs=5)
+    shorter = dataclasses.replace(PAPER, training=training)
     for criterion in ("ntk_sap", "random"):
-        write(tmp_path, configure(criterion, 0.044, base=base, rounds=4), 0.8)
-    html = (make_report(tmp_path) / "report.html").read_text()
+        write(tmp_path / "ours", configure(criterion, 0.044, base=shorter, rounds=4), 0.8)
+    html = (make_report(tmp_path / "ours") / "report.html").read_text()
     assert "Published, other set-up: ntk_sap by NTK-SAP (Wang, Li, Sun, ICLR 2023)" in html
     assert "epochs: 5 (paper: 160)" in html
     assert "Our search differs from the paper's: ntk_sap: rounds: 4 (paper: 20)" in html
     assert "same set-up" not in html
 
-
-def test_published_numbers_of_the_same_set_up_are_in_the_table(tmp_path, no_pictures):
     for density in DENSITIES[:2]:
-        write(tmp_path, configure("ntk_sap", density, base=PAPER), 0.9)
-    text = (make_report(tmp_path) / "table.md").read_text()
+        write(tmp_path / "same", configure("ntk_sap", density, base=PAPER), 0.9)
+    text = (make_report(tmp_path / "same") / "table.md").read_text()
     assert "| ntk_sap, published | 91.36 ± 0.41 | ≈ 90.90 |" in text
-
-
-def test_nothing_is_published_on_digits(tmp_path):
-    _, found = compared(tmp_path, TINY)
-    assert found == []
 
 
 # -- Pictures and page ---------------------------------------------------------------------------
@@ -407,25 +380,6 @@ def test_what_is_the_same_for_all_criteria_has_no_panel(tmp_path):
     assert len(layers.draw(section, 0.1, layers.panels(section, 0.1)).axes) == 2  # And its scale.
 
 
-def test_pictures_are_the_same_files_every_time():
-    def make():
-        figure = Figure(figsize=(1, 1))
-        figure.subplots().plot([1, 2], [3, 4])
-        return figure
-
-    drawn = drawing.draw(make)
-    assert drawn == drawing.draw(make)
-    assert ElementTree.fromstring(drawn.svg).tag.endswith("svg")
-    assert drawn.png.startswith(b"\x89PNG")
-
-
-def test_every_criterion_has_its_own_colour_and_marker():
-    pruning = [name for name in CRITERIA if name != "dense"]
-    assert len(pruning) >= 10
-    assert len({drawing.colour(name) for name in pruning}) == len(pruning)
-    assert len({drawing.marker(name) for name in pruning}) == len(pruning)
-
-
 def test_the_page_needs_nothing_else(tmp_path):
     write(tmp_path, configure("random", 0.1), 0.5, spectrum=[[2.0, 1.0], [2.0, 0.5]])
     write(tmp_path, configure("dense"), 0.9, spectrum=[[3.0, 1.0], [2.0, 0.5]])
@@ -459,23 +413,30 @@ def test_every_cell_of_a_table_carries_the_name_of_its_column(tmp_path, no_pictu
             assert re.findall(r'data-label="(.*?)"', row) == columns
 
 
-def test_text_from_run_folders_is_escaped(tmp_path, no_pictures):
-    write(tmp_path, configure("random", 0.1), 0.5, dataset_note="<b>&")
-    html = (make_report(tmp_path) / "report.html").read_text()
+def test_the_page_records_commands_versions_and_folders(tmp_path, no_pictures):
+    folder = write(tmp_path, configure("dense"), 0.9, dataset_note="<b>&")
+    out = make_report(tmp_path)
+    assert "| dense | 90.00 (1) |" in (out / "table.md").read_text()
+    html = (out / "report.html").read_text()
+    for words in ("demo --seed 0", "Python 3.11.7, jax 0.10.2; cpu: cpu", str(folder), report.PROG):
+        assert words in html
+    # What run folders say is text.
     assert "<b>" not in html
     assert "&lt;b&gt;&amp;" in html
 
 
-def test_commands_versions_and_folders_are_recorded(tmp_path, no_pictures):
-    folder = write(tmp_path, configure("random", 0.1), 0.5)
-    html = (make_report(tmp_path) / "report.html").read_text()
-    for words in ("demo --seed 0", "Python 3.11.7, jax 0.10.2; cpu: cpu", str(folder), report.PROG):
-        assert words in html
+def test_pictures_are_the_same_files_every_time():
+    rows = [{"round": 1, "threshold": 1.0}, {"round": 2, "threshold": 3.0}]
+    drawn = gallery.render(pictures.search_rounds, rows, "a title")
+    assert drawn == gallery.render(pictures.search_rounds, rows, "a title")
+    assert ElementTree.fromstring(drawn["svg"]).tag.endswith("svg")
+    assert drawn["png"].startswith(b"\x89PNG")
 
 
-def test_a_report_of_the_dense_network_alone(tmp_path, no_pictures):
-    write(tmp_path, configure("dense"), 0.9)
-    assert "| dense | 90.00 (1) |" in (make_report(tmp_path) / "table.md").read_text()
+def test_every_criterion_has_its_own_colour_and_marker():
+    looks = [drawing.colour_and_marker(name) for name in CRITERIA if name != "dense"]
+    colours, markers = map(set, zip(*looks, strict=True))
+    assert len(looks) == len(colours) == len(markers) >= 10
 
 
 # -- What cannot be used -------------------------------------------------------------------------
@@ -494,14 +455,13 @@ def test_incomplete_runs_are_listed_and_not_used(tmp_path, no_pictures, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("summary.json", "{", "summary.json: Expecting"),
-        ("summary.json", "[]", "summary.json: expected a dict, got list"),
+        ("summary.json", "{", "cannot read {}: Expecting"),
         ("summary.json", '{"density": 0.1}', "summary.json: last_test_accuracy: Field required"),
         ("config.json", '{"colour": "red"}', "config.json is not of this version"),
         ("config.json", '{"search": 5}', "config.json is not of this version"),
-        ("config.json", None, "config.json: "),
+        ("config.json", None, "cannot read {}: "),
         ("environment.json", '[{"devices": 5}]', "environment.json: devices: "),
-        ("spectrum.csv", "epoch,kernel_distance,eigenvalue_0\n0,0.0", "spectrum.csv: "),
+        ("spectrum.csv", "epoch,kernel_distance,eigenvalue_0\n0,0.0", "cannot read {}: "),
         ("spectrum.csv", "epoch,kernel_distance\n0,x\n", "spectrum.csv: not all are numbers"),
     ],
 )
@@ -513,7 +473,7 @@ def test_damage_is_named_and_the_others_are_used(name, content, why, tmp_path, n
     else:
         (folder / name).write_text(content)
     out = make_report(tmp_path, code=1)
-    assert f"left out: {folder} is damaged: {why}" in capsys.readouterr().err
+    assert f"left out: {folder} is damaged: {why.format(folder / name)}" in capsys.readouterr().err
     assert f"{folder}: " in (out / "report.html").read_text()
     assert len(read_csv(out / "runs.csv")) == 1
 
@@ -532,18 +492,12 @@ def test_mistakes_end_with_one_line(tmp_path, capsys):
         assert message in refusal(capsys, *arguments)
 
 
-def test_run_folders_are_found_at_any_depth(tmp_path):
+def test_run_folders_count_once_at_any_depth(tmp_path):
     deep = write(tmp_path / "a" / "b", configure("random", 0.1), 0.5)
     # A run folder holds no others.
     write(deep / "checkpoints", configure("random", 0.1), 0.5)
-    assert [run.folder for run in runs.find([tmp_path]).runs] == [deep]
-    assert [run.folder for run in runs.find([deep]).runs] == [deep]
-
-
-def test_a_configuration_from_the_command_line_is_read_back(tmp_path):
-    config = configure("ntk_sap", 0.25, 3, Config(model="mlp"), rounds=7)
-    write(tmp_path, config, 0.5)
-    assert runs.find([tmp_path]).runs[0].config == config
+    for roots in ([tmp_path], [deep], [tmp_path, deep]):
+        assert [run.folder for run in runs.find(roots).runs] == [deep]
 
 
 # -- Filters -------------------------------------------------------------------------------------

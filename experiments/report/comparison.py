@@ -57,12 +57,10 @@ def compare(section: Section) -> list[Comparison]:
 
 
 def label(comparisons: Sequence[Comparison]) -> str:
-    """Names published curves of one network: whether the set-up is the same, and the papers."""
+    """Names published curves of another set-up, all of one network: its training, the papers."""
     first, *rest = comparisons
     papers = [first.publication.paper]
     papers += [f"{', '.join(more.curves)}: {more.publication.paper}" for more in rest]
-    if first.is_same:
-        return f"published, same set-up: {'; '.join(papers)}"
     model, epochs = first.publication.model, first.publication.epochs
     training = f", {epochs} epochs" if epochs else ""
     return f"published, other set-up: {model}{training}; {'; '.join(papers)}"

@@ -14,12 +14,6 @@ from experiments.report.setups import partition
 from experiments.shell.pictures import COLOURS, MARKERS
 from experiments.tpp.methods import METHODS
 
-QUANTITIES = (
-    *("ratio", "speedup_flops", "speedup_1", "speedup_128"),
-    *("pruned_accuracy", "last_accuracy", "best_accuracy", "pruned_jsv", "final_jsv"),
-)
-"""What is averaged over seeds; JSV stands for the mean singular value of the Jacobian."""
-
 COLUMNS = {
     "speed-up, FLOPs": ("speedup_flops", 2),
     "measured, batch 1": ("speedup_1", 2),
@@ -30,7 +24,10 @@ COLUMNS = {
     "JSV pruned": ("pruned_jsv", 4),
     "JSV at the end": ("final_jsv", 4),
 }
-"""Columns of the table: quantity and digits."""
+"""Columns of the table: quantity and digits. JSV: mean singular value of the Jacobian."""
+
+QUANTITIES = ("ratio", *(quantity for quantity, _ in COLUMNS.values()))
+"""What is averaged over seeds."""
 
 
 class Group(NamedTuple):

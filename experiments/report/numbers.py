@@ -58,20 +58,16 @@ class Verdict(NamedTuple):
         return self.pooled is not None and self.lead > self.pooled
 
 
-def verdict(section: Section, density: float) -> Verdict | None:
-    """Compares the two best criteria at a density; None if there are not two."""
-    lines = ranked(section, density)
-    if len(lines) < 2:
-        return None
-    (best, best_cell), (second, second_cell) = lines[:2]
-    a, b = accuracy(best_cell), accuracy(second_cell)
-    freedom = a.seeds + b.seeds - 2
-    squares = sum((cell.seeds - 1) * (cell.std or 0) ** 2 for cell in (a, b))
-    pooled = math.sqrt(squares / freedom) if freedom else None
-    return Verdict(density, best, second, a.mean - b.mean, pooled)
-
-
 def verdicts(section: Section) -> list[Verdict]:
     """Compares the two best criteria at each density that has two."""
-    compared = (verdict(section, density) for density in section.densities)
-    return [it for it in compared if it is not None]
+    compared = []
+    for density in section.densities:
+        lines = ranked(section, density)
+        if len(lines) > 1:
+            (best, best_cell), (second, second_cell) = lines[:2]
+            a, b = accuracy(best_cell), accuracy(second_cell)
+            freedom = a.seeds + b.seeds - 2
+            squares = sum((cell.seeds - 1) * (cell.std or 0) ** 2 for cell in (a, b))
+            pooled = math.sqrt(squares / freedom) if freedom else None
+            compared.append(Verdict(density, best, second, a.mean - b.mean, pooled))
+    return compared

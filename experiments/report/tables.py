@@ -52,7 +52,7 @@ def accuracies(section: Section, comparisons: Sequence[Comparison]) -> Table:
     Rows of what was published in the same set-up follow, at our densities.
     """
     columns = sorted({cell.density for _, _, cell in _cells([section])}, reverse=True)
-    ahead = {(it.density, it.best.name) for it in numbers.verdicts(section) if it.is_ahead}
+    ahead = _ahead(section)
     rows = []
     for line in section.lines:
         entries = {
@@ -69,6 +69,11 @@ def accuracies(section: Section, comparisons: Sequence[Comparison]) -> Table:
                 theirs = (_published(points, density) for density in columns)
                 rows.append((Entry(f"{name}, published"), *theirs))
     return Table(("criterion", *map(density_text, columns)), rows)
+
+
+def _ahead(section: Section) -> set[tuple[float, str]]:
+    """Returns the densities and names of the cells that are ahead of all others."""
+    return {(it.density, it.best.name) for it in numbers.verdicts(section) if it.is_ahead}
 
 
 def _published(points: Sequence[Point], density: float) -> Entry:
@@ -145,19 +150,17 @@ def _cell_means(cell: Cell) -> dict[str, float | None]:
 
 def cell_rows(sections: Sequence[Section]) -> list[dict[str, Any]]:
     """Returns a row for each cell, numbers unrounded."""
-    rows = []
-    for section, line, cell in _cells(sections):
-        accuracy, verdict = numbers.accuracy(cell), numbers.verdict(section, cell.density)
-        row = {
+    return [
+        {
             **_where(section, line, cell),
-            "seeds": accuracy.seeds,
-            "mean_accuracy": accuracy.mean,
-            "std_accuracy": accuracy.std,
-            "ahead": verdict is not None and verdict.best is line and verdict.is_ahead,
+            "seeds": len(cell.runs),
+            "mean_accuracy": numbers.accuracy(cell).mean,
+            "std_accuracy": numbers.accuracy(cell).std,
+            "ahead": (cell.density, line.name) in _ahead(section),
             **_cell_means(cell),
         }
-        rows.append(row)
-    return rows
+        for section, line, cell in _cells(sections)
+    ]
 
 
 def run_rows(sections: Sequence[Section]) -> list[dict[str, Any]]:

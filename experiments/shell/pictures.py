@@ -48,17 +48,15 @@ def training_curves(runs: Mapping[str, Sequence[Row]], title: str) -> Figure:
     figure, (left, right) = new_figure(title, columns=2)
     for index, (name, rows) in enumerate(runs.items()):
         epochs = [row["epoch"] for row in rows]
-        style: dict[str, Any] = {
-            "color": COLOURS[index % len(COLOURS)],
-            "marker": MARKERS[index % len(MARKERS)],
-            "markersize": 4,
-        }
+        marker = MARKERS[index % len(MARKERS)]
+        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": marker}
+        label = f"{name}: {rows[-1]['test_accuracy']:.1%}"
         for axes, quantity in ((left, "loss"), (right, "accuracy")):
             values = [row[f"test_{quantity}"] for row in rows]
-            axes.plot(epochs, values, label=_with_last(name, rows), linewidth=1.8, **style)
+            axes.plot(epochs, values, label=label, linewidth=1.8, markersize=4, **style)
             if len(runs) <= WITH_TRAINING:
                 values = [row[f"train_{quantity}"] for row in rows]
-                axes.plot(epochs, values, "--", linewidth=1, alpha=0.7, **style)
+                axes.plot(epochs, values, "--", linewidth=1, markersize=4, alpha=0.7, **style)
     left.set(xlabel="epoch", ylabel="test cross-entropy (nats)")
     log_scale(left)
     right.set(xlabel="epoch", ylabel="test accuracy")
@@ -69,10 +67,6 @@ def training_curves(runs: Mapping[str, Sequence[Row]], title: str) -> Figure:
         right.plot([], [], "--", color="black", linewidth=1, label="training (augmented)")
     right.legend(loc="lower right")
     return figure
-
-
-def _with_last(name: str, rows: Sequence[Row]) -> str:
-    return f"{name}: {rows[-1]['test_accuracy']:.1%}"
 
 
 @matplotlib.rc_context(STYLE)
