@@ -16,17 +16,12 @@ PAPER_PRESETS = "paper"
 
 
 class Comparison(NamedTuple):
-    """A publication beside a section.
+    """A publication beside a section."""
 
-    Attributes:
-        publication: paper and place.
-        curves: those to show. Where two papers ran a criterion, that of the earlier paper.
-        differences: a phrase for each difference between the set-ups; none if they are the same.
-    """
-
-    publication: Publication
+    publication: Publication  # Paper and place.
+    # By criterion. Where two papers ran one, that of the earlier paper.
     curves: dict[str, tuple[Point, ...]]
-    differences: tuple[str, ...]
+    differences: tuple[str, ...]  # Between the set-ups, a phrase each.
 
     @property
     def is_same(self) -> bool:

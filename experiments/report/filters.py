@@ -31,17 +31,11 @@ QUANTITIES = ("ratio", *(quantity for quantity, _ in COLUMNS.values()))
 
 
 class Group(NamedTuple):
-    """Runs that differ only in the seed.
+    """Runs that differ only in the seed."""
 
-    Attributes:
-        method: method, fine-tuning rate and label.
-        size: what is left, such as `ratio0.8`; `all` of the dense network.
-        values: by name of the quantity.
-    """
-
-    method: str
-    size: str
-    values: dict[str, Spread]
+    method: str  # Method, fine-tuning rate and label.
+    size: str  # What is left, such as `ratio0.8`; `all` of the dense network.
+    values: dict[str, Spread]  # By name of the quantity.
 
 
 class Network(NamedTuple):

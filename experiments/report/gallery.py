@@ -17,21 +17,13 @@ from experiments.shell.pictures import STYLE
 
 
 class Picture(NamedTuple):
-    """A picture.
+    """A picture."""
 
-    Attributes:
-        kind: which caption it has.
-        name: of its files, without ending.
-        files: what they hold, by ending.
-        density: of which it shows the masks; empty if it shows all.
-        shown: what its panels show, where that varies.
-    """
-
-    kind: str
-    name: str
-    files: dict[str, bytes]
-    density: str = ""
-    shown: tuple[str, ...] = ()
+    kind: str  # Which caption it has.
+    name: str  # Of its files, without ending.
+    files: dict[str, bytes]  # What they hold, by ending.
+    density: str = ""  # Of which it shows the masks; empty if it shows all.
+    shown: tuple[str, ...] = ()  # What its panels show, where that varies.
 
     @property
     def address(self) -> str:

@@ -26,16 +26,10 @@ Columns = Sequence[tuple[Line, Cell]]
 
 
 class Panel(NamedTuple):
-    """A heat map.
-
-    Attributes:
-        label: what it shows.
-        values: (layers, criteria).
-        norm: from values to colours.
-    """
+    """A heat map."""
 
     label: str
-    values: np.ndarray
+    values: np.ndarray  # (layers, criteria).
     norm: Normalize
 
 

@@ -36,21 +36,13 @@ def ranked(section: Section, density: float) -> list[tuple[Line, Cell]]:
 
 
 class Verdict(NamedTuple):
-    """Which criterion is ahead at a density.
-
-    Attributes:
-        density: where.
-        best: the line with the highest mean.
-        second: the next one.
-        lead: percentage points between them.
-        pooled: their pooled standard deviation; None where both have a single seed.
-    """
+    """Which criterion is ahead at a density."""
 
     density: float
-    best: Line
-    second: Line
-    lead: float
-    pooled: float | None
+    best: Line  # The line with the highest mean.
+    second: Line  # The next one.
+    lead: float  # Percentage points between them.
+    pooled: float | None  # Their pooled standard deviation; None where both have a single seed.
 
     @property
     def is_ahead(self) -> bool:

@@ -16,39 +16,23 @@ DIGITISING_ERROR = 0.06
 
 
 class Point(NamedTuple):
-    """Test accuracy at a density.
+    """Test accuracy at a density."""
 
-    Attributes:
-        density: fraction of weights kept.
-        accuracy: mean over seeds, percent.
-        std: standard deviation over seeds, percentage points, where the paper gives it.
-        digitised: read off a figure.
-    """
-
-    density: float
-    accuracy: float
-    std: float | None = None
-    digitised: bool = False
+    density: float  # Fraction of weights kept.
+    accuracy: float  # Mean over seeds, percent.
+    std: float | None = None  # Over seeds, percentage points, where the paper gives it.
+    digitised: bool = False  # Read off a figure.
 
 
 class Publication(NamedTuple):
-    """Curves of one figure or table.
+    """Curves of one figure or table."""
 
-    Attributes:
-        paper: who and where.
-        place: figures and tables that the numbers are from.
-        dataset: as `experiments.data` calls it.
-        model: as `experiments.cifar` calls it.
-        curves: points by criterion, from the highest density down.
-        epochs: length of training, where known.
-    """
-
-    paper: str
-    place: str
-    dataset: str
-    model: str
-    curves: dict[str, tuple[Point, ...]]
-    epochs: int | None = None
+    paper: str  # Who and where.
+    place: str  # Figures and tables that the numbers are from.
+    dataset: str  # As `experiments.data` calls it.
+    model: str  # As `experiments.cifar` calls it.
+    curves: dict[str, tuple[Point, ...]]  # Points by criterion, from the highest density down.
+    epochs: int | None = None  # Length of training, where known.
 
 
 def _publication(record: dict[str, Any]) -> Publication:

@@ -78,21 +78,13 @@ RecordT = TypeVar("RecordT", bound=_Record)
 
 
 class Run(NamedTuple):
-    """A complete run that pruned weights.
-
-    Attributes:
-        folder: where it was read from.
-        config: what was asked for; options that did not exist yet have their defaults.
-        summary: its results.
-        sessions: one for each time that the run was started.
-        spectrum: rows of spectrum.csv; none if the spectrum was not measured.
-    """
+    """A complete run that pruned weights."""
 
     folder: Path
-    config: Config
+    config: Config  # What was asked for; options that did not exist yet have their defaults.
     summary: Summary
-    sessions: tuple[Session, ...]
-    spectrum: list[run_folder.Row]
+    sessions: tuple[Session, ...]  # One for each time that the run was started.
+    spectrum: list[run_folder.Row]  # Rows of spectrum.csv; none if the spectrum was not measured.
 
 
 class FilterRun(NamedTuple):
@@ -104,19 +96,12 @@ class FilterRun(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the folders hold.
+    """What the folders hold."""
 
-    Attributes:
-        runs: runs that pruned weights.
-        filter_runs: runs that pruned filters.
-        incomplete: folders of runs that have not finished.
-        damaged: folders that cannot be read, and why.
-    """
-
-    runs: list[Run]
-    filter_runs: list[FilterRun]
-    incomplete: list[Path]
-    damaged: list[tuple[Path, str]]
+    runs: list[Run]  # Runs that pruned weights.
+    filter_runs: list[FilterRun]  # Runs that pruned filters.
+    incomplete: list[Path]  # Folders of runs that have not finished.
+    damaged: list[tuple[Path, str]]  # Folders that cannot be read, and why.
 
     @property
     def complete(self) -> list[Run | FilterRun]:

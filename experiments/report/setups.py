@@ -37,19 +37,12 @@ class Cell(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One criterion with its options, over the densities.
+    """One criterion with its options, over the densities."""
 
-    Attributes:
-        name: criterion, sanity checks, and the options in which lines of the criterion differ.
-        options: those that decide, with density and seed, which mask is found.
-        place: number among the lines of the same criterion, from 0.
-        cells: from the highest density to the lowest.
-    """
-
-    name: str
-    options: dict[str, Any]
-    place: int
-    cells: tuple[Cell, ...]
+    name: str  # Criterion, sanity checks, and the options in which lines of the criterion differ.
+    options: dict[str, Any]  # Those that decide, with density and seed, which mask is found.
+    place: int  # Number among the lines of the same criterion, from 0.
+    cells: tuple[Cell, ...]  # From the highest density to the lowest.
 
     @property
     def criterion(self) -> str:
@@ -63,17 +56,11 @@ class Line(NamedTuple):
 
 
 class Section(NamedTuple):
-    """One set-up.
+    """One set-up."""
 
-    Attributes:
-        number: from 1.
-        facts: data, network and training, in words.
-        lines: dense first, then by criterion.
-    """
-
-    number: int
-    facts: Facts
-    lines: tuple[Line, ...]
+    number: int  # From 1.
+    facts: Facts  # Data, network and training, in words.
+    lines: tuple[Line, ...]  # Dense first, then by criterion.
 
     @property
     def pruned(self) -> list[Line]:

@@ -21,19 +21,12 @@ FLOOR = 1e-6
 
 
 class Measured(NamedTuple):
-    """The spectra of the runs of a cell, seeds along the first axis.
+    """The spectra of the runs of a cell, seeds along the first axis."""
 
-    Attributes:
-        line: which criterion found the masks.
-        epochs: (epochs,), from 0.
-        eigenvalues: (seeds, epochs, eigenvalues), descending.
-        distances: (seeds, epochs), of the kernel to that of epoch 0.
-    """
-
-    line: Line
-    epochs: np.ndarray
-    eigenvalues: np.ndarray
-    distances: np.ndarray
+    line: Line  # Which criterion found the masks.
+    epochs: np.ndarray  # (epochs,), from 0.
+    eigenvalues: np.ndarray  # (seeds, epochs, eigenvalues), descending.
+    distances: np.ndarray  # (seeds, epochs), of the kernel to that of epoch 0.
 
 
 def measured(section: Section, density: float) -> list[Measured]:

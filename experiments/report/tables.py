@@ -18,17 +18,11 @@ NOTHING = "–"
 
 
 class Entry(NamedTuple):
-    """A cell of a table.
+    """A cell of a table."""
 
-    Attributes:
-        text: what it says.
-        spread: deviation and number of seeds, which pages show smaller; may be empty.
-        is_best: whether it is to be bold.
-    """
-
-    text: str
-    spread: str = ""
-    is_best: bool = False
+    text: str  # What it says.
+    spread: str = ""  # Deviation and number of seeds, which pages show smaller; may be empty.
+    is_best: bool = False  # Whether it is to be bold.
 
     def __str__(self) -> str:
         """Returns the cell in Markdown."""
