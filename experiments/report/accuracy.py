@@ -60,7 +60,7 @@ def draw_seeds(section: Section) -> Figure:
 
 def seeds_text(section: Section) -> str:
     """Says over how many seeds the means are."""
-    counts = sorted({len(cell.runs) for line in section.lines for cell in line.cells})
+    counts = sorted({len(cell.runs) for _, cell in section.cells})
     if counts == [1]:
         return "one seed each"
     seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

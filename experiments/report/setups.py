@@ -6,6 +6,7 @@ the mask was found, to different lines; in density, to different cells. A cell a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -72,11 +73,15 @@ class Section(NamedTuple):
         """The lines that do not prune."""
         return [line for line in self.lines if line.criterion == DENSE]
 
+    @property
+    def cells(self) -> list[tuple[Line, Cell]]:
+        """All cells, each with its line."""
+        return [(line, cell) for line in self.lines for cell in line.cells]
+
     def at(self, density: float) -> list[tuple[Line, Cell]]:
         """The lines that prune to a density, each with its cell."""
-        return [
-            (line, cell) for line in self.pruned for cell in line.cells if cell.density == density
-        ]
+        pruned = ((line, cell) for line, cell in self.cells if line.criterion != DENSE)
+        return [(line, cell) for line, cell in pruned if cell.density == density]
 
     @property
     def note(self) -> str:
@@ -86,7 +91,7 @@ class Section(NamedTuple):
     @property
     def has_single_seeds(self) -> bool:
         """Whether there are cells with a single seed."""
-        return any(len(cell.runs) == 1 for line in self.lines for cell in line.cells)
+        return any(len(cell.runs) == 1 for _, cell in self.cells)
 
     @property
     def densities(self) -> list[float]:
@@ -115,11 +120,10 @@ def group(runs: Sequence[Run]) -> list[Section]:
     Raises:
         UserError: two runs of the same configuration, seed included.
     """
+    by_facts = partition(runs, lambda run: tuple(_facts(run).items()))
     return [
-        Section(number, dict(facts), tuple(_lines(members)))
-        for number, (facts, members) in enumerate(
-            sorted(partition(runs, lambda run: tuple(_facts(run).items())).items()), start=1
-        )
+        Section(number, dict(facts), tuple(_lines(by_facts[facts])))
+        for number, facts in enumerate(sorted(by_facts), start=1)
     ]
 
 
@@ -131,13 +135,12 @@ def differing(sections: Sequence[Section]) -> list[str]:
 
 def _facts(run: Run) -> Facts:
     config, summary = run.config, run.summary
-    training = config.training
     return {
         "data set": config.dataset,
         "image size": str(config.image_size or "as it is"),
         "network": config.model,
         "weights": str(config.weights or "random"),
-        **training_facts(training),
+        **training_facts(config.training),
         "layers not pruned": ", ".join(config.search.exclude) or "none",
         NOTE: summary.dataset_note or NO_NOTE,
         "source of the images": summary.dataset_source,
@@ -176,16 +179,17 @@ def _lines(runs: Sequence[Run]) -> Iterator[Line]:
 
 def _cells(runs: Sequence[Run]) -> list[Cell]:
     by_density = partition(runs, lambda run: run.config.search.density)
-    for twins in partition(runs, lambda run: (run.config.search.density, run.config.seed)).values():
-        if len(twins) > 1:
-            raise UserError(
-                f"{twins[0].folder} and {twins[1].folder} hold the same configuration and seed. "
-                "Report on one of them, or give one another --label"
-            )
-    return [
-        Cell(density, tuple(sorted(members, key=lambda run: run.config.seed)))
-        for density, members in sorted(by_density.items(), reverse=True)
-    ]
+    cells = []
+    for density in sorted(by_density, reverse=True):
+        members = sorted(by_density[density], key=lambda run: run.config.seed)
+        for one, two in itertools.pairwise(members):
+            if one.config.seed == two.config.seed:
+                raise UserError(
+                    f"{one.folder} and {two.folder} hold the same configuration and seed. Report "
+                    "on one of them, or give one another --label"
+                )
+        cells.append(Cell(density, tuple(members)))
+    return cells
 
 
 def partition(values: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:

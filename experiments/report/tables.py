@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from experiments.report import numbers
@@ -45,7 +45,7 @@ def accuracies(section: Section, comparisons: Sequence[Comparison]) -> Table:
 
     Rows of what was published in the same set-up follow, at our densities.
     """
-    columns = sorted({cell.density for _, _, cell in _cells([section])}, reverse=True)
+    columns = sorted({cell.density for _, cell in section.cells}, reverse=True)
     ahead = _ahead(section)
     rows = []
     for line in section.lines:
@@ -94,7 +94,7 @@ KEPT = {
 def kept(section: Section) -> Table:
     """What the masks keep and how long it took: a row for each cell, means over seeds."""
     rows = []
-    for _, line, cell in _cells([section]):
+    for line, cell in section.cells:
         means = _cell_means(cell)
         texts = (
             NOTHING if means[name] is None else form.format(means[name])
@@ -153,7 +153,8 @@ def cell_rows(sections: Sequence[Section]) -> list[dict[str, Any]]:
             "ahead": (cell.density, line.name) in _ahead(section),
             **_cell_means(cell),
         }
-        for section, line, cell in _cells(sections)
+        for section in sections
+        for line, cell in section.cells
     ]
 
 
@@ -171,16 +172,10 @@ def run_rows(sections: Sequence[Section]) -> list[dict[str, Any]]:
             "mask_sha256": run.summary.mask_sha256,
             "folder": str(run.folder),
         }
-        for section, line, cell in _cells(sections)
+        for section in sections
+        for line, cell in section.cells
         for run in cell.runs
     ]
-
-
-def _cells(sections: Sequence[Section]) -> Iterator[tuple[Section, Line, Cell]]:
-    for section in sections:
-        for line in section.lines:
-            for cell in line.cells:
-                yield section, line, cell
 
 
 def _where(section: Section, line: Line, cell: Cell) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def search_rounds(rows: Sequence[Row], title: str) -> Figure:
 def new_figure(title: str, *, columns: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
     """Makes a figure with a title and axes side by side."""
     figure = Figure(figsize=(8.0, height), layout="constrained")
-    figure.suptitle("\n".join(textwrap.wrap(title, 95)), fontsize=11, x=0.01, ha="left")
+    figure.suptitle(textwrap.fill(title, 95), fontsize=11, x=0.01, ha="left")
     return figure, list(np.atleast_1d(figure.subplots(1, columns)))
 
 
