@@ -67,26 +67,19 @@ def draw_initial(spectra: Sequence[Measured], density: float) -> Figure:
     If the dense network was measured, a second panel shows their ratio to its eigenvalues.
     """
     dense = _dense(spectra)
-    shown: list[tuple[Any, str, str]] = [
-        (
-            1.0,
-            f"NTK before training, density {tables.density_text(density)}",
-            "eigenvalue of the NTK",
-        )
-    ]
+    references: list[Any] = [1.0]
     if dense is not None:
-        reference = _geometric_mean(_above_rounding(dense.eigenvalues[:, 0]))
-        shown.append((reference, "relative to the dense network", "eigenvalue / dense eigenvalue"))
-    height = 4.0 if dense is None else 7.0
-    figure = Figure(figsize=(drawing.WIDTH, height), layout="constrained")
-    panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
-    for axes, (reference, title, label) in zip(panels, shown, strict=True):
+        references.append(_geometric_mean(_above_rounding(dense.eigenvalues[:, 0])))
+    figure = Figure(figsize=(drawing.WIDTH, 1 + 3 * len(references)), layout="constrained")
+    panels = figure.subplots(len(references), 1, squeeze=False)[:, 0]
+    for axes, reference in zip(panels, references, strict=True):
         for spectrum in spectra:
             values = _above_rounding(spectrum.eigenvalues[:, 0]) / reference
             _draw_eigenvalues(axes, values, spectrum.line, band=True)
-        _label(axes, title, label)
+        _label(axes, f"NTK before training, density {tables.density_text(density)}")
     drawing.legend_beside(panels[0])
     if dense is not None:
+        _label(panels[1], "relative to the dense network", "eigenvalue / dense eigenvalue")
         low, high = panels[1].get_ylim()
         if high <= 500 * low:  # The labels of a longer axis would be too many.
             pictures.log_scale(panels[1])
@@ -110,7 +103,7 @@ def draw_drift(spectra: Sequence[Measured], density: float) -> Figure:
         f"NTK in training, density {tables.density_text(density)}", fontsize=10.5, loc="left"
     )
     last_epoch = spectra[0].epochs[-1]
-    _label(below, f"after epoch {last_epoch} (faint: before training)", "eigenvalue of the NTK")
+    _label(below, f"after epoch {last_epoch} (faint: before training)")
     drawing.legend_beside(above)
     return figure
 
@@ -136,7 +129,7 @@ def _geometric_mean(values: np.ndarray) -> np.ndarray:
     return np.exp(np.log(values).mean(0))
 
 
-def _label(axes: Axes, title: str, ylabel: str) -> None:
+def _label(axes: Axes, title: str, ylabel: str = "eigenvalue of the NTK") -> None:
     xlabel = f"index of the eigenvalue, from the largest ({FLOOR:g} of which is rounding)"
     axes.set(yscale="log", xlabel=xlabel, ylabel=ylabel)
     axes.set_title(title, fontsize=10.5, loc="left")
