@@ -284,7 +284,7 @@ def test_anything_else_is_not(change, summary, difference, tmp_path):
     ours, theirs = accuracy.draw(section, found).axes
     assert not any("published" in text for text in legend(ours))
     assert legend(theirs) == ["ntk_sap, published", "px, published"]
-    title = theirs.get_title(loc="left")
+    title = theirs.get_title()
     assert title.startswith("published, other set-up: resnet20, 160 epochs; NTK-SAP")
 
 

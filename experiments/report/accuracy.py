@@ -29,8 +29,7 @@ def draw(section: Section, comparisons: Sequence[Comparison]) -> Figure:
     different = [comparison for comparison in comparisons if not comparison.is_same]
     by_model = partition(different, lambda comparison: comparison.publication.model)
     heights = [4.3, *[3.6] * len(by_model)]
-    figure = Figure(figsize=(drawing.WIDTH, sum(heights)), layout="constrained")
-    panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    figure, panels = drawing.stack(heights)
     _draw_ours(panels[0], section, same)
     for panel, published in zip(panels[1:], by_model.values(), strict=True):
         _draw_other_setup(panel, published)
@@ -41,9 +40,7 @@ def draw_seeds(section: Section) -> Figure:
     """Draws the accuracies of single seeds, criteria ranked, one panel for each density."""
     densities = section.densities
     most = max(len(section.at(density)) for density in densities)
-    size = (drawing.WIDTH, (1.1 + 0.27 * most) * len(densities))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(len(densities), 1, squeeze=False)[:, 0]
+    figure, panels = drawing.stack([1.1 + 0.27 * most] * len(densities))
     for axes, density in zip(panels, densities, strict=True):
         ranked = numbers.ranked(section, density)
         for row, (line, cell) in enumerate(ranked):
@@ -53,7 +50,7 @@ def draw_seeds(section: Section) -> Figure:
             axes.plot(seeds, [row + 0.3] * len(seeds), ".", color=look["color"], markersize=4)
         axes.set_yticks(range(len(ranked)), [line.name for line, _ in ranked])
         axes.set_ylim(len(ranked) - 0.4, -0.6)
-        axes.set_title(f"density {tables.density_text(density)}", fontsize=10.5, loc="left")
+        axes.set_title(f"density {tables.density_text(density)}")
         axes.set_xlabel("test accuracy (%)")
     return figure
 
@@ -94,8 +91,7 @@ def _draw_ours(axes: Axes, section: Section, same: Sequence[Comparison]) -> None
         )
     _draw_published(axes, same)
     axes.set_ylabel("test accuracy (%)")
-    title = textwrap.fill(f"{section.title}; {seeds_text(section)}", 80)
-    axes.set_title(title, fontsize=10.5, loc="left")
+    axes.set_title(textwrap.fill(f"{section.title}; {seeds_text(section)}", 80))
     drawing.legend_beside(axes)
 
 
@@ -105,7 +101,7 @@ def _draw_other_setup(axes: Axes, comparisons: Sequence[Comparison]) -> None:
     _draw_published(axes, comparisons)
     axes.set_ylabel("test accuracy (%)")
     title = textwrap.fill(label(comparisons), 88)
-    axes.set_title(title, fontsize=10, loc="left", color=drawing.GREY)
+    axes.set_title(title, fontsize=10, color=drawing.GREY)
     for spine in axes.spines.values():
         spine.set_color(drawing.GREY)
     drawing.legend_beside(axes, labelcolor=drawing.GREY)

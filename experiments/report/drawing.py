@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from experiments.report import tables
@@ -29,6 +30,12 @@ PUBLISHED: Any = (0, (4, 2))
 
 INK, GREY, PAPER = "#1c1c1e", "#8a8a8a", "white"
 """Of the dense network, of what is not ours, and of hollow markers."""
+
+
+def stack(heights: Sequence[float]) -> tuple[Figure, Sequence[Axes]]:
+    """Makes a figure of panels of these heights in inches, one above the other."""
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    return figure, figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
 
 
 def colour_and_marker(criterion: str) -> tuple[str, str]:

@@ -69,6 +69,7 @@ def render(make: Callable[..., Figure], *arguments: Any) -> dict[str, bytes]:
     """Draws a figure in the style of the report; returns its files by their ending."""
     # Without a salt and with a date, the same picture would be another file every time.
     look: Any = {**STYLE, "font.size": 10.5, "svg.hashsalt": "report"}
+    look |= {"axes.titlesize": 10.5, "axes.titlelocation": "left"}
     with matplotlib.rc_context(look):
         figure, svg, png = make(*arguments), io.BytesIO(), io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})

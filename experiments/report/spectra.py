@@ -70,8 +70,7 @@ def draw_initial(spectra: Sequence[Measured], density: float) -> Figure:
     references: list[Any] = [1.0]
     if dense is not None:
         references.append(_geometric_mean(_above_rounding(dense.eigenvalues[:, 0])))
-    figure = Figure(figsize=(drawing.WIDTH, 1 + 3 * len(references)), layout="constrained")
-    panels = figure.subplots(len(references), 1, squeeze=False)[:, 0]
+    figure, panels = drawing.stack([4.0] if dense is None else [3.5, 3.5])
     for axes, reference in zip(panels, references, strict=True):
         for spectrum in spectra:
             values = _above_rounding(spectrum.eigenvalues[:, 0]) / reference
@@ -88,8 +87,7 @@ def draw_initial(spectra: Sequence[Measured], density: float) -> Figure:
 
 def draw_drift(spectra: Sequence[Measured], density: float) -> Figure:
     """Draws how far the kernel moves in training, and its eigenvalues after the last epoch."""
-    figure = Figure(figsize=(drawing.WIDTH, 6.6), layout="constrained")
-    above, below = figure.subplots(2, 1)
+    figure, (above, below) = drawing.stack([3.3, 3.3])
     for spectrum in spectra:
         look, name = drawing.style(spectrum.line), spectrum.line.name
         above.plot(spectrum.epochs, spectrum.distances.mean(0), label=name, **look)
@@ -99,9 +97,7 @@ def draw_drift(spectra: Sequence[Measured], density: float) -> Figure:
     above.set(xlabel="epoch", ylabel="kernel distance to initialisation")
     above.set_ylim(bottom=0)
     above.xaxis.set_major_locator(MaxNLocator(integer=True))
-    above.set_title(
-        f"NTK in training, density {tables.density_text(density)}", fontsize=10.5, loc="left"
-    )
+    above.set_title(f"NTK in training, density {tables.density_text(density)}")
     last_epoch = spectra[0].epochs[-1]
     _label(below, f"after epoch {last_epoch} (faint: before training)")
     drawing.legend_beside(above)
@@ -131,8 +127,7 @@ def _geometric_mean(values: np.ndarray) -> np.ndarray:
 
 def _label(axes: Axes, title: str, ylabel: str = "eigenvalue of the NTK") -> None:
     xlabel = f"index of the eigenvalue, from the largest ({FLOOR:g} of which is rounding)"
-    axes.set(yscale="log", xlabel=xlabel, ylabel=ylabel)
-    axes.set_title(title, fontsize=10.5, loc="left")
+    axes.set(yscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
 
 
 def table(spectra: Sequence[Measured]) -> tables.Table | None:
