@@ -32,10 +32,11 @@ INK, GREY, PAPER = "#1c1c1e", "#8a8a8a", "white"
 """Of the dense network, of what is not ours, and of hollow markers."""
 
 
-def stack(heights: Sequence[float]) -> tuple[Figure, Sequence[Axes]]:
+def stack(heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
     """Makes a figure of panels of these heights in inches, one above the other."""
     figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-    return figure, figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)
+    return figure, list(panels[:, 0])
 
 
 def colour_and_marker(criterion: str) -> tuple[str, str]:
