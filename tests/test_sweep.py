@@ -320,7 +320,7 @@ def test_the_command_of_a_cell_says_all_that_its_grid_does(name):
     words = [] if name in grid.NAMED else ["--seed", "0", "1", "--label", "x"]
     cells = plan(*parse([name, *words]))
     program, _ = programs.PRESETS.get(name, (programs.CIFAR, ""))
-    for cell in cells[:: max(1, len(cells) // 5)]:
+    for cell in (cells[0], cells[len(cells) // 2], cells[-1]):
         config = command_line.parse(cell.arguments, program.presets, prog="")
         assert program.alone(config) == config
         assert config.resume
