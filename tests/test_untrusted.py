@@ -5,7 +5,6 @@ import json
 import os
 from pathlib import Path
 
-import flax.linen as nn
 import pytest
 from damage import VALUES, damage_bytes, fuzzed, mutated, places, refused
 from fake_runs import configure, write
@@ -223,13 +222,13 @@ def test_weights_come_from_a_run_folder_that_is_only_read(tmp_path):
     folder = write(tmp_path, configure("random", 0.1), 0.5)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match="--weights .*: it has no checkpoints"):
-        pretrained.load(folder, configure("random", 0.1), nn.Dense(2), (4,))
+        pretrained.load(folder, configure("random", 0.1), None)
     assert sorted(tmp_path.rglob("*")) == before
     config = json.loads((folder / "config.json").read_text())
     for wrong in ({"seed": "x"}, {"search": 3}, {"model": ["resnet8"]}, {"other": 1}):
         (folder / "config.json").write_text(json.dumps({**config, **wrong}))
         with pytest.raises(UserError, match=r"--weights .*config\.json: "):
-            pretrained.load(folder, configure("random", 0.1), nn.Dense(2), (4,))
+            pretrained.load(folder, configure("random", 0.1), None)
 
 
 # -- Images --------------------------------------------------------------------------------------

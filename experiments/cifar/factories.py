@@ -48,33 +48,25 @@ def make_score(
 @functools.lru_cache(maxsize=32)
 def _make_score(network: Network, search: SearchConfig, samples: NamedSharding | None) -> ScoreFn:
     """Kept from one run to the next, with what was compiled for it."""
-    score = _score(network, search, samples)
-    return criteria.inverted(score) if search.invert_scores else score
-
-
-def _score(network: Network, search: SearchConfig, samples: NamedSharding | None) -> ScoreFn:
-    if search.criterion == "ntk_sap":
-        return _ntk_sap(network, search, samples)
     criterion, make = CRITERIA[search.criterion], getattr(criteria, search.criterion)
     assert criterion is not None
-    arguments = [network] if criterion.needs_network else []
-    options = {"micro_batch_size": search.micro_batch_size} if criterion.needs_data else {}
-    return make(*arguments, **options)
-
-
-def _ntk_sap(network: Network, search: SearchConfig, samples: NamedSharding | None) -> ScoreFn:
-    estimators: dict[str, Any] = {
-        "jvp": ntk.jvp,
-        "vjp": ntk.vjp,
-        "finite_difference": functools.partial(ntk.finite_difference, sigma=search.sigma),
-    }
-    return criteria.ntk_sap(
-        network,
-        estimator=estimators[search.estimator],
-        num_samples=search.num_samples,
-        batch_size=search.noise_batch_size,
-        calibrate=search.calibrate,
-        reinit=search.reinit,
-        inputs=search.inputs,
-        shard_samples=samples,
-    )
+    options: dict[str, Any] = {}
+    if search.criterion == "ntk_sap":
+        estimators = {
+            "jvp": ntk.jvp,
+            "vjp": ntk.vjp,
+            "finite_difference": functools.partial(ntk.finite_difference, sigma=search.sigma),
+        }
+        options = {
+            "estimator": estimators[search.estimator],
+            "num_samples": search.num_samples,
+            "batch_size": search.noise_batch_size,
+            "calibrate": search.calibrate,
+            "reinit": search.reinit,
+            "inputs": search.inputs,
+            "shard_samples": samples,
+        }
+    elif criterion.needs_data:
+        options = {"micro_batch_size": search.micro_batch_size}
+    score = make(network, **options) if criterion.needs_network else make(**options)
+    return criteria.inverted(score) if search.invert_scores else score

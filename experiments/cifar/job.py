@@ -23,31 +23,20 @@ from ntksap_jax import flops, masks
 from ntksap_jax.types import Network
 
 
-class Size(NamedTuple):
-    """How large a network is.
-
-    Attributes:
-        parameters: all of them, biases and normalisation included.
-        prunable: those that masks range over.
-        layers: kernels that masks range over.
-        flops: for one image, see `ntksap_jax.flops`.
-    """
-
-    parameters: int
-    prunable: int
-    layers: int
-    flops: int
-
-
 class Job(NamedTuple):
-    """What the runs of one command share: they differ in the criterion only."""
+    """What the runs of one command share: they differ in the criterion only.
+
+    `trained` are variables to start from, if they are not random; `num_parameters` counts biases
+    and normalisation too; `kernel_flops` are those of each kernel for one image, see `flops.count`.
+    """
 
     images: Inputs
     model: nn.Module
     network: Network
     trained: dict[str, Any] | None
+    num_parameters: int
+    num_prunable: int
     kernel_flops: dict[str, int]
-    size: Size
     optimizer: optax.GradientTransformation
     train_step: steps.TrainStep
     eval_step: steps.EvalStep
@@ -80,7 +69,11 @@ def make_job(config: Config) -> Job:
         UserError: data that are not there, or options that do not go together.
     """
     job = _make_job(Config(**{name: getattr(config, name) for name in _WHAT_COUNTS}))
-    _check_search(config, job.size)
+    options, prunable = config.search, job.num_prunable
+    if options.rounds > prunable:
+        raise UserError(f"--rounds: {options.rounds} is more than the {prunable} weights")
+    if round(options.density * prunable) < 1:
+        raise UserError(f"--density: {options.density:g} of {prunable} weights is none")
     return job
 
 
@@ -97,7 +90,12 @@ def _make_job(config: Config) -> Job:
         num_workers=config.data_workers,
     )
     model = MODELS[config.model](num_classes=dataset.num_classes)
-    trained = None if config.weights is None else _load_trained(config, model, dataset.image_shape)
+    trained = None
+    if config.weights is not None:
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
+        trained = distributed.arrays_from_leader(
+            functools.partial(pretrained.load, config.weights, config, shapes), like=shapes
+        )
     try:
         network = nts.linen(
             model,
@@ -110,45 +108,26 @@ def _make_job(config: Config) -> Job:
             f"--model {config.model} cannot take the images of {config.dataset}: {error}"
         ) from error
     params = jax.eval_shape(network.init, jax.random.key(0))
-    mask = masks.create(params)
-    kernel_flops = flops.count(network)
-    size = Size(
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
-        prunable=masks.num_prunable(mask),
-        layers=len(jax.tree.leaves(mask)),
-        flops=sum(kernel_flops.values()),
-    )
     images = inputs.make(dataset, config.training.batch_size)
-    _check_warmup(config, images.steps_per_epoch)
-    optimizer = steps.make_optimizer(config.training, images.steps_per_epoch)
+    per_epoch, options = images.steps_per_epoch, config.training
+    if round(options.warmup_epochs * per_epoch) >= options.epochs * per_epoch:
+        raise UserError(
+            f"--warmup-epochs: {options.warmup_epochs:g} leaves none of the "
+            f"{options.epochs * per_epoch} steps for the rest of the schedule"
+        )
+    optimizer = steps.make_optimizer(options, per_epoch)
     return Job(
         images=images,
         model=model,
         network=network,
         trained=trained,
-        kernel_flops=kernel_flops,
-        size=size,
+        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        num_prunable=masks.num_prunable(masks.create(params)),
+        kernel_flops=flops.count(network),
         optimizer=optimizer,
         train_step=steps.make_train_step(model, optimizer, images.augment),
         eval_step=steps.make_eval_step(model, images.normalise),
     )
-
-
-def _check_warmup(config: Config, steps_per_epoch: int) -> None:
-    num_steps = config.training.epochs * steps_per_epoch
-    if round(config.training.warmup_epochs * steps_per_epoch) >= num_steps:
-        raise UserError(
-            f"--warmup-epochs: {config.training.warmup_epochs:g} leaves none of the {num_steps} "
-            "steps for the rest of the schedule"
-        )
-
-
-def _check_search(config: Config, size: Size) -> None:
-    options = config.search
-    if options.rounds > size.prunable:
-        raise UserError(f"--rounds: {options.rounds} is more than the {size.prunable} weights")
-    if round(options.density * size.prunable) < 1:
-        raise UserError(f"--density: {options.density:g} of {size.prunable} weights is none")
 
 
 def init_variables(config: Config, job: Job, *, redrawn: bool = False) -> dict[str, Any]:
@@ -166,12 +145,3 @@ def init_variables(config: Config, job: Job, *, redrawn: bool = False) -> dict[s
     keys = make_keys(config.seed)
     key = keys.redrawn if redrawn else keys.init
     return steps.init_variables(job.model, key, job.images.dataset.image_shape)
-
-
-def _load_trained(config: Config, model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    assert config.weights is not None
-    folder = config.weights
-    return distributed.arrays_from_leader(
-        lambda: pretrained.load(folder, config, model, image_shape),
-        like=jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape))),
-    )

@@ -27,18 +27,19 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
         job: what was made of it.
         folders: the run folders.
     """
-    training, size = config.training, job.size
+    training = config.training
     steps_per_epoch = job.images.steps_per_epoch
     rows = {
-        "network": f"{config.model}: {size.parameters:,} parameters, {size.prunable:,} of them "
-        f"prunable in {size.layers} layers; {size.flops / 1e6:.1f} MFLOPs an image",
+        "network": f"{config.model}: {job.num_parameters:,} parameters, {job.num_prunable:,} of "
+        f"them prunable in {len(job.kernel_flops)} layers; "
+        f"{sum(job.kernel_flops.values()) / 1e6:.1f} MFLOPs an image",
         "weights": f"those that {config.weights} trained" if config.weights else "",
         "criterion": _criterion(config.search),
         "compared with": ", ".join(
             name for name in config.compare if name != config.search.criterion
         ),
         "sanity checks": ", ".join(_CHECKS[word] for word in config_lib.variants(config.search)),
-        "search": _rounds(config, size.prunable),
+        "search": _rounds(config, job.num_prunable),
         "training": f"{_plural(training.epochs, 'epoch')} of "
         f"{_plural(steps_per_epoch, 'step')} of {_plural(training.batch_size, 'image')}",
         "optimiser": f"SGD, {'Nesterov ' if training.nesterov else ''}momentum "

@@ -5,26 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config
+from experiments.shell import errors
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from experiments.training import checkpoints, steps
 from ntksap_jax import masks
 
 
-def load(folder: Path, config: Config, model: nn.Module, input_shape: tuple[int, ...]) -> Any:
+def load(folder: Path, config: Config, shapes: Any) -> Any:
     """Reads the weights and running statistics after the last epoch of a complete run.
 
     Args:
         folder: the run folder.
         config: of the run that goes on from there.
-        model: its network.
-        input_shape: of one image.
+        shapes: of the variables of its network, with their types.
 
     Returns:
         The model's variables, `"params"` and `"batch_stats"`; pruned weights of the run are 0.
@@ -32,38 +31,36 @@ def load(folder: Path, config: Config, model: nn.Module, input_shape: tuple[int,
     Raises:
         UserError: no complete run, or one of another network.
     """
-    if not run_folder.is_complete(folder):
-        raise UserError(f"--weights {folder}: no complete run is there (no summary.json)")
-    try:
-        source = config_lib.from_dict(run_folder.read_config(folder))
-    except UserError as error:
-        raise UserError(f"--weights {folder / 'config.json'}: {error}") from error
-    for what, ours, theirs in (
-        ("network", config.model, source.model),
-        ("data set", config.dataset, source.dataset),
-    ):
-        if ours != theirs:
-            raise UserError(f"--weights {folder}: its {what} is {theirs}, this run's is {ours}")
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
-    like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    try:
-        mask = masks.create(like["params"], exclude=source.search.exclude)
-    except ValueError as error:
-        raise UserError(f"--weights {folder / 'config.json'}: {error}") from error
-    optimizer = steps.make_optimizer(source.training, steps_per_epoch=1)
-    state = steps.init_state(like, optimizer, mask)
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"--weights {folder}: it has no checkpoints")
-    with checkpoints.open_manager(folder / "checkpoints", read_only=True) as manager:
-        run = run_folder.identity(folder, str(run_folder.read_summary(folder).get("mask_sha256")))
-        step = manager.latest_step() or 0
+    with errors.at(f"--weights {folder}"):
+        if not run_folder.is_complete(folder):
+            raise UserError("no complete run is there (no summary.json)")
+        source = config_lib.from_dict(run_folder.read_config(folder), "config.json")
+        for what, ours, theirs in (
+            ("network", config.model, source.model),
+            ("data set", config.dataset, source.dataset),
+        ):
+            if ours != theirs:
+                raise UserError(f"its {what} is {theirs}, this run's is {ours}")
+        if not (folder / "checkpoints").is_dir():
+            raise UserError("it has no checkpoints")
+        like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         try:
-            state, progress = checkpoints.restore(manager, step, state, run=run)
-        except checkpoints.Damaged as error:
-            raise UserError(f"--weights {folder}: its last checkpoint: {error}") from error
-    if len(progress.rows) != source.training.epochs:
-        raise UserError(
-            f"--weights {folder}: its last checkpoint, after epoch "
-            f"{source.training.epochs}, is not there. Choose another run"
+            mask = masks.create(like["params"], exclude=source.search.exclude)
+        except ValueError as error:
+            raise UserError(f"config.json: {error}") from error
+        state = steps.init_state(
+            like, steps.make_optimizer(source.training, steps_per_epoch=1), mask
         )
+        run = run_folder.identity(folder, str(run_folder.read_summary(folder).get("mask_sha256")))
+        with checkpoints.open_manager(folder / "checkpoints", read_only=True) as manager:
+            try:
+                step = manager.latest_step() or 0
+                state, progress = checkpoints.restore(manager, step, state, run=run)
+            except checkpoints.Damaged as error:
+                raise UserError(f"its last checkpoint: {error}") from error
+        if len(progress.rows) != source.training.epochs:
+            raise UserError(
+                f"its last checkpoint, after epoch {source.training.epochs}, is not there. Choose "
+                "another run"
+            )
     return {"params": state.params, "batch_stats": state.batch_stats}

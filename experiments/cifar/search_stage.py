@@ -52,15 +52,18 @@ def find_mask(
         session.console.print(f"warning: {text}", soft_wrap=True)
 
     dense = _dense(config, params)
-    rows, mask = _from_leader(lambda: _found(folder, params, say), like=dense)
-    if mask is not None:
+    read = functools.cache(lambda: _read_former(folder, params, say))  # By the leader alone.
+    rows, is_there, is_complete = distributed.from_leader(
+        lambda: (read()[0], read()[1] is not None, read()[2])
+    )
+    mask = distributed.arrays_from_leader(lambda: read()[1], like=dense) if is_there else dense
+    if is_complete:
         return rows, mask
     if criterion is None:
         _save_mask(folder, [], dense)
         return [], dense
 
     keys = make_keys(config.seed)
-    rows, mask = _from_leader(lambda: search_files.load_round(folder, params, say=say), like=dense)
     num_rounds = factories.num_rounds(options)
     with (
         screen.track(
@@ -93,7 +96,7 @@ def find_mask(
                 params,
                 score,
                 schedule=schedules.exponential(options.density, rounds=num_rounds),
-                mask=dense if mask is None else mask,
+                mask=mask,
                 start_round=len(rows),
                 batch=pruning_batch(config, job),
                 scope=parse_scope(
@@ -111,8 +114,9 @@ def find_mask(
                 raise UserError(f"the search cannot go on: {error}") from error
             number = len(rows) + 1
             # The others wait for it: who fails first ends all.
-            save = functools.partial(_save_failure, folder, number, error, **last_call)
-            place = distributed.from_leader(lambda: str(save()))
+            place = distributed.from_leader(
+                functools.partial(_save_failure, folder, number, error, last_call)
+            )
             raise RunFailed(_describe_failure(error, number, params, place)) from error
     if options.shuffle_mask:
         mask = masks.shuffle(keys.shuffle, mask)
@@ -133,17 +137,6 @@ def _save_mask(folder: Path, rows: list[Row], mask: Mask) -> None:
         search_files.save_mask(folder, rows, mask)
 
 
-def _from_leader(
-    read: Callable[[], tuple[list[Row], Mask | None]], *, like: Mask
-) -> tuple[list[Row], Mask | None]:
-    """Returns, in all processes, the rows and the mask that `read()` returns in the leader."""
-    read_once = functools.cache(read)
-    rows, is_there = distributed.from_leader(lambda: (read_once()[0], read_once()[1] is not None))
-    if not is_there:
-        return rows, None
-    return rows, distributed.arrays_from_leader(lambda: read_once()[1], like=like)
-
-
 def _make_score(config: Config, job: Job) -> ScoreFn:
     """Makes the criterion: the samples of NTK-SAP over all devices, the others on one a process."""
     if job.images.mesh.size == 1:
@@ -153,23 +146,23 @@ def _make_score(config: Config, job: Job) -> ScoreFn:
     return lambda *args: distributed.local(score(*args))
 
 
-def _found(
+def _read_former(
     folder: Path, params: Params, say: Callable[[str], None]
-) -> tuple[list[Row], Mask | None]:
-    """Returns what a complete search found. If that is damaged, its rounds may still be there."""
+) -> tuple[list[Row], Mask | None, bool]:
+    """Returns the rows and the mask of a former session, if any; and whether that was all."""
     try:
-        found = search_files.load_mask(folder, params)
+        if complete := search_files.load_mask(folder, params):
+            rows, mask = complete
+            if rows:
+                # What people read follows what is verified.
+                run_folder.write_table(folder / "search.csv", rows)
+            return rows, mask, True
     except ValueError as error:
+        # If the mask is damaged, the last rounds may still be there.
         if not (folder / "search").exists():
             raise UserError(f"{error}. Restore it, or delete {folder} and run again") from error
         say(f"the mask is made again from the last rounds of the search: {error}")
-        return [], None
-    if found is None:
-        return [], None
-    if found[0]:
-        # What people read follows what is verified.
-        run_folder.write_table(folder / "search.csv", found[0])
-    return found
+    return *search_files.load_round(folder, params, say=say), False
 
 
 def pruning_batch(config: Config, job: Job) -> Any:
@@ -195,24 +188,15 @@ def _remembering(score: ScoreFn) -> tuple[ScoreFn, dict[str, Any]]:
     return remembered, last_call
 
 
-def _save_failure(
-    folder: Path,
-    number: int,
-    error: Exception,
-    *,
-    key: Key,
-    params: Params,
-    mask: Mask,
-    batch: Batch,
-) -> Path:
+def _save_failure(folder: Path, number: int, error: Exception, last_call: dict[str, Any]) -> str:
     about = {
         "error": str(error),
         "round": number,
-        "key": jax.random.key_data(key).tolist(),
+        "key": jax.random.key_data(last_call["key"]).tolist(),
         "command": shlex.join(sys.argv[1:]),
     }
-    trees = {"params": params, "mask": mask} | ({} if batch is None else {"batch": batch})
-    return failures.save(folder, about, **trees)
+    names = ("params", "mask") if last_call["batch"] is None else ("params", "mask", "batch")
+    return str(failures.save(folder, about, **{name: last_call[name] for name in names}))
 
 
 def _describe_failure(error: Exception, number: int, params: Params, place: str) -> str:

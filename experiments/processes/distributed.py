@@ -115,7 +115,8 @@ def arrays_from_leader(make: Callable[[], Any], like: Any) -> Any:
         return make()
     leaves, structure = jax.tree.flatten(like)
     if is_leader():
-        sent = [_bytes(local(leaf)) for leaf in jax.tree.leaves(make())]
+        made = (np.asarray(local(leaf)) for leaf in jax.tree.leaves(make()))
+        sent = [np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in made]
     else:
         sent = [np.zeros(leaf.size * leaf.dtype.itemsize, np.uint8) for leaf in leaves]
     # As bytes, because they are summed with the zeros of the others: -0.0 + 0.0 is not -0.0.
@@ -125,10 +126,6 @@ def arrays_from_leader(make: Callable[[], Any], like: Any) -> Any:
         for data, leaf in zip(received, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, arrays)
-
-
-def _bytes(array: Any) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(array)).reshape(-1).view(np.uint8)
 
 
 def check_same(facts: Callable[[], Mapping[str, str]]) -> None:

@@ -72,8 +72,7 @@ def name_of(what: str, known: Collection[str]) -> AfterValidator:
     """Makes the check of a field that takes a name, which suggests the nearest one."""
 
     def check(name: str) -> str:
-        if name not in known:
-            raise ValueError(unknown(what, name, known))
+        check_name(what, name, known)
         return name
 
     return AfterValidator(check)

@@ -37,28 +37,21 @@ def at(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 def disk_full(error: BaseException) -> str | None:
     """Returns the line about a full disk, if that is what an error goes back to.
 
     Not only `OSError`: the libraries that write checkpoints turn it into errors of their own, which
     quote the system's words.
     """
-    words = tuple(os.strerror(number) for number in _FULL)
+    reasons = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
     for cause in causes(error):
-        if isinstance(cause, OSError) and cause.errno in _FULL:
-            where = f" ({cause.filename})" if cause.filename else ""
-            reason = cause.strerror
-        elif quoted := [each for each in words if each in str(cause)]:
-            where, reason = "", quoted[0]
-        else:
-            continue
-        return (
-            f"the disk is full: {reason}{where}. What was saved before is kept: make room, then "
-            "use --resume"
-        )
+        for reason in reasons:
+            if reason in str(cause):
+                path = getattr(cause, "filename", None)
+                return (
+                    f"the disk is full: {reason}{f' ({path})' if path else ''}. What was saved "
+                    "before is kept: make room, then use --resume"
+                )
     return None
 
 

@@ -23,9 +23,6 @@ from typing import NoReturn
 from experiments.shell import errors, interruption
 from experiments.shell.errors import Preempted, RunFailed, UserError
 
-DISK_FULL_CODE = os.EX_IOERR
-"""74. The last good state is there."""
-
 
 @contextlib.contextmanager
 def in_one_line(prog: str, again: Sequence[str]) -> Iterator[None]:
@@ -49,7 +46,7 @@ def in_one_line(prog: str, again: Sequence[str]) -> Iterator[None]:
         stop(f"interrupted; {go_on}", code=interruption.CTRL_C_CODE)
     except Exception as error:
         if message := errors.disk_full(error):
-            stop(f"error: {message}", code=DISK_FULL_CODE)
+            stop(f"error: {message}", code=os.EX_IOERR)
         raise
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ntksap_jax._files import aside as aside
-from ntksap_jax._files import sync as sync
 
 LARGEST = 1 << 26
 """Bytes of a text that is read at once: 64 MiB, more than any run writes."""
