@@ -45,13 +45,10 @@ def test_a_preset_gives_the_defaults_of_the_flags():
     ("line", "message"),
     [
         ("demoo", r"unknown preset 'demoo'\. Did you mean demo\? Known: demo, paper"),
-        ("xyz", r"unknown preset 'xyz'\. Known: demo, paper"),
         ("--seed 3 demo", r"a preset comes first.*got '--seed'\. Presets: demo, paper"),
         ("demo --sed 3", r"options: --sed, 3\. Did you mean --seed\? See: prog demo --help"),
-        ("demo 0.3", r"Unrecognized options: 0.3"),
         ("demo --density 1.5", r"^--density: expected less than or equal to 1, got 1.5$"),
         ("demo --density x", r"--density: could not convert string to float: 'x'"),
-        ("demo --seed 1.5", r"--seed: invalid literal"),
         ("demo --seed", r"Missing value for argument '--seed'"),
     ],
 )

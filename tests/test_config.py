@@ -23,12 +23,6 @@ def replace(config, **values):
     return dataclasses.replace(config, **values)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_say_in_one_line_what_they_are(name):
-    description, _ = PRESETS[name]
-    assert description.endswith(".") and "\n" not in description
-
-
 @pytest.mark.parametrize(
     ("name", "model", "training", "search"),
     [
@@ -56,18 +50,14 @@ def test_the_presets_of_the_paper_hold_its_numbers(name, model, training, search
     ("values", "message"),
     [
         ({"dataset": "cifar01"}, r"--dataset: unknown data set 'cifar01'\. Did you mean cifar10\?"),
-        ({"model": "resnet-20"}, r"unknown model 'resnet-20'\. Did you mean resnet20\?"),
         ({"criterion": "ntksap"}, r"unknown criterion 'ntksap'\. Did you mean ntk_sap\?"),
-        ({"compare": ("randm",)}, r"--compare: unknown criterion 'randm'\. Did you mean random\?"),
         ({"density": 0.0}, r"--density: expected greater than 0, got 0"),
-        ({"density": 1.01}, r"--density: expected less than or equal to 1, got 1.01"),
         ({"density": float("nan")}, "--density: expected a finite number"),
         ({"rounds": 0}, "--rounds: expected greater than or equal to 1, got 0"),
         ({"scope": "2:5"}, r'--scope: expected --density 0.4 with it, not 0.05, got "2:5"'),
         ({"scope": "3:2"}, r"--scope: 3:2: "),
         ({"scope": "rows"}, r'--scope: expected global, layer, .* got "rows"'),
         ({"noise_batch_size": 1}, "--noise-batch-size"),
-        ({"learning_rate": float("inf")}, "--learning-rate"),
         ({"weight_decay": -1e-4}, "--weight-decay"),
         ({"momentum": 0.0, "nesterov": True}, "--nesterov: expected a positive --momentum"),
         ({"drop_epochs": (80, 80)}, r"--drop-epochs: expected increasing integers, got \[80, 80\]"),

@@ -1,6 +1,7 @@
 """What is printed without a terminal: plain lines, now and then."""
 
 import io
+import types
 
 import pytest
 from rich.console import Console
@@ -11,14 +12,7 @@ from experiments.shell import console as screen
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that stands still until it is told."""
-
-    class Clock:
-        now = 100.0
-
-        def monotonic(self):
-            return self.now
-
-    clock = Clock()
+    clock = types.SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(screen, "time", clock)
     return clock
 
@@ -56,12 +50,3 @@ def test_a_terminal_gets_the_lines_too():
         progress.advance()
         progress.line("round 1/1  density 0.05")
     assert "round 1/1  density 0.05" in console.file.getvalue()
-
-
-def test_plan_and_table_show_every_cell():
-    console = plain_console()
-    screen.show_plan(console, "Plan", [("data set", "digits"), ("seed", "0")])
-    screen.show_table(console, "Summary", ["criterion", "accuracy"], [["random", "92.86%"]])
-    shown = console.file.getvalue()
-    for text in ("Plan", "data set", "digits", "Summary", "criterion", "random", "92.86%"):
-        assert text in shown

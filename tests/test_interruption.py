@@ -1,10 +1,10 @@
 """SIGTERM: noted while there is something to save, an exception elsewhere."""
 
+import concurrent.futures
 import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -41,16 +41,12 @@ def test_a_signal_that_nobody_asked_for_goes_to_the_former_handler():
 
 
 def test_other_threads_than_the_first_go_unnoted():
-    answers = []
-
     def work():
         with interruption.deferred() as stop_requested:
-            answers.append(stop_requested())
+            return stop_requested()
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert answers == [False]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert pool.submit(work).result() is False
 
 
 @pytest.mark.long
@@ -72,9 +68,7 @@ def test_while_a_program_is_imported_a_signal_ends_it_in_one_line(command, numbe
         stderr=subprocess.PIPE,
         text=True,
     )
-    lines = []
     for line in program.stderr:
-        lines.append(line)
         if line.startswith("import 'numpy"):  # In the middle of the imports.
             program.send_signal(number)
             break
