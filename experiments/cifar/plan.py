@@ -76,16 +76,15 @@ def _rounds(config: Config, prunable: int) -> str:
     counts = [f"{round(density * prunable):,}" for density in (1.0, *densities)]
     if len(counts) > 6:
         counts = [*counts[:4], "...", counts[-1]]
-    rounds = _plural(num_rounds(options), "round")
-    floors = {"min_weights": "weights", "min_channels": "channels"}
-    kept = [
-        f"at least {_plural(getattr(options, name), noun[:-1])} a layer"
-        for name, noun in floors.items()
-        if getattr(options, name)
+    parts = [
+        f"{_plural(num_rounds(options), 'round')} to density {options.density:.4g}",
+        f"scope {options.scope}" if options.scope != "global" else "",
+        f"at least {_plural(options.min_weights, 'weight')} a layer" if options.min_weights else "",
+        f"at least {_plural(options.min_channels, 'channel')} a layer"
+        if options.min_channels
+        else "",
+        f"weights kept: {' > '.join(counts)}",
     ]
-    scope = f"scope {options.scope}" if options.scope != "global" else ""
-    parts = [f"{rounds} to density {options.density:.4g}", scope, *kept]
-    parts += [f"weights kept: {' > '.join(counts)}"]
     return "; ".join(part for part in parts if part)
 
 

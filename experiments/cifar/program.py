@@ -25,7 +25,6 @@ from experiments.cifar.config import Config
 from experiments.cifar.job import Job, init_variables, make_job
 from experiments.cifar.presets import PRESETS
 from experiments.processes import distributed
-from experiments.shell.configuration import to_dict
 from experiments.storage import run_folder
 from experiments.training import loop
 from experiments.training import program as common
@@ -69,7 +68,6 @@ def run(config: Config, console: Console) -> list[dict[str, Any]]:
         config,
         runs,
         job.images,
-        options=_options(config),
         plan=lambda: plan.describe(config, job, list(runs)),
         console=console,
     ) as session:
@@ -81,13 +79,6 @@ def run(config: Config, console: Console) -> list[dict[str, Any]]:
     if distributed.is_leader():
         summary.show(list(runs), summaries, console)
     return summaries
-
-
-def _options(config: Config) -> dict[str, Any]:
-    """Returns what must be the same in all processes of a run."""
-    options = run_folder.computed(to_dict(config)) | {"compare": config.compare}
-    nested = options.pop("search") | options.pop("training")
-    return options | nested
 
 
 def run_one(

@@ -36,7 +36,6 @@ from typing import Any
 from rich.console import Console
 
 from experiments.processes import distributed
-from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.tpp import config as config_lib
@@ -82,7 +81,6 @@ def run(config: Config, console: Console) -> list[dict[str, Any]]:
         config,
         runs,
         job.images,
-        options=run_folder.computed(to_dict(config)) | {"compare": config.compare},
         plan=lambda: plan.describe(config, job, list(runs)),
         console=console,
     ) as session:

@@ -69,7 +69,6 @@ def session(
     runs: Mapping[Path, Any],
     images: Inputs,
     *,
-    options: Mapping[str, Any],
     plan: Callable[[], list[tuple[str, str]]],
     console: Console,
 ) -> Iterator[Session]:
@@ -79,21 +78,13 @@ def session(
         config: of the command.
         runs: folder to configuration, checked.
         images: what is trained on.
-        options: what must be the same in all processes, by name of the flag.
         plan: makes the plan as (name, value) rows.
         console: where plan, progress and summary go.
 
     Raises:
         RunFailed: processes differ in their options, or `--debug-nans` found something.
     """
-    distributed.check_same(
-        lambda: {
-            **{f"--{name.replace('_', '-')}": str(value) for name, value in options.items()},
-            "images": images.dataset.source,
-            "versions": f"jax {jax.__version__}, flax {flax.__version__}, "
-            f"optax {optax.__version__}",
-        }
-    )
+    distributed.check_same(lambda: _facts(config, images))
     is_leader = distributed.is_leader()
     with contextlib.ExitStack() as stack:
         stop_requested = distributed.stop_agreed
@@ -113,6 +104,19 @@ def session(
             yield Session(console, stop_requested, config.save_minutes, config.tensorboard)
         except FloatingPointError as error:
             raise RunFailed(f"--debug-nans found an {failures.operation(error)}") from error
+
+
+def _facts(config: RunConfig, images: Inputs) -> dict[str, str]:
+    """Returns what must be the same in all processes of a run."""
+    values = to_dict(config)
+    options = run_folder.computed(values) | {"compare": values["compare"]}
+    for name in [name for name, value in options.items() if isinstance(value, dict)]:
+        options |= options.pop(name)
+    return {
+        **{f"--{name.replace('_', '-')}": str(value) for name, value in options.items()},
+        "images": images.dataset.source,
+        "versions": f"jax {jax.__version__}, flax {flax.__version__}, optax {optax.__version__}",
+    }
 
 
 def carry_out(
