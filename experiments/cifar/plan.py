@@ -20,13 +20,7 @@ _CHECKS = {
 
 
 def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[str, str]]:
-    """Returns the plan as (name, value) rows.
-
-    Args:
-        config: what was asked for.
-        job: what was made of it.
-        folders: the run folders.
-    """
+    """Returns the plan as (name, value) rows."""
     training = config.training
     steps_per_epoch = job.images.steps_per_epoch
     rows = {

@@ -30,11 +30,7 @@ from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, RoundInfo, Score
 
 
 def find_mask(
-    config: Config,
-    job: Job,
-    params: Any,
-    folder: Path,
-    session: Session,
+    config: Config, job: Job, params: Any, folder: Path, session: Session
 ) -> tuple[list[Row], Mask]:
     """Prunes round by round, on from the last intact round if there is one.
 
@@ -89,6 +85,7 @@ def find_mask(
             if session.stop_requested():
                 raise Preempted
 
+        floors = {"min_weights": options.min_weights, "min_channels": options.min_channels}
         score, last_call = _remembering(_make_score(config, job))
         try:
             mask, _ = nts.prune(
@@ -99,11 +96,7 @@ def find_mask(
                 mask=mask,
                 start_round=len(rows),
                 batch=pruning_batch(config, job),
-                scope=parse_scope(
-                    options.scope,
-                    min_weights=options.min_weights,
-                    min_channels=options.min_channels,
-                ),
+                scope=parse_scope(options.scope, **floors),
                 regrow=criterion.regrow,
                 on_round=on_round,
             )

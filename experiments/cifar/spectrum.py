@@ -61,11 +61,8 @@ def follow(
         job: data and network.
         params: the weights before training.
         mask: what was kept.
-        folder: the run folder, where spectrum.csv goes.
+        folder: where spectrum.csv goes.
         done: epochs that were trained before.
-
-    Returns:
-        `after_epoch(epoch, params)`, which appends a row to spectrum.csv.
 
     Raises:
         UserError: spectrum.csv lacks rows of epochs that are done, or a class lacks images.

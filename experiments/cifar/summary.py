@@ -40,12 +40,7 @@ def make(
 ) -> dict[str, Any]:
     """Returns the results of a run, as they go into summary.json.
 
-    Args:
-        config: of the run.
-        job: data and network.
-        mask: what was trained.
-        rounds: rows of search.csv; none if there was no search.
-        epochs: rows of metrics.csv.
+    `rounds` are the rows of search.csv, none if there was no search; `epochs` those of metrics.csv.
     """
     best = max(epochs, key=lambda row: row["test_accuracy"])
     pruned = masks.num_prunable(mask) - masks.num_kept(mask)
@@ -99,13 +94,7 @@ def draw(
 
 
 def show(folders: Sequence[Path], summaries: Sequence[dict[str, Any]], console: Console) -> None:
-    """Prints the summary table; of several runs, draws the comparison into the first folder.
-
-    Args:
-        folders: the run folders.
-        summaries: what `make` returned for each.
-        console: where to print.
-    """
+    """Prints the summary table; of several runs, draws the comparison into the first folder."""
     if len(folders) > 1:
         _draw_comparison(folders, summaries)
     first = summaries[0]

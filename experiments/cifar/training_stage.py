@@ -25,12 +25,7 @@ def make(
 ) -> tuple[Stage, TrainState]:
     """Makes the stage, with a row of metrics.csv for each epoch, and the state that it begins with.
 
-    Args:
-        config: of the run.
-        job: data and network.
-        variables: the original ones.
-        mask: what to keep.
-        folder: of the run.
+    Both start from the original `variables`.
     """
     num_epochs, per_epoch = config.training.epochs, job.images.steps_per_epoch
     keys, digest = make_keys(config.seed), masks.digest(mask)

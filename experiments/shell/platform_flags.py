@@ -37,8 +37,7 @@ def with_ynnpack_off(xla_flags: str, *, jaxlib_version: str) -> str:
     `xla_flags` is the name of a file with flags, to which nothing can be appended.
     """
     names_a_file = bool(xla_flags.strip()) and not xla_flags.lstrip().startswith("-")
-    if YNNPACK_OFF.rstrip("=") in xla_flags or names_a_file:
-        return xla_flags
-    if not jaxlib_version.startswith(_JAXLIBS_WITH_THE_FLAG):
+    is_set = YNNPACK_OFF.rstrip("=") in xla_flags
+    if is_set or names_a_file or not jaxlib_version.startswith(_JAXLIBS_WITH_THE_FLAG):
         return xla_flags
     return f"{xla_flags} {YNNPACK_OFF}".strip()

@@ -141,9 +141,7 @@ def identity(folder: Path, mask_digest: str = "") -> str:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns one phrase, `epochs: 2 -> 4`, for each field in which two configurations differ.
 
-    Args:
-        old: a configuration, from `configuration.to_dict`.
-        new: another one. Fields that do not change what a run computes are not compared.
+    Fields that do not change what a run computes are not compared.
     """
     phrases = []
     old, new = computed(old), computed(new)
@@ -232,11 +230,7 @@ def write_picture(path: Path, figure: Figure) -> None:
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """Returns what a JSON file of a run folder holds, see `files.read_json`.
-
-    Raises:
-        UserError: it cannot be read, or holds something else.
-    """
+    """Returns what a JSON file holds, as `files.read_json` does, or raises a `UserError`."""
     try:
         return files.read_json(path, kind)
     except (OSError, ValueError) as error:
