@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import ntksap_jax as nts
@@ -43,12 +40,8 @@ def find_mask(
         Preempted: SIGTERM came; the last round is saved.
     """
     options, criterion = config.search, CRITERIA[config.search.criterion]
-
-    def say(text: str) -> None:
-        session.console.print(f"warning: {text}", soft_wrap=True)
-
     dense = _dense(config, params)
-    read = functools.cache(lambda: _read_former(folder, params, say))  # By the leader alone.
+    read = functools.cache(lambda: _read_former(folder, params, session.warn))
     rows, is_there, is_complete = distributed.from_leader(
         lambda: (read()[0], read()[1] is not None, read()[2])
     )
@@ -107,9 +100,8 @@ def find_mask(
                 raise UserError(f"the search cannot go on: {error}") from error
             number = len(rows) + 1
             # The others wait for it: who fails first ends all.
-            place = distributed.from_leader(
-                functools.partial(_save_failure, folder, number, error, last_call)
-            )
+            about = {"error": str(error), "round": number}
+            place = distributed.from_leader(lambda: failures.save(folder, about, **last_call))
             raise RunFailed(_describe_failure(error, number, params, place)) from error
     if options.shuffle_mask:
         mask = masks.shuffle(keys.shuffle, mask)
@@ -175,21 +167,12 @@ def _remembering(score: ScoreFn) -> tuple[ScoreFn, dict[str, Any]]:
     last_call: dict[str, Any] = {}
 
     def remembered(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
-        last_call.update(key=key, params=params, mask=mask, batch=batch)
+        last_call.update(key=key, params=params, mask=mask)
+        if batch is not None:
+            last_call["batch"] = batch
         return score(key, params, mask, batch)
 
     return remembered, last_call
-
-
-def _save_failure(folder: Path, number: int, error: Exception, last_call: dict[str, Any]) -> str:
-    about = {
-        "error": str(error),
-        "round": number,
-        "key": jax.random.key_data(last_call["key"]).tolist(),
-        "command": shlex.join(sys.argv[1:]),
-    }
-    names = ("params", "mask") if last_call["batch"] is None else ("params", "mask", "batch")
-    return str(failures.save(folder, about, **{name: last_call[name] for name in names}))
 
 
 def _describe_failure(error: Exception, number: int, params: Params, place: str) -> str:

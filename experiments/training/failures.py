@@ -6,7 +6,9 @@ failure/*.npz        the arrays that led there, by path; numpy.load reads them
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +22,13 @@ from experiments.storage import files, run_folder
 from ntksap_jax import masks
 
 
-def save(folder: Path, about: Mapping[str, Any], **trees: Any) -> Path:
+def save(folder: Path, about: Mapping[str, Any], key: jax.Array, **trees: Any) -> str:
     """Writes what led to a failure into the folder `failure` of a run, and returns that.
 
     Args:
         folder: the run folder.
         about: what happened, as JSON.
+        key: what was drawn at random.
         **trees: pytrees of arrays, each for a file.
     """
     path = folder / "failure"
@@ -37,8 +40,9 @@ def save(folder: Path, about: Mapping[str, Any], **trees: Any) -> Path:
             np.savez(
                 file, allow_pickle=False, **{key or name: leaf for key, leaf in arrays.items()}
             )
-    run_folder.write_json(path / "about.json", about)
-    return path
+    again = {"key": jax.random.key_data(key).tolist(), "command": shlex.join(sys.argv[1:])}
+    run_folder.write_json(path / "about.json", {**about, **again})
+    return str(path)
 
 
 def describe_weights(params: Any) -> str:

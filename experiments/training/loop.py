@@ -8,8 +8,6 @@ bit for bit.
 from __future__ import annotations
 
 import contextlib
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,6 +47,10 @@ class Session(NamedTuple):
     stop_requested: Callable[[], bool]
     save_minutes: float
     tensorboard: bool = False
+
+    def warn(self, text: str) -> None:
+        """Prints a warning, a line of its own."""
+        self.console.print(f"warning: {text}", soft_wrap=True)
 
 
 class Stage(NamedTuple):
@@ -126,7 +128,7 @@ def train(
         manager = None
         if distributed.is_leader():
             manager = stack.enter_context(checkpoints.open_manager(stage.folder / "checkpoints"))
-        state, progress = _restore(stage, state, manager, session.console)
+        state, progress = _restore(stage, state, manager, session)
         state = distributed.replicate(state, images.mesh)
         rows, sums, start = list(progress.rows), progress.sums, int(state.step)
         record = stack.enter_context(_recorder(stage, rows, session))
@@ -207,18 +209,16 @@ def _row(stage: Stage, state: TrainState, sums: Sums, begun: float) -> Row:
 
 
 def _restore(
-    stage: Stage, state: TrainState, manager: ocp.CheckpointManager | None, console: Console
+    stage: Stage, state: TrainState, manager: ocp.CheckpointManager | None, session: Session
 ) -> tuple[TrainState, Progress]:
     """Returns state and progress of the last intact checkpoint; if there is none, of the start."""
-
-    def say(text: str) -> None:
-        console.print(f"warning: {text}", soft_wrap=True)
-
     there = None
     if manager is not None:
-        there = checkpoints.restore_last(manager, state, run=stage.run, say=say)
+        there = checkpoints.restore_last(manager, state, run=stage.run, say=session.warn)
         if there is None and (stage.folder / stage.table).exists():
-            say("no checkpoint was complete yet: the training begins again with its first epoch")
+            session.warn(
+                "no checkpoint was complete yet: the training begins again with its first epoch"
+            )
     last_state, last_progress = (state, Progress()) if there is None else there
     state = distributed.arrays_from_leader(lambda: last_state, like=state)
     rows, sums, seconds = distributed.from_leader(lambda: last_progress)
@@ -265,12 +265,10 @@ def _failure(stage: Stage, images: Inputs, error: Diverged) -> RunFailed:
         "stage": stage.name,
         "epoch": epoch,
         "step": error.step,
-        "key": jax.random.key_data(stage.augmentation_key).tolist(),
-        "command": shlex.join(sys.argv[1:]),
     }
     # The others wait for it: who fails first ends all.
     place = distributed.from_leader(
-        lambda: str(failures.save(stage.folder, about, state=state, batch=batch))
+        lambda: failures.save(stage.folder, about, stage.augmentation_key, state=state, batch=batch)
     )
     return RunFailed(
         f"{stage.name.lower()}: {error} (epoch {epoch}): "
