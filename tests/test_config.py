@@ -1,6 +1,5 @@
 """The configuration of the main job: presets, ranges, and the way to JSON and back."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -12,15 +11,7 @@ from experiments.cifar.presets import PRESETS
 from experiments.processes.config import ProcessConfig
 from experiments.shell.configuration import to_dict
 from experiments.shell.errors import UserError
-
-
-def replace(config, **values):
-    """Replaces a field, wherever in the configuration it is."""
-    for part in ("search", "training"):
-        names = {field.name for field in dataclasses.fields(getattr(config, part))}
-        own = {name: values.pop(name) for name in names & values.keys()}
-        values[part] = dataclasses.replace(getattr(config, part), **own)
-    return dataclasses.replace(config, **values)
+from experiments.sweep.programs import replace
 
 
 @pytest.mark.parametrize(
@@ -69,7 +60,7 @@ def test_the_presets_of_the_paper_hold_its_numbers(name, model, training, search
 )
 def test_a_value_that_makes_no_sense_is_an_error_that_names_the_flag(values, message):
     with pytest.raises(UserError, match=message) as error:
-        replace(Config(), **values)
+        replace(Config(), values)
     assert "\n" not in str(error.value)
 
 
@@ -124,7 +115,7 @@ def test_a_configuration_survives_json():
 
 
 def test_each_criterion_has_a_run_of_its_own():
-    config = replace(Config(), density=0.05, compare=("dense",), seed=7)
+    config = replace(Config(), {"compare": ("dense",), "seed": 7})
     runs = [config_lib.with_criterion(config, name) for name in ("ntk_sap", "dense")]
     assert [config_lib.run_name(run) for run in runs] == [
         "cifar10-resnet20-ntk_sap-0.05-seed7",

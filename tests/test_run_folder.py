@@ -110,10 +110,3 @@ def test_the_identity_of_a_run_is_what_it_computes(tmp_path):
     a, b, c = (run_folder.identity(tmp_path / name) for name in "abc")
     assert a == b
     assert len({a, c, run_folder.identity(tmp_path / "a", "m")}) == 3
-
-
-def test_damaged_json_is_an_error_that_names_the_file(tmp_path):
-    prepare(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"cannot read .*config\.json"):
-        run_folder.check(tmp_path, RESUME)
