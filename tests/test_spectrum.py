@@ -85,13 +85,6 @@ def test_of_the_dense_network_it_is_the_librarys_kernel():
     np.testing.assert_allclose(theta, of_all - of_biases, rtol=1e-4, atol=1e-5)
 
 
-def test_eigenvalues_fall_and_add_up_to_the_trace():
-    theta = ntk.pruned_kernel(CONV, *setting(CONV))
-    values = ntk.eigenvalues(theta)
-    assert np.all(np.diff(values) <= 0)
-    np.testing.assert_allclose(values.sum(), np.trace(theta), rtol=1e-6)
-
-
 def test_the_distance_ignores_the_scale_and_reaches_one():
     theta = np.array([[2.0, 1.0], [1.0, 3.0]])
     assert ntk.kernel_distance(theta, theta) == pytest.approx(0, abs=1e-12)

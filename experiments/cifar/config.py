@@ -126,12 +126,9 @@ def with_criterion(config: Config, criterion: str) -> Config:
 
 def variants(search: SearchConfig) -> list[str]:
     """Returns the sanity checks that a run makes, in one word each."""
-    words = {
-        "shuffled": search.shuffle_mask,
-        "redrawn": search.redraw_weights,
-        "inverted": search.invert_scores,
-    }
-    return [word for word, asked in words.items() if asked]
+    words = ("shuffled", "redrawn", "inverted")
+    asked = (search.shuffle_mask, search.redraw_weights, search.invert_scores)
+    return [word for word, is_asked in zip(words, asked, strict=True) if is_asked]
 
 
 def run_name(config: Config) -> str:
