@@ -90,7 +90,7 @@ def test_the_program_goes_on_on_other_devices_and_back(tmp_path):
     """One device up to a round of the search, four up to a step of the training, one to the end."""
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
     folder = disturbed / kill_harness.NAME
-    for devices, path in ((1, folder / "search.csv"), (4, folder / "checkpoints")):
+    for devices, path in ((1, folder / "config.json"), (4, folder / "checkpoints")):
         process = kill_harness.start(disturbed, devices)
         kill_harness.wait_for([process], path)
         process.send_signal(signal.SIGTERM)
