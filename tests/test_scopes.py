@@ -78,21 +78,12 @@ def test_selection_from_a_sample_is_a_stable_sort(order, sampled, monkeypatch):
     elif order == "periodic":
         mask[:] = True
         flat[::sampled] -= 100  # all that is sampled
-    sizes = []
-    partition = _host_selection._around
-    monkeypatch.setattr(
-        _host_selection,
-        "_around",
-        lambda *a: (found := partition(*a), sizes.append(found[1].size))[0],
-    )
     pieces, masks_ = np.split(flat, [1234]), np.split(mask, [1234])
     for count in (1, 300, 3000, 5000):
         kept, lowest = _host_selection.keep_highest(pieces, masks_, count)
         want = oracle(flat, mask, count)
         np.testing.assert_array_equal(np.concatenate(kept), want)
         assert lowest == flat[want].min()
-    narrowed = [size < 0.9 * mask.sum() for size in sizes]
-    assert any(narrowed) if order != "periodic" else not all(narrowed)
 
 
 @given(problems(), st.integers(0, 5), st.integers(0, 6))
@@ -107,10 +98,8 @@ def test_layer_selection_is_a_stable_sort_in_each_layer(problem, count_a, count_
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_host_and_the_compiled_selection_agree_on_many_weights(ties):
     rng = np.random.default_rng(0)
-    shapes = {"a": (3, 3, 7, 50), "b": {"c": (999, 13), "d": (17,)}}
-    scores = jax.tree.map(
-        lambda shape: jnp.float32(rng.standard_normal(shape)), shapes, is_leaf=is_shape
-    )
+    shapes = {"a": (3, 3, 7, 50), "b": (999, 13), "c": (17,)}
+    scores = {name: jnp.float32(rng.standard_normal(shape)) for name, shape in shapes.items()}
     if ties:
         scores = jax.tree.map(jnp.round, scores)
     mask = jax.tree.map(lambda s: jnp.asarray(rng.random(s.shape) < 0.7), scores)
@@ -119,36 +108,6 @@ def test_the_host_and_the_compiled_selection_agree_on_many_weights(ties):
         on_host, same = Global().keep_top_concrete(scores, mask, count)
         np.testing.assert_array_equal(join(compiled), join(on_host))
         assert threshold == same and threshold.dtype == same.dtype
-
-
-def is_shape(node):
-    return isinstance(node, tuple)
-
-
-@given(problems(), st.floats(0.05, 1.0))
-def test_count_is_exact_and_masks_only_shrink(problem, density):
-    scores, mask, _ = problem
-    count = Global().counts(split(mask), density)
-    assert count == round(density * 11)
-    new = join(keep_top(split(scores), split(mask), count)[0])
-    assert new.sum() == min(count, mask.sum())
-    assert not np.any(new & ~mask)
-
-
-@given(problems())
-def test_selecting_in_steps_is_selecting_at_once(problem):
-    scores, mask, count = problem
-    halfway, _ = keep_top(split(scores), split(mask), (11 + count) // 2)
-    twice, _ = keep_top(split(scores), halfway, count)
-    once, _ = keep_top(split(scores), split(mask), count)
-    np.testing.assert_array_equal(join(twice), join(once))
-
-
-def test_ties_go_by_position_across_leaves():
-    scores = {"a": jnp.ones(4), "b": jnp.ones((2, 2))}
-    new, _ = keep_top(scores, masks.create(scores, include="."), 6)
-    assert new["a"].tolist() == [True] * 4
-    assert new["b"].tolist() == [[True, True], [False, False]]
 
 
 def test_large_arrays_are_exact():
@@ -183,8 +142,8 @@ def test_a_low_density_empties_no_layer_and_no_filter(scope):
         name: jnp.arange(1.0, 1 + leaf.size).reshape(leaf.shape) for name, leaf in mask.items()
     }
     kept = scope.select(scores, mask, density=0.05)
-    small, large = {Layer(): (1, 32), Filter(): (3, 30)}[scope]
-    assert (int(kept["small"].sum()), int(kept["large"].sum())) == (small, large)
+    counts = (int(kept["small"].sum()), int(kept["large"].sum()))
+    assert counts == {Layer(): (1, 32), Filter(): (3, 30)}[scope]
 
 
 DENSE = {"a": jnp.ones(3, bool), "b": jnp.ones(2, bool)}
@@ -310,9 +269,9 @@ def test_whole_filters_are_output_channels_at_all_positions():
     assert np.all(np.asarray(new["conv"]) == [False, True, False, True])
 
 
-@pytest.mark.parametrize("scope", [Filter(), NofM(1, 4), Block(2, 2)], ids=str)
+@pytest.mark.parametrize("scope", [Global(), Filter(), NofM(1, 4), Block(2, 2)], ids=str)
 @given(layers(SMALL_NUMBERS))
-def test_selecting_in_steps_is_selecting_at_once_in_every_scope(scope, scores):
+def test_selecting_in_steps_is_selecting_at_once(scope, scores):
     dense = {name: np.ones(shape, bool) for name, shape in SHAPES.items()}
     half, quarter = (scope.counts(dense, d) for d in (0.5, 0.25))
     halfway, _ = keep_top(scores, dense, half, scope)
@@ -372,18 +331,12 @@ def test_what_a_scope_cannot_keep_is_an_error(scope, mask, density, match):
         scope.counts(mask, density)
 
 
-@pytest.mark.parametrize("scope", ["locally", (2, 4), None])
-def test_what_is_no_scope_is_an_error(scope):
-    with pytest.raises(ValueError, match=r"scope: got .* expected .*NofM"):
-        Scope.of(scope)
-
-
 def test_shorthands():
-    assert [Scope.of(name) for name in ("global", "layer", "filter")] == [
-        Global(),
-        Layer(),
-        Filter(),
-    ]
+    found = [Scope.of(name) for name in ("global", "layer", "filter")]
+    assert found == [Global(), Layer(), Filter()]
+    for scope in ("locally", (2, 4), None):
+        with pytest.raises(ValueError, match=r"scope: got .* expected .*NofM"):
+            Scope.of(scope)
 
 
 @pytest.mark.parametrize(
@@ -403,17 +356,10 @@ def test_impossible_scopes_cannot_be_made(make, match):
         make()
 
 
-def test_a_density_above_what_is_left_is_an_error():
-    mask = [jnp.arange(10) < 3]
-    with pytest.raises(ValueError, match="asks for 5 weights to be kept, but the mask has only 3"):
-        Global().select([jnp.ones(10)], mask, density=0.5)
-
-
 @pytest.mark.parametrize("scope", [Layer(), Filter(), NofM(2, 4)], ids=str)
 def test_a_group_with_too_few_weights_left_is_an_error(scope):
-    mask = ONES | {"dense": ONES["dense"].at[2 if scope == Layer() else 1 :, 2].set(False)}
-    if scope == Layer():
-        mask["dense"] = mask["dense"].at[2:].set(False)
+    lost = np.s_[2:] if scope == Layer() else np.s_[1:, 2]
+    mask = ONES | {"dense": ONES["dense"].at[lost].set(False)}
     scores = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
     with pytest.raises(ValueError, match=r"asks for \d+ .*only \d left in .*'dense'"):
         scope.select(scores, mask, density=0.5)

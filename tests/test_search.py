@@ -23,6 +23,7 @@ def problem(request):
 
 def test_every_round_keeps_exactly_its_share_of_the_last(problem):
     _, params, score = problem
+    given = jax.tree.map(np.array, params)
     schedule = schedules.exponential(0.1, rounds=4)
     seen = []
     mask, history = nts.prune(
@@ -35,6 +36,7 @@ def test_every_round_keeps_exactly_its_share_of_the_last(problem):
     assert masks.digest(seen[-1][1]) == masks.digest(mask)
     for (_, before), (_, after) in zip(seen, seen[1:], strict=False):
         assert not np.any(oracles.flat(after) & ~oracles.flat(before))
+    chex.assert_trees_all_equal(given, params)
 
 
 def test_reports_say_what_happened(problem):
@@ -82,13 +84,11 @@ def test_a_resumed_search_ends_as_the_undisturbed_one(problem):
     _, params, score = problem
     schedule = schedules.exponential(0.1, rounds=3)
     saved = {}
-    whole, history = nts.prune(
-        KEY,
-        params,
-        score,
-        schedule=schedule,
-        on_round=lambda info, mask: saved.update({info.round: mask}),
-    )
+
+    def save(info, mask):
+        saved[info.round] = mask
+
+    whole, history = nts.prune(KEY, params, score, schedule=schedule, on_round=save)
     for done in (1, 2, 3):
         resumed, rest = nts.prune(
             KEY, params, score, schedule=schedule, mask=saved[done], start_round=done
@@ -113,29 +113,24 @@ EVEN = {
 
 
 @pytest.mark.parametrize(
-    ("options", "kept"),
+    "scope",
     [
-        ({"scope": "layer"}, 160),
-        ({"scope": "filter"}, 160),
-        ({"scope": scopes.NofM(2, 4)}, 160),
-        ({"scope": scopes.Block(2, 2)}, 160),
-        ({"scope": scopes.Global(min_weights=20, min_channels=3)}, 160),
+        *("layer", "filter", scopes.NofM(2, 4), scopes.Block(2, 2)),
+        scopes.Global(min_weights=20, min_channels=3),
     ],
     ids=str,
 )
-def test_every_option_is_passed_on_by_the_driver_and_by_the_traced_search(options, kept):
-    schedule = [0.75, 0.5]
-    driven, history = nts.prune(KEY, EVEN, criteria.random(), schedule=schedule, **options)
-    traced, _ = jax.jit(
-        lambda key: nts.find_mask(key, EVEN, criteria.random(), schedule=schedule, **options)
-    )(KEY)
+def test_the_scope_is_that_of_every_round_in_the_driver_and_in_the_traced_search(scope):
+    options = {"schedule": [0.75, 0.5], "scope": scope}
+    driven, history = nts.prune(KEY, EVEN, criteria.random(), **options)
+    traced, _ = jax.jit(lambda key: nts.find_mask(key, EVEN, criteria.random(), **options))(KEY)
     assert masks.digest(traced) == masks.digest(driven)
-    assert [info.num_kept for info in history] == [240, kept]
+    assert [info.num_kept for info in history] == [240, 160]
 
     mask = masks.create(EVEN)
-    for t, d in enumerate(schedule):
+    for t, d in enumerate(options["schedule"]):
         scores, _ = criteria.random()(jax.random.fold_in(KEY, t), EVEN, mask, None)
-        mask = scopes.Scope.of(options["scope"]).select(scores, mask, density=d)
+        mask = scopes.Scope.of(scope).select(scores, mask, density=d)
     assert masks.digest(mask) == masks.digest(driven)
 
 
@@ -175,14 +170,11 @@ def test_regrowth_ranks_all_weights_again():
 
 
 def test_a_search_with_regrowth_can_be_resumed_and_start_from_fewer_weights():
-    params = {"kernel": jnp.ones(8)}
-    half = {"kernel": jnp.arange(8) < 4}
-    options = {"schedule": [0.75, 0.25], "regrow": True}
-    mask, _ = nts.prune(KEY, params, swinging, mask=half, **options)
-    assert mask["kernel"].tolist() == [False] * 4 + [True] * 2 + [False] * 2
-    after_one = {"kernel": jnp.arange(8) < 6}
-    resumed, _ = nts.prune(KEY, params, swinging, mask=after_one, start_round=1, **options)
-    assert masks.digest(resumed) == masks.digest(mask)
+    half, after_one = ({"kernel": jnp.arange(8) < kept} for kept in (4, 6))
+    for mask, start in ((half, 0), (after_one, 1)):
+        options = {"schedule": [0.75, 0.25], "mask": mask, "start_round": start, "regrow": True}
+        found, _ = nts.prune(KEY, {"kernel": jnp.ones(8)}, swinging, **options)
+        assert found["kernel"].tolist() == [False] * 4 + [True] * 2 + [False] * 2
 
 
 def test_regrowth_by_a_criterion_that_ignores_pruned_weights_is_an_error():
@@ -191,18 +183,12 @@ def test_regrowth_by_a_criterion_that_ignores_pruned_weights_is_an_error():
 
 
 def test_a_search_by_blocks_can_be_resumed():
-    block = scopes.Block(None, 1)
-    options = {"schedule": [0.6, 0.3], "scope": block}
-    saved = {}
-    whole, _ = nts.prune(
-        KEY,
-        EVEN,
-        criteria.random(),
-        on_round=lambda info, mask: saved.update({info.round: mask}),
-        **options,
-    )
+    options = {"schedule": [0.6, 0.3], "scope": scopes.Block(None, 1)}
+    saved = []
+    options["on_round"] = lambda info, mask: saved.append(mask)
+    whole, _ = nts.prune(KEY, EVEN, criteria.random(), **options)
     assert 0.3 * 320 - 36 < masks.num_kept(whole) <= 0.3 * 320
-    resumed, _ = nts.prune(KEY, EVEN, criteria.random(), mask=saved[1], start_round=1, **options)
+    resumed, _ = nts.prune(KEY, EVEN, criteria.random(), mask=saved[0], start_round=1, **options)
     assert masks.digest(resumed) == masks.digest(whole)
     with pytest.raises(ValueError, match="keeps 320 weights, but .* the schedule keeps 157 to 192"):
         nts.prune(KEY, EVEN, criteria.random(), mask=masks.create(EVEN), start_round=1, **options)
@@ -211,8 +197,7 @@ def test_a_search_by_blocks_can_be_resumed():
 @pytest.mark.parametrize("scope", ["filter", scopes.NofM(2, 4)], ids=str)
 def test_resuming_counts_the_weights_of_all_groups(scope):
     options = {"schedule": [0.75, 0.5], "scope": scope}
-    last, history = nts.prune(KEY, EVEN, criteria.magnitude(), **options)
-    assert [info.num_kept for info in history] == [240, 160]
+    last, _ = nts.prune(KEY, EVEN, criteria.magnitude(), **options)
     with pytest.raises(ValueError, match="keeps 160 weights, but .* the schedule keeps 240"):
         nts.prune(KEY, EVEN, criteria.magnitude(), mask=last, start_round=1, **options)
 
@@ -243,82 +228,58 @@ def test_a_mask_sparser_than_the_schedule_is_an_error():
         nts.prune(KEY, TINY, criteria.random(), schedule=[0.9], mask=mask, scope="layer")
 
 
-def test_the_driver_inside_jit_is_an_error():
+def test_calls_that_cannot_be_answered():
     with pytest.raises(TypeError, match="Use ntksap_jax.find_mask"):
         jax.jit(lambda: nts.prune(KEY, TINY, criteria.random(), schedule=[0.5])[0])()
-
-
-def test_params_are_left_alone(problem):
-    _, params, score = problem
-    before = jax.tree.map(np.array, params)
-    nts.prune(KEY, params, score, schedule=[0.5])
-    chex.assert_trees_all_equal(before, params)
+    options = {"schedule": [0.5, 0.3]}
+    for start in (-1, 3):
+        with pytest.raises(ValueError, match=f"start_round: got {start}"):
+            nts.prune(KEY, TINY, criteria.random(), start_round=start, **options)
+    with pytest.raises(ValueError, match="keeps 6 weights, but after round 1 the schedule keeps 3"):
+        nts.prune(KEY, TINY, criteria.random(), start_round=1, **options)
+    for find in (nts.prune, nts.find_mask):
+        for key in (0, jnp.zeros(3), jax.random.split(KEY)):
+            with pytest.raises(TypeError, match="expected one PRNG key"):
+                find(key, TINY, criteria.random(), **options)
 
 
 TINY = {"kernel": jnp.ones((2, 3))}
 
 
-@pytest.mark.parametrize("find", [nts.prune, nts.find_mask])
+OF_SHAPE = {"kernel": jnp.ones((3, 2), bool)}
+OF_FLOATS = {"kernel": jnp.ones((2, 3))}
+
+
 @pytest.mark.parametrize(
-    ("options", "error", "match"),
+    ("options", "match"),
     [
-        ({"schedule": [0.5, 1.2]}, ValueError, r"schedule: .*in \(0, 1\]"),
-        ({"schedule": [0.5, 0.6]}, ValueError, "never rise"),
-        ({"schedule": [0.9] * 7}, ValueError, "7 rounds for 6 prunable weights"),
-        ({"schedule": [0.05]}, ValueError, "rounds to none"),
-        ({"schedule": [0.5], "scope": "filters"}, ValueError, "scope: got 'filters'"),
+        ({"schedule": [0.5, 1.2]}, r"schedule: .*in \(0, 1\]"),
+        ({"schedule": [0.5, 0.6]}, "never rise"),
+        ({"schedule": [0.9] * 7}, "7 rounds for 6 prunable weights"),
+        ({"schedule": [0.05]}, "rounds to none"),
+        ({"schedule": [0.5], "scope": "filters"}, "scope: got 'filters'"),
         (
             {"schedule": [0.8, 0.6], "scope": scopes.NofM(1, 2)},
-            ValueError,
             r"schedule: ends at density 0.6, but scope NofM\(n=1, m=2\) keeps 1 of every 2",
         ),
-        ({"schedule": [0.4], "scope": scopes.NofM(1, 2)}, ValueError, "schedule: ends at"),
-        ({"schedule": [0.5], "scope": scopes.NofM(2, 4)}, ValueError, "'kernel', whose 2 in"),
-        ({"schedule": [0.5], "scope": scopes.Block(1, 2)}, ValueError, "'kernel', whose 3 out"),
-        (
-            {"schedule": [0.9, 0.5], "scope": scopes.Global(4)},
-            ValueError,
-            "may take 4 .* only 3 are",
-        ),
-        ({"density": 0.5, "schedule": [0.5]}, ValueError, "expected one of the two"),
-        ({}, ValueError, "density: got density=None and schedule=None"),
-        ({"density": 1.5}, ValueError, "density: got 1.5"),
-        (
-            {"schedule": [0.5], "mask": {"kernel": jnp.ones((3, 2), bool)}},
-            ValueError,
-            "'kernel' has",
-        ),
-        (
-            {"schedule": [0.5], "mask": {"kernel": jnp.ones((2, 3))}},
-            TypeError,
-            "'kernel' is float32",
-        ),
+        ({"schedule": [0.4], "scope": scopes.NofM(1, 2)}, "schedule: ends at"),
+        ({"schedule": [0.5], "scope": scopes.NofM(2, 4)}, "'kernel', whose 2 in"),
+        ({"schedule": [0.5], "scope": scopes.Block(1, 2)}, "'kernel', whose 3 out"),
+        ({"schedule": [0.9, 0.5], "scope": scopes.Global(4)}, "may take 4 .* only 3 are"),
+        ({"density": 0.5, "schedule": [0.5]}, "expected one of the two"),
+        ({}, "density: got density=None and schedule=None"),
+        ({"density": 1.5}, "density: got 1.5"),
+        ({"schedule": [0.5], "mask": OF_SHAPE}, "'kernel' has"),
+        ({"schedule": [0.5], "mask": OF_FLOATS}, "'kernel' is float32"),
     ],
 )
-def test_bad_arguments_raise_before_anything_is_scored(find, options, error, match):
+def test_bad_arguments_raise_before_anything_is_scored(options, match):
     def score(*_):
         raise AssertionError("scored")
 
-    with pytest.raises(error, match=match):
-        find(KEY, TINY, score, **options)
-
-
-@pytest.mark.parametrize("key", [0, jnp.zeros(3), jax.random.split(KEY)])
-@pytest.mark.parametrize("find", [nts.prune, nts.find_mask])
-def test_what_is_no_key_is_an_error(find, key):
-    with pytest.raises(TypeError, match="expected one PRNG key"):
-        find(key, TINY, criteria.random(), schedule=[0.5])
-
-
-@pytest.mark.parametrize("start_round", [-1, 3])
-def test_a_start_round_outside_the_schedule_is_an_error(start_round):
-    with pytest.raises(ValueError, match=f"start_round: got {start_round}"):
-        nts.prune(KEY, TINY, criteria.random(), schedule=[0.5, 0.3], start_round=start_round)
-
-
-def test_resuming_with_another_searchs_mask_is_an_error():
-    with pytest.raises(ValueError, match="keeps 6 weights, but after round 1 the schedule keeps 3"):
-        nts.prune(KEY, TINY, criteria.random(), schedule=[0.5, 0.3], start_round=1)
+    for find in (nts.prune, nts.find_mask):
+        with pytest.raises((ValueError, TypeError), match=match):
+            find(KEY, TINY, score, **options)
 
 
 def test_a_score_that_is_not_finite_names_round_and_leaf():
