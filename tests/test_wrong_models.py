@@ -59,7 +59,22 @@ class WithClasses(nn.Module):
         return x, x.argmax(-1)
 
 
+class SharedNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        norm = nn.BatchNorm(use_running_average=True)
+        return norm(2 * norm(x) + 1)
+
+
+class PaddedNorm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.BatchNorm(use_running_average=True)(x, mask=jnp.ones(x.shape, bool))
+
+
 LINEN = {
+    "norm twice": (SharedNorm(), ValueError, "'BatchNorm_0' is called twice"),
+    "padded": (PaddedNorm(), ValueError, "'BatchNorm_0' is given a mask"),
     "bound": (nn.Dense(2).bind({}), TypeError, "a bound module; pass the module itself"),
     "class": (nn.Dense, TypeError, "model: got the class Dense, expected a flax.linen module"),
     "nnx": (
@@ -277,18 +292,10 @@ NNX = {
         TypeError,
         r"make: got a model, Linear, expected a function.*lambda rngs.*nnx_params\(model\)",
     ),
-    "linen": (
-        nn.Dense(2),
-        TypeError,
-        r"make: got Dense, which is of.flax.linen.*jax.linen\(",
-    ),
+    "linen": (nn.Dense(2), TypeError, r"make: got Dense, which is of.flax.linen.*jax.linen\("),
     "equinox": (eqx.nn.Linear(3, 2, key=KEY), TypeError, "Linear, which is of equinox.*partition"),
     "no function": (3, TypeError, "make: got int, expected a function that makes a flax.nnx model"),
-    "returns linen": (
-        lambda rngs: nn.Dense(2),
-        TypeError,
-        "make: returned Dense.*jax.linen",
-    ),
+    "returns linen": (lambda rngs: nn.Dense(2), TypeError, "make: returned Dense.*jax.linen"),
     "arguments": (
         lambda: EXISTING,
         TypeError,
