@@ -33,7 +33,7 @@ def loss_of_mask(relaxed, apply):
     ],
 )
 def test_the_score_is_the_derivative_by_the_mask(make, statistics, apply):
-    """|∂L/∂m| at the mask, which is |θ ∂L/∂θ| where nothing is pruned. FORCE ranks pruned weights by it too."""
+    """|∂L/∂m| at the mask, which is |θ ∂L/∂θ| where nothing is pruned; for FORCE there too."""
     relaxed = masks.map_prunable(lambda m, p: m.astype(p.dtype), MASK, PARAMS)
     want = np.abs(oracles.flat(jax.grad(loss_of_mask)(relaxed, apply)))
     if make is not criteria.force:

@@ -33,30 +33,13 @@ class Counting(nn.Module):
         return nn.Dense(2)(x)
 
 
-class DroppingOut(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=True):
-        return nn.Dropout(0.5, deterministic=not train)(nn.Dense(2)(x))
-
-
 class OwnNoise(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(2)(x) + jax.random.normal(self.make_rng("dropout"), (2,))
 
 
-class WithState(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Dense(4)(x)
-        return x, {"mean": x.mean(0)}
-
-
-class WithClasses(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Dense(4)(x)
-        return x, x.argmax(-1)
+WITH_STATE = nn.Sequential([nn.Dense(4), lambda x: (x, {"mean": x.mean(0)})])
 
 
 class SharedNorm(nn.Module):
@@ -89,16 +72,20 @@ LINEN = {
     ),
     "function": (lambda x: x, TypeError, r"model: got function.*use ntksap_jax.plain\("),
     "state": (Counting(), ValueError, r"state in collection\(s\) count.*use ntksap_jax.plain"),
-    "dropout": (DroppingOut(), ValueError, r"mean evaluation.*train=False.*dropout"),
+    "dropout": (
+        nn.Sequential([nn.Dense(2), nn.Dropout(0.5, deterministic=False)]),
+        ValueError,
+        r"mean evaluation.*train=False.*dropout",
+    ),
     "make_rng": (OwnNoise(), ValueError, r"mean evaluation.*train=False.*dropout"),
     "outputs and state": (
-        WithState(),
+        WITH_STATE,
         ValueError,
         r"model: output '1/mean' of the 2 that it returns has shape \(4,\) for 2 examples.*as "
         "if it were a state.*Wrap the model",
     ),
     "outputs and classes": (
-        WithClasses(),
+        nn.Sequential([nn.Dense(4), lambda x: (x, x.argmax(-1))]),
         ValueError,
         r"output '1' of the 2.*int32.*Wrap the model",
     ),
@@ -215,72 +202,35 @@ class Twice(nnx.Module):
         return self.second(self.first(x))
 
 
-class Noisy(nnx.Module):
-    def __init__(self, rngs):
-        self.rngs = rngs
+class Custom(nnx.Module):
+    """A linear layer, another part, and a call that misuses it."""
+
+    def __init__(self, call, rngs, **parts):
         self.layer = nnx.Linear(3, 3, rngs=rngs)
+        self.call = call
+        for name, part in parts.items():
+            setattr(self, name, part)
 
     def __call__(self, x):
-        return self.layer(x) + jax.random.normal(self.rngs.noise(), (3,))
+        return self.call(self, x)
 
 
-class AlwaysDropping(nnx.Module):
-    def __init__(self, rngs):
-        self.layer = nnx.Linear(3, 3, rngs=rngs)
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
-
-    def __call__(self, x):
-        return self.dropout(self.layer(x), deterministic=False)
+def noisy(rngs):
+    return Custom(lambda m, x: x + jax.random.normal(m.rngs.noise(), (3,)), rngs, rngs=rngs)
 
 
-class Training(nnx.Module):
-    def __init__(self, rngs):
-        self.norm = nnx.BatchNorm(3, rngs=rngs)
-
-    def __call__(self, x, train=True):
-        return self.norm(x, use_running_average=not train)
+def always_dropping(rngs):
+    dropout = nnx.Dropout(0.5, rngs=rngs)
+    return Custom(lambda m, x: m.dropout(m.layer(x), deterministic=False), rngs, dropout=dropout)
 
 
-class SameNorm(nnx.Module):
-    def __init__(self, rngs):
-        self.norm = nnx.BatchNorm(3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.norm(2 * self.norm(x))
+def of_norm(call):
+    return lambda rngs: Custom(call, rngs, norm=nnx.BatchNorm(3, rngs=rngs))
 
 
-class Padded(nnx.Module):
-    def __init__(self, rngs):
-        self.norm = nnx.BatchNorm(3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.norm(x, mask=jnp.ones(x.shape, bool))
-
-
-class RandomTable(nnx.Module):
-    def __init__(self, rngs):
-        self.table = nnx.Variable(jax.random.normal(rngs(), (3,)))
-        self.layer = nnx.Linear(3, 3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.layer(x * self.table[...])
-
-
-class Bare(nnx.Module):
-    def __init__(self, rngs):
-        self.table = jnp.arange(3.0)
-
-    def __call__(self, x):
-        return x + self.table
-
-
-class Cached(nnx.Module):
-    def __init__(self, rngs):
-        self.layer = nnx.Linear(3, 3, rngs=rngs)
-
-    def __call__(self, x):
-        x = self.layer(x)
-        return x, {"mean": x.mean(0)}
+def random_table(rngs):
+    table = nnx.Variable(jax.random.normal(rngs(), (3,)))
+    return Custom(lambda m, x: m.layer(x * m.table[...]), rngs, table=table)
 
 
 EXISTING = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
@@ -308,13 +258,29 @@ NNX = {
         ValueError,
         "'first' and 'second' are one and the same.*ntksap_jax.plain",
     ),
-    "noise": (Noisy, ValueError, r"draws random numbers \('rngs/.*evaluation"),
-    "dropout": (AlwaysDropping, ValueError, r"draws random numbers \('dropout/.*evaluation"),
-    "training": (Training, ValueError, "BatchNorm 'norm' is in training mode.*train=False"),
-    "norm twice": (SameNorm, ValueError, "BatchNorm 'norm' is called twice"),
-    "padded": (Padded, ValueError, "BatchNorm 'norm' is given a mask"),
-    "random table": (RandomTable, ValueError, "'table' is random but no nnx.Param"),
-    "outputs and state": (Cached, ValueError, "output '1/mean' of the 2.*Wrap the model"),
+    "noise": (noisy, ValueError, r"draws random numbers \('rngs/.*evaluation"),
+    "dropout": (always_dropping, ValueError, r"draws random numbers \('dropout/.*evaluation"),
+    "training": (
+        of_norm(lambda m, x: m.norm(x, use_running_average=False)),
+        ValueError,
+        "BatchNorm 'norm' is in training mode.*train=False",
+    ),
+    "norm twice": (
+        of_norm(lambda m, x: m.norm(2 * m.norm(x))),
+        ValueError,
+        "BatchNorm 'norm' is called twice",
+    ),
+    "padded": (
+        of_norm(lambda m, x: m.norm(x, mask=jnp.ones(x.shape, bool))),
+        ValueError,
+        "BatchNorm 'norm' is given a mask",
+    ),
+    "random table": (random_table, ValueError, "'table' is random but no nnx.Param"),
+    "outputs and state": (
+        lambda rngs: Custom(lambda m, x: (x, {"mean": x.mean(0)}), rngs),
+        ValueError,
+        "output '1/mean' of the 2.*Wrap the model",
+    ),
     "input size": (
         lambda rngs: nnx.Linear(7, 2, rngs=rngs),
         ValueError,
@@ -322,7 +288,11 @@ NNX = {
     ),
 }
 if hasattr(nnx, "List"):  # Flax before 0.12 keeps arrays that are no Variables, and so do we.
-    NNX["bare array"] = (Bare, ValueError, "model: 'table' is a bare array.*nnx.Variable")
+    NNX["bare array"] = (
+        lambda rngs: Custom(lambda m, x: x + m.table, rngs, table=jnp.arange(3.0)),
+        ValueError,
+        "model: 'table' is a bare array.*nnx.Variable",
+    )
 
 
 @pytest.mark.parametrize(("make", "kind", "message"), NNX.values(), ids=NNX.keys())
@@ -340,7 +310,7 @@ def test_unbiased_statistics_of_one_value():
 def test_no_program_is_compiled_for_an_error():
     with oracles.count_compilations() as compiled:
         with pytest.raises(ValueError, match="state"):
-            nts.linen(WithState(), SHAPE)
+            nts.linen(WITH_STATE, SHAPE)
         with pytest.raises(ValueError, match="loss"):
             nts.plain(init, lambda params, x: apply(params, x).sum(), SHAPE)
     assert compiled == []
