@@ -55,7 +55,7 @@ def test_reports_say_what_happened(problem):
 def test_same_key_same_mask_under_the_callers_jit(problem):
     """The same search, traced whole by the caller as a function of key and params."""
     _, params, score = problem
-    schedule = schedules.exponential(0.2, rounds=3)
+    schedule = schedules.exponential(0.2, rounds=2)
     driven, history = nts.prune(KEY, params, score, schedule=schedule)
     again, _ = nts.prune(KEY, params, score, schedule=schedule)
     assert masks.digest(again) == masks.digest(driven)
