@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import ntksap_jax as nts
@@ -31,7 +31,6 @@ def effective_by_matrix_products(kernels):
     ]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.02, 0.1, 0.2, 0.4]))
 def test_effective_mask_of_a_stack(seed, density):
     mask = oracles.random_mask(jax.random.key(seed), MLP_PARAMS, density=density)

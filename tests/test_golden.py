@@ -13,32 +13,32 @@ from ntksap_jax import criteria, masks, ntk, scopes
 from ntksap_jax.criteria.ntk_sap import trace_and_gradient
 
 keep_top = jax.jit(scopes.Global().keep_top)
+make = functools.cache(lambda criterion: getattr(criteria, criterion)(golden.network()))
 each_file = pytest.mark.parametrize("name", golden.FILES)
+
+
+@functools.partial(jax.jit, static_argnames="unbiased")
+def gradient(theta, mask, inputs, probe, *, unbiased):
+    def estimate(fn, weights):
+        return ntk.difference_norm(fn, weights, probe, sigma=golden.SIGMA)
+
+    network = golden.network()
+    return trace_and_gradient(network, theta, mask, inputs, estimate=estimate, unbiased=unbiased)[1]
 
 
 @functools.cache
 def ntk_sap_scores(name, *, unbiased=True, dtype=jnp.float32):
     """The authors' score from their own draws, by our criterion's inner function."""
-    recorded, network = golden.load(name), golden.network()
+    recorded = golden.load(name)
     mask = golden.mask(recorded)
-
-    @jax.jit
-    def gradient(theta, mask, inputs, probe):
-        def estimate(fn, weights):
-            return ntk.difference_norm(fn, weights, probe, sigma=golden.SIGMA)
-
-        return trace_and_gradient(
-            network, theta, mask, inputs, estimate=estimate, unbiased=unbiased
-        )[1]
-
     total = jax.tree.map(lambda m: jnp.zeros(m.shape, dtype), mask)
     for draw in range(golden.NUM_DRAWS):
         theta = golden.params(recorded, f"draw/{draw}/theta")
         probe = golden.per_kernel(recorded, f"draw/{draw}/noise")
         inputs = golden.images(recorded[f"draw/{draw}/input"])
         theta, probe, inputs = jax.tree.map(lambda x: x.astype(dtype), (theta, probe, inputs))
-
-        total = jax.tree.map(jnp.add, total, gradient(theta, mask, inputs, probe))
+        of_draw = gradient(theta, mask, inputs, probe, unbiased=unbiased)
+        total = jax.tree.map(jnp.add, total, of_draw)
     # The authors sum squared differences without dividing by σ².
     return masks.map_prunable(lambda m, g: jnp.abs(g) * m * golden.SIGMA**2, mask, total)
 
@@ -113,8 +113,7 @@ def test_other_scores_agree_with_the_authors(name, criterion, tolerance):
     recorded = golden.load(name)
     params, mask = golden.params(recorded, "init"), golden.mask(recorded)
     batch = (golden.images(recorded["data/x"]), jnp.asarray(recorded["data/y"]))
-    make = getattr(criteria, criterion)
-    scores, _ = make(golden.network())(jax.random.key(0), params, mask, batch)
+    scores, _ = make(criterion)(jax.random.key(0), params, mask, batch)
     theirs = flat(golden.per_kernel(recorded, f"score/{criterion}")) * flat(mask)
     ours, theirs = (s / np.linalg.norm(s) for s in (flat(scores), theirs))
     assert np.linalg.norm(ours - theirs) <= tolerance
