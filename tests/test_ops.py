@@ -40,20 +40,16 @@ def geometries(draw):
 
 def sum_over_taps(inputs, kernel, geometry):
     """The definition, in float64: one tap of the kernel after the other."""
-    (top, bottom), (left, right) = geometry.padding
-    padded = np.pad(inputs, [(0, 0), (top, bottom), (left, right), (0, 0)])
-    batch, channels = len(inputs), kernel.shape[2]
-    features = kernel.shape[3] // geometry.groups
-    outputs = np.zeros((batch, *geometry.output_size, kernel.shape[3]))
-    for n, p, q, group in itertools.product(
-        range(batch), *map(range, geometry.output_size), range(geometry.groups)
-    ):
-        for a, b in itertools.product(*map(range, geometry.kernel_size)):
-            row = p * geometry.strides[0] + a * geometry.dilation[0]
-            column = q * geometry.strides[1] + b * geometry.dilation[1]
-            pixel = padded[n, row, column, group * channels : (group + 1) * channels]
-            own = slice(group * features, (group + 1) * features)
-            outputs[n, p, q, own] += pixel @ kernel[a, b, :, own]
+    padded = np.pad(inputs, [(0, 0), *geometry.padding, (0, 0)])
+    channels, features = kernel.shape[2], kernel.shape[3] // geometry.groups
+    (rows, columns), (down, right) = geometry.output_size, geometry.strides
+    outputs = np.zeros((len(inputs), rows, columns, kernel.shape[3]))
+    for a, b, group in itertools.product(*map(range, geometry.kernel_size), range(geometry.groups)):
+        shifted = padded[:, a * geometry.dilation[0] :, b * geometry.dilation[1] :]
+        pixels = shifted[:, : rows * down : down, : columns * right : right]
+        seen = slice(group * channels, (group + 1) * channels)
+        own = slice(group * features, (group + 1) * features)
+        outputs[..., own] += pixels[..., seen] @ kernel[a, b, :, own]
     return outputs
 
 
