@@ -205,7 +205,7 @@ class Twice(nnx.Module):
 class Custom(nnx.Module):
     """A linear layer, another part, and a call that misuses it."""
 
-    def __init__(self, call, rngs, **parts):
+    def __init__(self, call, rngs, parts):
         self.layer = nnx.Linear(3, 3, rngs=rngs)
         self.call = call
         for name, part in parts.items():
@@ -215,22 +215,13 @@ class Custom(nnx.Module):
         return self.call(self, x)
 
 
-def noisy(rngs):
-    return Custom(lambda m, x: x + jax.random.normal(m.rngs.noise(), (3,)), rngs, rngs=rngs)
+def custom(call, **parts):
+    """Returns what makes such a model, with parts that are functions of `rngs`."""
+    return lambda rngs: Custom(call, rngs, {name: part(rngs) for name, part in parts.items()})
 
 
-def always_dropping(rngs):
-    dropout = nnx.Dropout(0.5, rngs=rngs)
-    return Custom(lambda m, x: m.dropout(m.layer(x), deterministic=False), rngs, dropout=dropout)
-
-
-def of_norm(call):
-    return lambda rngs: Custom(call, rngs, norm=nnx.BatchNorm(3, rngs=rngs))
-
-
-def random_table(rngs):
-    table = nnx.Variable(jax.random.normal(rngs(), (3,)))
-    return Custom(lambda m, x: m.layer(x * m.table[...]), rngs, table=table)
+def norm(rngs):
+    return nnx.BatchNorm(3, rngs=rngs)
 
 
 EXISTING = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
@@ -258,26 +249,44 @@ NNX = {
         ValueError,
         "'first' and 'second' are one and the same.*ntksap_jax.plain",
     ),
-    "noise": (noisy, ValueError, r"draws random numbers \('rngs/.*evaluation"),
-    "dropout": (always_dropping, ValueError, r"draws random numbers \('dropout/.*evaluation"),
+    "noise": (
+        custom(lambda m, x: x + jax.random.normal(m.rngs.noise(), (3,)), rngs=lambda rngs: rngs),
+        ValueError,
+        r"draws random numbers \('rngs/.*evaluation",
+    ),
+    "dropout": (
+        custom(
+            lambda m, x: m.dropout(x, deterministic=False),
+            dropout=lambda rngs: nnx.Dropout(0.5, rngs=rngs),
+        ),
+        ValueError,
+        r"draws random numbers \('dropout/.*evaluation",
+    ),
     "training": (
-        of_norm(lambda m, x: m.norm(x, use_running_average=False)),
+        custom(lambda m, x: m.norm(x, use_running_average=False), norm=norm),
         ValueError,
         "BatchNorm 'norm' is in training mode.*train=False",
     ),
     "norm twice": (
-        of_norm(lambda m, x: m.norm(2 * m.norm(x))),
+        custom(lambda m, x: m.norm(2 * m.norm(x)), norm=norm),
         ValueError,
         "BatchNorm 'norm' is called twice",
     ),
     "padded": (
-        of_norm(lambda m, x: m.norm(x, mask=jnp.ones(x.shape, bool))),
+        custom(lambda m, x: m.norm(x, mask=jnp.ones(x.shape, bool)), norm=norm),
         ValueError,
         "BatchNorm 'norm' is given a mask",
     ),
-    "random table": (random_table, ValueError, "'table' is random but no nnx.Param"),
+    "random table": (
+        custom(
+            lambda m, x: m.layer(x * m.table[...]),
+            table=lambda rngs: nnx.Variable(jax.random.normal(rngs(), (3,))),
+        ),
+        ValueError,
+        "'table' is random but no nnx.Param",
+    ),
     "outputs and state": (
-        lambda rngs: Custom(lambda m, x: (x, {"mean": x.mean(0)}), rngs),
+        custom(lambda m, x: (x, {"mean": x.mean(0)})),
         ValueError,
         "output '1/mean' of the 2.*Wrap the model",
     ),
@@ -289,7 +298,7 @@ NNX = {
 }
 if hasattr(nnx, "List"):  # Flax before 0.12 keeps arrays that are no Variables, and so do we.
     NNX["bare array"] = (
-        lambda rngs: Custom(lambda m, x: x + m.table, rngs, table=jnp.arange(3.0)),
+        custom(lambda m, x: x + m.table, table=lambda rngs: jnp.arange(3.0)),
         ValueError,
         "model: 'table' is a bare array.*nnx.Variable",
     )
