@@ -39,16 +39,20 @@ def test_derivatives_of_any_order_and_vmap(shape):
 
         return f
 
-    ours = through(ops.channel_sum, ops.channel_broadcast)
-    theirs = through(plain, jnp.broadcast_to)
-    for transform in (
-        jax.grad,
-        lambda f: lambda x: jax.jvp(jax.grad(f), (x,), (y,))[1],
-        lambda f: jax.grad(lambda x: jax.jvp(f, (x,), (y,))[1]),
-        lambda f: lambda x: jax.vmap(jax.grad(f))(jnp.stack([x, y])),
-        lambda f: lambda x: jax.vmap(f, in_axes=-1)(jnp.stack([x, y], axis=-1)),
-    ):
-        found, expected = (jax.jit(transform(f))(x) for f in (ours, theirs))
+    def derivatives(f):
+        return jax.jit(
+            lambda x: (
+                jax.grad(f)(x),
+                jax.jvp(jax.grad(f), (x,), (y,))[1],
+                jax.grad(lambda x: jax.jvp(f, (x,), (y,))[1])(x),
+                jax.vmap(jax.grad(f))(jnp.stack([x, y])),
+                jax.vmap(f, in_axes=-1)(jnp.stack([x, y], axis=-1)),
+            )
+        )
+
+    ours = derivatives(through(ops.channel_sum, ops.channel_broadcast))(x)
+    theirs = derivatives(through(plain, jnp.broadcast_to))(x)
+    for found, expected in zip(ours, theirs, strict=True):
         scale = 1 + float(jnp.max(jnp.abs(expected)))
         np.testing.assert_allclose(found / scale, expected / scale, atol=1e-6)
 

@@ -190,6 +190,7 @@ def test_vmap_agrees_with_one_after_the_other(axes):
         for a, axis in zip((x, w), axes, strict=True)
     )
 
+    @jax.jit
     def gradients(x, w):
         return jax.grad(lambda x, w: jnp.sum(jnp.sin(ops.conv2d(x, w))), (0, 1))(x, w)
 
