@@ -130,32 +130,27 @@ def test_nnx_computes_and_differentiates_as_linen_does(same):
 # -- Normalisation without batch statistics ------------------------------------------------------
 
 
-class NormsNnx(nnx.Module):
-    def __init__(self, rngs):
-        self.conv = nnx.Conv(2, 4, (3, 3), rngs=rngs)
-        self.norm = nnx.LayerNorm(4, rngs=rngs)
-        self.head = nnx.Linear(4, 3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.head(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+def pooled(x):
+    return x.mean((1, 2))
 
 
-class NormsLinen(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(3)(nn.relu(nn.GroupNorm(2)(nn.Conv(4, (3, 3))(x))).mean((1, 2)))
+def linen_group_norm():
+    layers = [nn.Conv(4, (3, 3)), nn.GroupNorm(2), nn.relu, pooled, nn.Dense(3)]
+    return nts.linen(nn.Sequential(layers), (6, 6, 2))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(functools.partial(nts.linen, NormsLinen()), id="linen GroupNorm"),
-        pytest.param(functools.partial(nts.nnx, lambda rngs: NormsNnx(rngs)), id="nnx LayerNorm"),
-    ],
-)
+def nnx_layer_norm():
+    def make(rngs):
+        conv, head = nnx.Conv(2, 4, (3, 3), rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        return nnx.Sequential(conv, nnx.LayerNorm(4, rngs=rngs), nnx.relu, pooled, head)
+
+    return nts.nnx(make, (6, 6, 2))
+
+
+@pytest.mark.parametrize("make", [linen_group_norm, nnx_layer_norm])
 def test_normalisation_without_batch_statistics(make):
     """Every example is by itself, all kernels are scored, and nothing else is."""
-    network = make((6, 6, 2))
+    network = make()
     params = network.init(KEY)
     mask = masks.create(params)
     assert sorted(path.split("/")[-1] for path in masks.leaf_paths(mask)) == ["kernel", "kernel"]
