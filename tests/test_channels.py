@@ -1,5 +1,7 @@
 """Channels found by tracing: which filters go together, which must stay and why."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,11 @@ def net(call):
     return Net()
 
 
+@functools.cache
+def stream():
+    return trace(models.ResNet((1, 2), 4, 5), (8, 8, 3), train=False)
+
+
 # -- The library's families ----------------------------------------------------------------------
 
 
@@ -51,9 +58,9 @@ def test_mlp():
 
 
 def test_vgg_pairs_each_convolution_with_its_normalisation():
-    channels = trace(models.vgg16_bn(width=2), (16, 16, 3), train=False)
-    assert removable(channels) == [f"conv_{index}/kernel" for index in range(13)]
-    for index in range(13):
+    channels = trace(models.VGG((2, "M", 3, 4)), (4, 4, 3), train=False)
+    assert removable(channels) == [f"conv_{index}/kernel" for index in range(3)]
+    for index in range(3):
         layer = channels.layers[f"conv_{index}/kernel"]
         assert (layer.scale, layer.shift) == (f"bn_{index}/scale", f"bn_{index}/bias")
         assert (layer.mean, layer.var) == (f"bn_{index}/mean", f"bn_{index}/var")
@@ -72,18 +79,17 @@ def test_option_a_keeps_the_residual_stream():
 
 
 def test_projections_make_streams_of_tied_layers():
-    channels = trace(models.ResNet((1, 2), 4, 5), (8, 8, 3), train=False)
-    assert groups(channels) == [
+    assert groups(stream()) == [
         ("conv/kernel", "block_0/conv2/kernel"),
         ("block_0/conv1/kernel",),
         ("block_1/conv1/kernel",),
         ("block_1/conv2/kernel", "block_1/shortcut_conv/kernel", "block_2/conv2/kernel"),
         ("block_2/conv1/kernel",),
     ]
-    for group in groups(channels):
-        numbers = [filter_channels(channels, path) for path in group]
+    for group in groups(stream()):
+        numbers = [filter_channels(stream(), path) for path in group]
         assert all(np.array_equal(one, numbers[0]) for one in numbers)
-    shortcut = channels.layers["block_1/shortcut_conv/kernel"]
+    shortcut = stream().layers["block_1/shortcut_conv/kernel"]
     assert shortcut.scale == "block_1/shortcut_bn/scale"
 
 
@@ -159,8 +165,8 @@ def test_what_is_not_followed_must_stay_and_is_named(between, operation):
 @pytest.mark.parametrize(
     "between",
     [
-        *(nn.relu, nn.gelu, nn.silu, nn.tanh, nn.elu, nn.leaky_relu, nn.relu6, nn.hard_swish),
-        *(nn.celu, nn.selu, nn.soft_sign, jnp.sin, jnp.abs, jnp.square, lambda x: x),
+        *(nn.relu, nn.gelu, nn.silu, nn.tanh, nn.leaky_relu, nn.hard_swish, nn.celu, nn.soft_sign),
+        *(jnp.sin, jnp.square),
         lambda x: nn.PReLU()(x),
         lambda x: nn.Dropout(0.5, deterministic=True)(x),
         lambda x: x * nn.sigmoid(x) + 3 * x**3,
@@ -269,10 +275,6 @@ def test_a_single_filter_stays():
 
 
 # -- Keep ----------------------------------------------------------------------------------------
-
-
-def stream():
-    return trace(models.ResNet((1, 2), 4, 5), (8, 8, 3), train=False)
 
 
 def test_expand_follows_ties():
