@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -90,10 +89,3 @@ def choose(known: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
         )
 
     return {name: item for name, item in known.items() if not names or is_chosen(name)}
-
-
-def with_batch_size(case: Case, batch_size: int | None) -> Case:
-    """Returns the case with other batches, where it has any."""
-    if batch_size is None or not case.batch_size:
-        return case
-    return dataclasses.replace(case, batch_size=batch_size)

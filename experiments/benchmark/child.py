@@ -7,8 +7,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import Any
 
 Answer = Callable[[Any], Any]
 """`answer(order)`, what a child does with an order."""
@@ -18,18 +17,10 @@ class ChildLost(Exception):
     """A child process failed or ended; the message says which, and how."""
 
 
-class Child(NamedTuple):
-    """A running child; `title` names it in messages."""
-
-    title: str
-    process: BaseProcess
-    connection: Connection
-
-
 @contextlib.contextmanager
 def start(
     title: str, prepare: Callable[..., tuple[Any, Answer]], *arguments: Any
-) -> Generator[Child]:
+) -> Generator[Answer]:
     """Starts a child, and ends it in the end.
 
     Args:
@@ -37,6 +28,10 @@ def start(
         prepare: `prepare(*arguments) -> (first answer, answer)`, a function of a module, which the
             child imports.
         arguments: are pickled, as are all answers.
+
+    Yields:
+        `ask(order)`, which sends an order, unless it is None, and waits for the answer: without an
+        order, for the first. It raises `ChildLost` if the child failed, or ended instead.
     """
     # Not fork: JAX's threads do not survive it.
     context = multiprocessing.get_context("spawn")
@@ -44,30 +39,25 @@ def start(
     process = context.Process(target=_serve, args=(theirs, prepare, arguments), daemon=True)
     process.start()
     theirs.close()
+
+    def ask(order: Any) -> Any:
+        try:
+            if order is not None:
+                connection.send(order)
+            failure, answer = connection.recv()
+        except (EOFError, ConnectionError):
+            process.join()
+            raise ChildLost(f"{title} {_describe_end(process.exitcode or 0)}") from None
+        if failure:
+            raise ChildLost(f"{title} failed: {failure}")
+        return answer
+
     try:
-        yield Child(title, process, connection)
+        yield ask
     finally:
         connection.close()
         process.terminate()
         process.join()
-
-
-def ask(child: Child, order: Any = None) -> Any:
-    """Sends an order, unless it is None, and waits for the answer: without one, for the first.
-
-    Raises:
-        ChildLost: the child failed, or ended instead.
-    """
-    try:
-        if order is not None:
-            child.connection.send(order)
-        failure, answer = child.connection.recv()
-    except (EOFError, ConnectionError):
-        child.process.join()
-        raise ChildLost(f"{child.title} {_describe_end(child.process.exitcode or 0)}") from None
-    if failure:
-        raise ChildLost(f"{child.title} failed: {failure}")
-    return answer
 
 
 def _describe_end(code: int) -> str:

@@ -6,13 +6,12 @@ import functools
 import importlib.metadata
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import ntksap_jax as nts
 from experiments.benchmark import nominal_flops
@@ -24,23 +23,18 @@ from experiments.benchmark.types import (
     STEP,
     Case,
     Prepared,
+    Steps,
 )
 from experiments.cifar import choices, factories
 from experiments.cifar.config import SearchConfig, TrainingConfig
 from experiments.training import steps as training
 from ntksap_jax import criteria, masks, ntk, ops, schedules, scopes
-from ntksap_jax.types import Network, Params, ScoreFn
-
-ESTIMATORS: dict[str, ntk.Estimator] = {
-    "finite_difference": ntk.finite_difference,
-    "jvp": ntk.jvp,
-    "vjp": ntk.vjp,
-}
+from ntksap_jax.types import Batch, Mask, Network, Params, ScoreFn
 
 
 def prepare(case: Case) -> Prepared:
     """Makes the network and the functions to time."""
-    makers: dict[str, Callable[[Case], Prepared]] = {
+    makers: dict[str, Callable[[Case], Steps]] = {
         "sample": _sample,
         "round": _round,
         "search": _search,
@@ -49,7 +43,27 @@ def prepare(case: Case) -> Prepared:
         "criterion": _criterion,
         "convolution": _convolution,
     }
-    return makers[case.kind](case)
+    packages = ("jax", "jaxlib", "flax", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    flops = nominal_flops.count(case)
+    clock = compile_clock()
+    return Prepared(makers[case.kind](case), versions, flops, clock)
+
+
+def compile_clock() -> Callable[[], float]:
+    """Returns a function that says how many seconds JAX has spent on compilation from now on."""
+    spans: list[tuple[float, float]] = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            end = time.perf_counter()
+            start = end - duration_secs
+            while spans and spans[-1][1] > start:  # Part of this one, as a trace within a trace.
+                start = min(start, spans.pop()[0])
+            spans.append((start, end))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return lambda: sum(end - start for start, end in spans)
 
 
 def matmul() -> Callable[[], Any]:
@@ -59,86 +73,71 @@ def matmul() -> Callable[[], Any]:
     return lambda: product(left, right).block_until_ready()
 
 
-def _prepared(
-    case: Case, steps: Mapping[str, Callable[[], Any]], compile_seconds: float = 0.0
-) -> Prepared:
-    packages = ("jax", "jaxlib", "flax", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return Prepared(steps, versions, nominal_flops.count(case), compile_seconds)
-
-
 # -- Scores --------------------------------------------------------------------------------------
 
 
-def _sample(case: Case) -> Prepared:
+def _sample(case: Case) -> Steps:
     network = _network(case)
-    params, compile_seconds = _draw(network)
-    mask, score, keys = masks.create(params), _ntk_sap(network, case), _keys()
-
-    def step() -> None:
-        jax.block_until_ready(score(next(keys), params, mask, None))
-
-    return _prepared(case, {STEP: step}, compile_seconds)
+    return _scoring(network, _ntk_sap(network, case), batch=None)
 
 
-def _round(case: Case) -> Prepared:
+def _criterion(case: Case) -> Steps:
     network = _network(case)
-    params, compile_seconds = _draw(network)
-    score, keys = _ntk_sap(network, case), _keys()
+    config = SearchConfig(criterion=case.criterion, noise_batch_size=case.batch_size)
+    batch = _images_and_labels(case) if factories.needs_data(config) else None
+    return _scoring(network, factories.make_score(network, config), batch=batch)
+
+
+def _scoring(network: Network, score: ScoreFn, *, batch: Batch) -> Steps:
+    params, keys = network.init(jax.random.key(0)), _keys()
+    mask = masks.create(params)
+    return {STEP: lambda: jax.block_until_ready(score(next(keys), params, mask, batch))}
+
+
+def _round(case: Case) -> Steps:
+    network = _network(case)
+    params, keys = network.init(jax.random.key(0)), _keys()
     schedule = schedules.exponential(DENSITY, rounds=SEARCH_ROUNDS)[:1]
-
-    def step() -> None:
-        mask, _ = nts.prune(next(keys), params, score, schedule=schedule)
-        jax.block_until_ready(masks.apply(mask, params))
-
-    return _prepared(case, {STEP: step}, compile_seconds)
+    score = _ntk_sap(network, case)
+    return {STEP: lambda: _prune(next(keys), params, score, schedule)}
 
 
-def _search(case: Case) -> Prepared:
+def _search(case: Case) -> Steps:
     """The weights are drawn within the time: that too is compiled by whoever runs a search."""
     network = _network(case)
     score, keys = _ntk_sap(network, case), _keys()
     schedule = schedules.exponential(DENSITY, rounds=case.num_rounds)
+    scored: list[Any] = []
 
-    def step() -> None:
-        params = network.init(next(keys))
-        mask, _ = nts.prune(next(keys), params, score, schedule=schedule)
-        jax.block_until_ready(masks.apply(mask, params))
+    def recording_score(*arguments: Any) -> Any:
+        scored.append(score(*arguments))
+        return scored[-1]
 
-    return _prepared(case, {STEP: step})
+    def search() -> None:
+        scored.clear()
+        _prune(next(keys), network.init(next(keys)), recording_score, schedule)
+
+    def search_without_scoring() -> None:
+        """The same rounds once more, all compiled, with the scores of the first time."""
+        again = iter(scored)
+        _prune(next(keys), network.init(next(keys)), lambda *_: next(again), schedule)
+
+    return {STEP: search, "neither compiling nor scoring": search_without_scoring}
 
 
-def _criterion(case: Case) -> Prepared:
-    network = _network(case)
-    params, compile_seconds = _draw(network)
-    config = SearchConfig(criterion=case.criterion, noise_batch_size=case.batch_size)
-    mask, score, keys = masks.create(params), factories.make_score(network, config), _keys()
-    batch = _images_and_labels(case) if factories.needs_data(config) else None
-
-    def step() -> None:
-        jax.block_until_ready(score(next(keys), params, mask, batch))
-
-    return _prepared(case, {STEP: step}, compile_seconds)
+def _prune(key: jax.Array, params: Params, score: ScoreFn, schedule: np.ndarray) -> None:
+    mask, _ = nts.prune(key, params, score, schedule=schedule)
+    jax.block_until_ready(masks.apply(mask, params))
 
 
 def _network(case: Case) -> Network:
     return nts.linen(choices.MODELS[case.model](), case.input_shape, train=False)
 
 
-def _draw(network: Network) -> tuple[Params, float]:
-    """Draws weights; says how long the function that draws them took to compile."""
-    seconds = []
-    for _ in range(2):
-        started = time.perf_counter()
-        params = jax.block_until_ready(network.init(jax.random.key(0)))
-        seconds.append(time.perf_counter() - started)
-    return params, seconds[0] - seconds[1]
-
-
 def _ntk_sap(network: Network, case: Case) -> ScoreFn:
     return criteria.ntk_sap(
         network,
-        estimator=ESTIMATORS[case.estimator],
+        estimator=getattr(ntk, case.estimator),
         num_samples=case.num_samples,
         batch_size=case.batch_size,
     )
@@ -152,7 +151,7 @@ def _keys() -> Iterator[jax.Array]:
 # -- Selection -----------------------------------------------------------------------------------
 
 
-def _selection(case: Case) -> Prepared:
+def _selection(case: Case) -> Steps:
     random = np.random.default_rng(0)
     scores = {
         f"layer_{index}": jnp.asarray(random.random(size, np.float32))
@@ -163,76 +162,37 @@ def _selection(case: Case) -> Prepared:
     counts = scope.counts(mask, DENSITY)
     under_jit = jax.jit(scope.keep_top)
 
-    return _prepared(
-        case,
-        {
-            STEP: lambda: jax.block_until_ready(scope.select(scores, mask, density=DENSITY)),
-            "under jit": lambda: jax.block_until_ready(under_jit(scores, mask, counts)),
-        },
-    )
+    return {
+        STEP: lambda: jax.block_until_ready(scope.select(scores, mask, density=DENSITY)),
+        "under jit": lambda: jax.block_until_ready(under_jit(scores, mask, counts)),
+    }
 
 
 # -- Training ------------------------------------------------------------------------------------
 
 
-def _train(case: Case) -> Prepared:
-    dense = _dense_training(case)
-    steps = {STEP: _masked_training(case), "dense": dense} if case.masked else {STEP: dense}
-    return _prepared(case, steps)
-
-
-def _masked_training(case: Case) -> Callable[[], None]:
-    """The step that `experiments.cifar` takes, without augmentation."""
-    model, variables, optimizer = _model_and_optimizer(case)
-    params = variables["params"]
-    mask, _ = nts.prune(jax.random.key(1), params, criteria.random(), schedule=[DENSITY])
-    state = training.init_state(variables, optimizer, mask)
+def _train(case: Case) -> Steps:
+    """The step that `experiments.cifar` takes, without augmentation; without a mask it is dense."""
+    model = choices.MODELS[case.model]()
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *case.input_shape)))
+    optimizer = training.make_optimizer(TrainingConfig(), steps_per_epoch=390)
     train_step = training.make_train_step(model, optimizer, lambda key, images: images)
     key, (images, labels) = jax.random.key(2), _images_and_labels(case)
 
-    def step() -> None:
-        nonlocal state
-        state, metrics = jax.block_until_ready(train_step(key, state, images, labels))
+    def under(mask: Mask | None) -> Callable[[], None]:
+        state = training.init_state(variables, optimizer, mask)
 
-    return step
+        def step() -> None:
+            nonlocal state
+            state, _ = jax.block_until_ready(train_step(key, state, images, labels))
 
+        return step
 
-def _dense_training(case: Case) -> Callable[[], None]:
-    """The same step where nothing knows of masks."""
-    model, variables, optimizer = _model_and_optimizer(case)
-    state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
-    images, labels = _images_and_labels(case)
-
-    @jax.jit
-    def train_step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
-        params, batch_stats, opt_state = state
-
-        def loss_fn(params: Any) -> Any:
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return jnp.mean(losses), (logits, updated["batch_stats"])
-
-        (loss, (logits, new_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        num_correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
-        return (optax.apply_updates(params, updates), new_stats, opt_state), (loss, num_correct)
-
-    def step() -> None:
-        nonlocal state
-        state, metrics = jax.block_until_ready(train_step(state, images, labels))
-
-    return step
-
-
-def _model_and_optimizer(case: Case) -> tuple[Any, Any, optax.GradientTransformation]:
-    model = choices.MODELS[case.model]()
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *case.input_shape)))
-    return model, variables, training.make_optimizer(TrainingConfig(), steps_per_epoch=390)
+    if not case.masked:
+        return {STEP: under(None)}
+    params = variables["params"]
+    mask, _ = nts.prune(jax.random.key(1), params, criteria.random(), schedule=[DENSITY])
+    return {STEP: under(mask), "dense": under(None)}
 
 
 def _images_and_labels(case: Case) -> tuple[jax.Array, jax.Array]:
@@ -243,7 +203,7 @@ def _images_and_labels(case: Case) -> tuple[jax.Array, jax.Array]:
 # -- Convolutions --------------------------------------------------------------------------------
 
 
-def _convolution(case: Case) -> Prepared:
+def _convolution(case: Case) -> Steps:
     """As many channels out as in, so that the images are as good as a cotangent."""
     *_, channels = case.input_shape
     images, _ = _images_and_labels(case)
@@ -255,7 +215,7 @@ def _convolution(case: Case) -> Prepared:
 
     sums = convolution_sums()
     alone = {name: functools.partial(call, each) for name, each in sums.items()}
-    return _prepared(case, {STEP: functools.partial(call, *sums.values()), **alone})
+    return {STEP: functools.partial(call, *sums.values()), **alone}
 
 
 def convolution_sums() -> dict[str, Callable[..., jax.Array]]:

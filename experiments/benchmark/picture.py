@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import matplotlib
@@ -40,7 +41,7 @@ def _ratios(axes: Axes, summaries: Sequence[Summary]) -> None:
     for place, summary in enumerate(summaries):
         if summary.ratio is None:
             continue
-        median, low, high = summary.ratio
+        median, low, high = dataclasses.astuple(summary.ratio)
         axes.plot([low, high], [place, place], color=OURS_COLOUR, linewidth=2.5, alpha=0.5)
         axes.plot([median], [place], "o", color=OURS_COLOUR, markersize=6)
         axes.annotate(

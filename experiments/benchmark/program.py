@@ -19,8 +19,8 @@ memory and communication. It takes minutes for each program.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -41,11 +41,10 @@ from experiments.benchmark import (
     results,
     shrunk_latency,
     timing,
-    tpu_programs,
 )
 from experiments.benchmark.child import ChildLost
 from experiments.benchmark.results import Table
-from experiments.benchmark.types import OURS, Case, Measurement
+from experiments.benchmark.types import OURS, Case
 from experiments.shell import command_line, exits
 from experiments.shell.console import open_console, show_plan, show_table, track
 from experiments.shell.errors import UserError
@@ -97,13 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exits.in_one_line(PROG, arguments):
         options = command_line.read(Options, arguments, prog=PROG, about=__doc__)
         if options.aot is not None:
-            tpu_programs.check_topology(options.aot)
-        known: dict[str, Any] = tpu_programs.PROGRAMS if options.aot else {**cases.CASES, **TABLES}
+            aot.check_topology(options.aot)
+        known: dict[str, Any] = aot.PROGRAMS if options.aot else {**cases.CASES, **TABLES}
         chosen = cases.choose(known, options.case)
         if options.list:
             print("\n".join(chosen))
             if not options.aot and not options.case:
-                print("\n".join(f"--aot TOPOLOGY --case {name}" for name in tpu_programs.PROGRAMS))
+                print("\n".join(f"--aot TOPOLOGY --case {name}" for name in aot.PROGRAMS))
             return 0
         check(options, chosen)
         run = compile_for_tpu if options.aot else time_cases
@@ -137,66 +136,60 @@ def check(options: Options, chosen: dict[str, Any]) -> None:
         raise UserError("--picture: these cases have no ratio and no rate that could be drawn")
 
 
-def compile_for_tpu(
-    options: Options, chosen: dict[str, tpu_programs.Program], console: Console
-) -> int:
+def compile_for_tpu(options: Options, chosen: dict[str, aot.Program], console: Console) -> int:
     """Compiles for a TPU, shows and writes; returns 0, or 1 if a program failed."""
     topology = options.aot or ""
-    costs: dict[str, tpu_programs.Cost] = {}
-    with track(console, "Compiling", total=len(chosen), unit="program") as tracker:
-        for name, program in chosen.items():
-            try:
-                costs[name] = aot.ask(topology, program)
-            except ChildLost as lost:
-                print(f"error: {name}: {lost}", file=sys.stderr)
-            else:
-                tracker.line(f"{name}: compiled in {costs[name].compile_seconds:.0f} s")
-                programs = {name: cost._asdict() for name, cost in costs.items()}
-                content = {"topology": topology, "programs": programs}
-                _write(options.json, json.dumps(content, indent=1) + "\n")
-            tracker.advance()
+    costs: dict[str, aot.Cost] = {}
+
+    def compile_one(name: str, program: aot.Program) -> str:
+        costs[name] = aot.ask(topology, program)
+        content = {"topology": topology, "programs": costs}
+        _write(options.json, results.to_json(content))
+        return f"{name}: compiled in {costs[name].compile_seconds:.0f} s"
+
+    status = run_all(console, chosen, compile_one, description="Compiling", unit="program")
     if costs:
         _show(console, [aot.table(topology, costs)])
         _write(options.markdown, results.markdown([aot.table(topology, costs)]))
-    return 0 if len(costs) == len(chosen) else 1
+    return status
 
 
 def time_cases(options: Options, chosen: dict[str, Any], console: Console) -> int:
     """Measures, shows and writes; returns 0, or 1 if a case failed."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     versions = {"python": platform.python_version()}
-    setting: dict[str, Any] = {
+    setting = {
         "versions": versions,
         "cores": cores,
         "processor": processor(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "repeats": options.repeats,
     }
-    measured: list[Measurement] = []
+    measured: list[dict[str, Any]] = []
     summaries: list[results.Summary] = []
     tables: list[Table] = []
-    with track(console, "Timing", total=len(chosen), unit="case") as tracker:
-        for name, case in chosen.items():
-            try:
-                if isinstance(case, Case):
-                    case = cases.with_batch_size(case, options.batch_size)
-                    sides = [OURS, *(() if options.without_torch else case.layouts)]
-                    times = timing.measure(case, sides, repeats=options.repeats, cores=cores)
-                    for side in times.sides.values():
-                        versions |= side.ready.versions
-                    measured.append(times)
-                    summaries += results.summarise(times)
-                    tracker.line(describe(results.summarise(times)[0]))
-                else:
-                    tables.append(case())
-            except ChildLost as lost:
-                print(f"error: {name}: {lost}", file=sys.stderr)
-            else:
-                _write(options.json, results.to_json(measured, tables, setting))
-            tracker.advance()
 
+    def time_one(name: str, case: Any) -> str:
+        if isinstance(case, Case):
+            if options.batch_size and case.batch_size:
+                case = dataclasses.replace(case, batch_size=options.batch_size)
+            sides = [OURS, *(() if options.without_torch else case.layouts)]
+            times = timing.measure(case, sides, repeats=options.repeats, cores=cores)
+            for side in times.sides.values():
+                versions.update(side.ready.versions)
+            said = results.summarise(times)
+            measured.append({"case": case, "sides": times.sides, "summaries": said})
+            summaries.extend(said)
+            line = describe(said[0])
+        else:
+            tables.append(case())
+            line = f"{name}: done"
+        content = {"setting": setting, "cases": measured, "tables": tables}
+        _write(options.json, results.to_json(content))
+        return line
+
+    status = run_all(console, chosen, time_one, description="Timing", unit="case")
     about = []
     if summaries:
         tables = [*results.tables(summaries), *tables]
@@ -208,14 +201,35 @@ def time_cases(options: Options, chosen: dict[str, Any], console: Console) -> in
             ("machine", machine),
             ("rounds", str(options.repeats)),
         ]
-    if options.picture and summaries:
-        figure = picture.draw(summaries, f"Time and rate of a step on {machine}")
-        figure.savefig(options.picture, dpi=130)
+        if options.picture:
+            figure = picture.draw(summaries, f"Time and rate of a step on {machine}")
+            figure.savefig(options.picture, dpi=130)
     _show(console, tables)
     if about:
         show_plan(console, "Measured with", about)
     _write(options.markdown, results.markdown(tables, [": ".join(pair) for pair in about]))
-    return 0 if len(measured) == sum(isinstance(case, Case) for case in chosen.values()) else 1
+    return status
+
+
+def run_all(
+    console: Console,
+    chosen: dict[str, Any],
+    run: Callable[[str, Any], str],
+    *,
+    description: str,
+    unit: str,
+) -> int:
+    """Runs one after the other, with progress; returns 0, or 1 if the process of one was lost."""
+    status = 0
+    with track(console, description, total=len(chosen), unit=unit) as tracker:
+        for name, item in chosen.items():
+            try:
+                tracker.line(run(name, item))
+            except ChildLost as lost:
+                status = 1
+                print(f"error: {name}: {lost}", file=sys.stderr)
+            tracker.advance()
+    return status
 
 
 def _show(console: Console, tables: Sequence[Table]) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
 from experiments.benchmark import types
 from experiments.benchmark.types import MATMUL, MATMUL_SIZE, OURS, STEP, Measurement
 
-NONE = "–"
+T = TypeVar("T")
 
 
-class Quartiles(NamedTuple):
+@dataclass(frozen=True)
+class Quartiles:
     """A median and the quartiles around it."""
 
     median: float
@@ -24,7 +26,8 @@ class Quartiles(NamedTuple):
     high: float
 
 
-class Side(NamedTuple):
+@dataclass(frozen=True)
+class Side:
     """One side of a case.
 
     Attributes:
@@ -32,46 +35,43 @@ class Side(NamedTuple):
         seconds: of a step.
         gflops: nominal 10^9 operations a second; None where none are counted.
         of_peak: that, as a fraction of the matrix product's.
-        memory: MiB that the process held before the first step, where that is known.
+        memory: MiB that the process held before the first step; NaN if not on Linux, as the others.
         memory_more: MiB that it held more at its peak, compilation included.
-        memory_warm: MiB that it held more at its peak once all was compiled.
+        memory_warm: MiB that it held more at its peak once all was compiled; None where compilation
+            is part of the time.
     """
 
     name: str
     seconds: Quartiles
     gflops: float | None
     of_peak: float | None
-    memory: float | None
-    memory_more: float | None
+    memory: float
+    memory_more: float
     memory_warm: float | None
 
 
-class Summary(NamedTuple):
+@dataclass(frozen=True)
+class Summary:
     """What is said of a step of a case.
 
     Attributes:
-        case: name of the case.
+        name: of the case, and of the step if that is not `STEP`; what the row of a table is called.
         step: `STEP`, or the name of something that was timed beside it.
         ours: our side.
         torch: PyTorch's in the layout that was faster; None without PyTorch.
         ratio: our time over its time, round by round; None without PyTorch. Where PyTorch's side
             has no such step, over the time of its `STEP`.
         peak: GFLOP/s of the matrix product: the better side's median; None where not taken.
-        compile_seconds: ours; None where compilation is part of the time.
+        compile_seconds: that our side spent on compilation, what came before the step included.
     """
 
-    case: str
+    name: str
     step: str
     ours: Side
     torch: Side | None
     ratio: Quartiles | None
     peak: float | None
-    compile_seconds: float | None
-
-    @property
-    def name(self) -> str:
-        """What the row of a table is called."""
-        return self.case if self.step == STEP else f"{self.case}, {self.step}"
+    compile_seconds: float
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
@@ -107,64 +107,68 @@ def summarise(measurement: Measurement) -> list[Summary]:
 
 
 def _summarise(measurement: Measurement, step: str, peak: float | None) -> Summary:
-    sides = measurement.sides
-    ours = sides[OURS]
+    ours = measurement.sides[OURS]
     described = {
-        name: _side(name, side, step, ours.ready.flops, peak) for name, side in sides.items()
+        name: _side(name, side, step, ours.ready.flops, peak)
+        for name, side in measurement.sides.items()
     }
     torch = min(
         (side for name, side in described.items() if name != OURS),
         key=lambda side: side.seconds.median,
         default=None,
     )
-    compile_seconds = None
-    if ours.warm_up is not None:
-        more = ours.warm_up.seconds[step] - described[OURS].seconds.median
-        compile_seconds = ours.ready.compile_seconds + max(0.0, more)
+    against = None
+    if torch is not None:
+        against = ratio(ours.seconds(step), measurement.sides[torch.name].seconds(step))
+    compiling = [taken.compile_seconds[step] for taken in (*ours.warm_up, *ours.rounds)]
     return Summary(
-        case=measurement.case.name,
+        name=measurement.case.name if step == STEP else f"{measurement.case.name}, {step}",
         step=step,
         ours=described[OURS],
         torch=torch,
-        ratio=None if torch is None else ratio(ours.seconds(step), sides[torch.name].seconds(step)),
+        ratio=against,
         peak=peak,
-        compile_seconds=compile_seconds,
+        compile_seconds=ours.ready.compile_seconds + sum(compiling),
     )
 
 
 def _side(name: str, side: types.Side, step: str, flops: float | None, peak: float | None) -> Side:
+    def more(rounds: Sequence[types.Round]) -> float:
+        peaks = [taken.memory_peak for taken in rounds]
+        return float(np.maximum(0, np.max(peaks) - side.ready.memory))  # NaN if one of them is.
+
     seconds = quartiles(side.seconds(step))
     gflops = None if flops is None or step != STEP else flops / seconds.median / 1e9
-    warm = _more(side, side.rounds)
-    cold = _more(side, [side.warm_up]) if side.warm_up else warm
     return Side(
         name=name,
         seconds=seconds,
         gflops=gflops,
         of_peak=None if gflops is None or peak is None else gflops / peak,
         memory=side.ready.memory,
-        memory_more=None if cold is None or warm is None else max(cold, warm),
-        memory_warm=warm if side.warm_up else None,
+        memory_more=more([*side.warm_up, *side.rounds]),
+        memory_warm=more(side.rounds) if side.warm_up else None,
     )
-
-
-def _more(side: types.Side, rounds: Sequence[types.Round]) -> float | None:
-    """Returns the MiB that a side held more than before its first step."""
-    before, peaks = side.ready.memory, [measured.memory_peak for measured in rounds]
-    known = [peak for peak in peaks if peak is not None]
-    return max(0.0, max(known) - before) if known and before is not None else None
 
 
 # -- Tables --------------------------------------------------------------------------------------
 
 
-class Table(NamedTuple):
+@dataclass(frozen=True)
+class Table:
     """A table, its first column text and its others numbers; the legend is below it."""
 
     title: str
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
     legend: str
+
+
+def make_table(
+    title: str, columns: Mapping[str, Callable[[T], str]], items: Iterable[T], legend: str
+) -> Table:
+    """Makes a table with a row for each item; `columns` maps a heading to what stands below it."""
+    rows = [tuple(show(item) for show in columns.values()) for item in items]
+    return Table(title, tuple(columns), rows, legend)
 
 
 def number(value: float) -> str:
@@ -192,59 +196,51 @@ def interval(values: Quartiles) -> str:
 
 def tables(summaries: Sequence[Summary]) -> list[Table]:
     """Makes the tables of times, and of compilation and memory."""
-    header = (
-        "case",
-        "ours, ms",
-        "PyTorch, ms",
-        "ours / PyTorch",
-        "GFLOP/s",
-        "of peak",
-        "PyTorch's",
-    )
-    times = Table(
-        "Times",
-        header,
-        [_times(summary) for summary in summaries],
-        "Medians; in brackets the quartiles of the ratio over the rounds. PyTorch in the faster of "
-        "its layouts: N is NCHW, C channels last. GFLOP/s are ours, nominal: the same operations "
-        "for both sides. Peak is a float32 matrix product in the same rounds.",
-    )
-    resources = Table(
-        "Compilation and memory",
-        ("case", "compile, s", "memory, MiB", "once compiled", "PyTorch's"),
-        [_resources(summary) for summary in summaries if summary.step == STEP],
-        "Memory: what the process held before the first step, and what it held more at its peak, "
-        "compilation included. Once compiled: the peak of the rounds after the first.",
-    )
-    return [times, resources]
+    percent = "{:.0%}".format
+    times: dict[str, Callable[[Summary], str]] = {
+        "case": lambda s: s.name,
+        "ours, ms": lambda s: number(1e3 * s.ours.seconds.median),
+        "PyTorch, ms": lambda s: _cell(
+            s.torch, lambda side: f"{number(1e3 * side.seconds.median)} {side.name[0].upper()}"
+        ),
+        "ours / PyTorch": lambda s: _cell(s.ratio, interval),
+        "GFLOP/s": lambda s: _cell(s.ours.gflops, number),
+        "of peak": lambda s: _cell(s.ours.of_peak, percent),
+        "PyTorch's": lambda s: _cell(s.torch and s.torch.of_peak, percent),
+    }
+    resources: dict[str, Callable[[Summary], str]] = {
+        "case": lambda s: s.name,
+        "compile, s": lambda s: f"{s.compile_seconds:.1f}",
+        "memory, MiB": lambda s: _memory(s.ours),
+        "once compiled": lambda s: _cell(s.ours.memory_warm, "+ {:.0f}".format),
+        "PyTorch's": lambda s: _cell(s.torch, _memory),
+    }
+    return [
+        make_table(
+            "Times",
+            times,
+            summaries,
+            "Medians; in brackets the quartiles of the ratio over the rounds. PyTorch in the "
+            "faster of its layouts: N is NCHW, C channels last. GFLOP/s are ours, nominal: the "
+            "same operations for both sides. Peak is a float32 matrix product in the same rounds.",
+        ),
+        make_table(
+            "Compilation and memory",
+            resources,
+            [summary for summary in summaries if summary.step == STEP],
+            "Compilation is ours, with that of what prepares the step. Memory: what the process "
+            "held before the first step, and what it held more at its peak, compilation included. "
+            "Once compiled: the peak of the rounds after the first.",
+        ),
+    ]
 
 
-def _times(summary: Summary) -> tuple[str, ...]:
-    ours, torch = summary.ours, summary.torch
-    return (
-        summary.name,
-        number(1e3 * ours.seconds.median),
-        NONE if torch is None else f"{number(1e3 * torch.seconds.median)} {torch.name[0].upper()}",
-        NONE if summary.ratio is None else interval(summary.ratio),
-        NONE if ours.gflops is None else number(ours.gflops),
-        NONE if ours.of_peak is None else f"{ours.of_peak:.0%}",
-        NONE if torch is None or torch.of_peak is None else f"{torch.of_peak:.0%}",
-    )
-
-
-def _resources(summary: Summary) -> tuple[str, ...]:
-    ours, torch = summary.ours, summary.torch
-    return (
-        summary.name,
-        NONE if summary.compile_seconds is None else f"{summary.compile_seconds:.1f}",
-        _memory(ours),
-        NONE if ours.memory_warm is None else f"+ {ours.memory_warm:.0f}",
-        NONE if torch is None else _memory(torch),
-    )
+def _cell(value: T | None, show: Callable[[T], str]) -> str:
+    return "–" if value is None else show(value)
 
 
 def _memory(side: Side) -> str:
-    return NONE if side.memory is None else f"{side.memory:.0f} + {side.memory_more:.0f}"
+    return f"{side.memory:.0f} + {side.memory_more:.0f}"
 
 
 def peak_text(summaries: Sequence[Summary]) -> str:
@@ -266,28 +262,6 @@ def markdown(shown: Sequence[Table], items: Sequence[str] = ()) -> str:
     return "\n".join([*lines, *(f" - {item}" for item in items), ""])
 
 
-def to_json(
-    measurements: Sequence[Measurement],
-    other_tables: Sequence[Table],
-    setting: Mapping[str, Any],
-) -> str:
-    """Returns all that was measured, raw times included, and what was made of it."""
-    cases = [
-        {
-            "case": dataclasses.asdict(measured.case),
-            "sides": measured.sides,
-            "summaries": summarise(measured),
-        }
-        for measured in measurements
-    ]
-    content = {"setting": setting, "cases": cases, "tables": other_tables}
-    return json.dumps(_plain(content), indent=1) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Turns named tuples into dictionaries, at any depth."""
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return list(map(_plain, value)) if isinstance(value, list | tuple) else value
+def to_json(content: Mapping[str, Any]) -> str:
+    """Returns what was measured, in which there may be dataclasses, as JSON."""
+    return json.dumps(content, indent=1, default=dataclasses.asdict) + "\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
+import math
 import os
 import re
 import time
@@ -42,20 +44,18 @@ def measure(case: Case, sides: Sequence[str], *, repeats: int, cores: int) -> Me
         ChildLost: a process failed or ended.
     """
     with contextlib.ExitStack() as stack:
-        children = {
+        asks = {
             side: stack.enter_context(child.start(title(side), serve, side, case, cores))
             for side in sides
         }
-        ready = {side: child.ask(process) for side, process in children.items()}
-        warm = {
-            side: child.ask(process, WARM_UP) for side, process in children.items() if case.warm_up
-        }
-        rounds: dict[str, list[Round]] = {side: [] for side in sides}
+        measured = {side: Side(ask(None), [], []) for side, ask in asks.items()}
+        if case.warm_up:
+            for side, ask in asks.items():
+                measured[side].warm_up.append(ask(WARM_UP))
         for number in range(min(repeats, case.max_repeats or repeats)):
             first = number % len(sides)
             for side in (*sides[first:], *sides[:first]):
-                rounds[side].append(child.ask(children[side], TIME))
-    measured = {side: Side(ready[side], warm.get(side), rounds[side]) for side in sides}
+                measured[side].rounds.append(asks[side](TIME))
     return Measurement(case, measured)
 
 
@@ -71,15 +71,16 @@ def serve(side: str, case: Case, cores: int) -> tuple[Ready, child.Answer]:
     os.environ["JAX_PLATFORMS"] = "cpu"
     prepared = prepare(side, case, cores)
     give_back()
-    ready = Ready(prepared.versions, prepared.flops, prepared.compile_seconds, memory(HELD))
+    ready = Ready(prepared.versions, prepared.flops, prepared.compile_seconds(), memory(HELD))
 
     def take(order: str) -> Round:
-        seconds = {}
+        seconds, compile_seconds = {}, {}
         for name, step in prepared.steps.items():
-            started = time.perf_counter()
+            started, compiled = time.perf_counter(), prepared.compile_seconds()
             step()
             seconds[name] = time.perf_counter() - started
-        measured = Round(seconds, memory(PEAK))
+            compile_seconds[name] = prepared.compile_seconds() - compiled
+        measured = Round(seconds, compile_seconds, memory(PEAK))
         if order == WARM_UP:
             reset_peak()
         return measured
@@ -101,7 +102,7 @@ def prepare(side: str, case: Case, cores: int) -> Prepared:
         return prepared
     product = matmul()
     product()
-    return prepared._replace(steps={**prepared.steps, MATMUL: product})
+    return dataclasses.replace(prepared, steps={**prepared.steps, MATMUL: product})
 
 
 # -- Memory ----------------------------------------------------------------------------------------
@@ -110,18 +111,15 @@ HELD, PEAK = "VmRSS", "VmHWM"
 """What the process holds, and what it held at most."""
 
 
-def memory(what: str) -> float | None:
-    """Returns MiB of this process; None where the system is not Linux.
+def memory(what: str) -> float:
+    """Returns MiB of this process; NaN where the system is not Linux.
 
     Not `ru_maxrss`, which starts at what the *parent* held when it started the process.
     """
     path = Path("/proc/self/status")
-    match = (
-        re.search(rf"^{what}:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
-        if path.exists()
-        else None
-    )
-    return int(match[1]) / 1024 if match else None
+    status = path.read_text() if path.exists() else ""
+    match = re.search(rf"^{what}:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(match[1]) / 1024 if match else math.nan
 
 
 def give_back() -> None:

@@ -76,51 +76,33 @@ def draw_weights(model: nn.Module) -> None:
         nn.init.zeros_(norm.bias)
 
 
-class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut."""
+class Block(nn.Module):
+    """Convolutions, the last without activation, and a shortcut.
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    Args:
+        in_channels: of the images.
+        convolutions: of each channels out, size and stride.
+    """
+
+    def __init__(self, in_channels: int, *convolutions: tuple[int, int, int]) -> None:
         super().__init__()
-        self.conv1 = MaskedConv2d(in_channels, channels, 3, stride=stride)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = MaskedConv2d(channels, channels, 3)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.projects = stride != 1 or in_channels != channels
+        channels, total_stride = in_channels, 1
+        for index, (features, size, stride) in enumerate(convolutions, start=1):
+            self.add_module(f"conv{index}", MaskedConv2d(channels, features, size, stride=stride))
+            self.add_module(f"bn{index}", nn.BatchNorm2d(features))
+            channels, total_stride = features, total_stride * stride
+        self.depth = len(convolutions)
+        self.projects = total_stride != 1 or in_channels != channels
         if self.projects:
-            self.shortcut_conv = MaskedConv2d(in_channels, channels, 1, stride=stride)
+            self.shortcut_conv = MaskedConv2d(in_channels, channels, 1, stride=total_stride)
             self.shortcut_bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images (N, C, H, W) to images."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        if self.projects:
-            x = self.shortcut_bn(self.shortcut_conv(x))
-        return F.relu(y + x)
-
-
-class Bottleneck(nn.Module):
-    """1×1, 3×3 (with the stride) and 1×1 convolutions and a shortcut."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        out_channels = 4 * channels
-        self.conv1 = MaskedConv2d(in_channels, channels, 1)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = MaskedConv2d(channels, channels, 3, stride=stride)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = MaskedConv2d(channels, out_channels, 1)
-        self.bn3 = nn.BatchNorm2d(out_channels)
-        self.projects = stride != 1 or in_channels != out_channels
-        if self.projects:
-            self.shortcut_conv = MaskedConv2d(in_channels, out_channels, 1, stride=stride)
-            self.shortcut_bn = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps images (N, C, H, W) to images."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
+        y = x
+        for index in range(1, self.depth + 1):
+            y = self.get_submodule(f"bn{index}")(self.get_submodule(f"conv{index}")(y))
+            y = F.relu(y) if index < self.depth else y
         if self.projects:
             x = self.shortcut_bn(self.shortcut_conv(x))
         return F.relu(y + x)
@@ -145,8 +127,9 @@ def cifar_resnet(
     for stage, number in enumerate(blocks):
         for position in range(number):
             stride = 2 if stage > 0 and position == 0 else 1
-            layers[f"block_{index}"] = BasicBlock(channels, width * 2**stage, stride)
-            channels, index = width * 2**stage, index + 1
+            features = width * 2**stage
+            layers[f"block_{index}"] = Block(channels, (features, 3, stride), (features, 3, 1))
+            channels, index = features, index + 1
     layers.update(pool=GlobalAveragePool(), fc=MaskedLinear(channels, num_classes))
     return nn.Sequential(layers)
 
@@ -179,7 +162,9 @@ def resnet50(num_classes: int = 1000) -> nn.Sequential:
     for stage, number in enumerate((3, 4, 6, 3), start=1):
         for index in range(number):
             features, stride = 32 * 2**stage, 2 if stage > 1 and index == 0 else 1
-            layers[f"stage_{stage}_block_{index}"] = Bottleneck(channels, features, stride)
+            layers[f"stage_{stage}_block_{index}"] = Block(
+                channels, (features, 1, 1), (features, 3, stride), (4 * features, 1, 1)
+            )
             channels = 4 * features
     layers.update(pool=GlobalAveragePool(), fc=MaskedLinear(channels, num_classes))
     return nn.Sequential(layers)

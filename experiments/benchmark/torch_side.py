@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from experiments.benchmark.types import (
     STEP,
     Case,
     Prepared,
+    Steps,
 )
 
 MEMORY_FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -34,7 +35,7 @@ def prepare(case: Case, *, layout: str, cores: int) -> Prepared:
     """Makes the network and the functions to time; `layout` is a key of `MEMORY_FORMATS`."""
     torch.set_num_threads(cores)
     torch.manual_seed(0)
-    makers: dict[str, Callable[[Case, str], Prepared]] = {
+    makers: dict[str, Callable[[Case, str], Steps]] = {
         "sample": _sample,
         "round": _round,
         "search": _search,
@@ -42,7 +43,8 @@ def prepare(case: Case, *, layout: str, cores: int) -> Prepared:
         "train": _train,
         "convolution": _convolution,
     }
-    return makers[case.kind](case, layout)
+    versions = {"torch": importlib.metadata.version("torch")}
+    return Prepared(makers[case.kind](case, layout), versions)
 
 
 def matmul() -> Callable[[], Any]:
@@ -51,14 +53,10 @@ def matmul() -> Callable[[], Any]:
     return lambda: left @ right
 
 
-def _prepared(steps: Mapping[str, Callable[[], Any]]) -> Prepared:
-    return Prepared(steps, {"torch": importlib.metadata.version("torch")})
-
-
 # -- Scores --------------------------------------------------------------------------------------
 
 
-def _sample(case: Case, layout: str) -> Prepared:
+def _sample(case: Case, layout: str) -> Steps:
     model = _model(case, layout)
     estimate = torch_steps.make_estimate(case.estimator, model)
 
@@ -66,10 +64,10 @@ def _sample(case: Case, layout: str) -> Prepared:
         torch_steps.add_sample(model, _noise(case, layout), estimate)
         torch_steps.take_scores(model)
 
-    return _prepared({STEP: step})
+    return {STEP: step}
 
 
-def _round(case: Case, layout: str) -> Prepared:
+def _round(case: Case, layout: str) -> Steps:
     model = _model(case, layout)
     estimate = torch_steps.make_estimate(case.estimator, model)
 
@@ -78,17 +76,17 @@ def _round(case: Case, layout: str) -> Prepared:
             nn.init.ones_(layer.mask)
         _prune(case, layout, model, estimate, DENSITY ** (1 / SEARCH_ROUNDS))
 
-    return _prepared({STEP: step})
+    return {STEP: step}
 
 
-def _search(case: Case, layout: str) -> Prepared:
+def _search(case: Case, layout: str) -> Steps:
     def step() -> None:
         model = _model(case, layout)
         estimate = torch_steps.make_estimate(case.estimator, model)
         for number in range(1, case.num_rounds + 1):
             _prune(case, layout, model, estimate, DENSITY ** (number / case.num_rounds))
 
-    return _prepared({STEP: step})
+    return {STEP: step}
 
 
 def _prune(
@@ -114,17 +112,17 @@ def _noise(case: Case, layout: str) -> Tensor:
 # -- Selection -----------------------------------------------------------------------------------
 
 
-def _selection(case: Case, layout: str) -> Prepared:
+def _selection(case: Case, layout: str) -> Steps:
     del layout
     scores = [torch.rand(size) for size in case.leaf_sizes]
     num_kept = round(DENSITY * case.num_scores)
-    return _prepared({STEP: functools.partial(torch_steps.select, scores, num_kept)})
+    return {STEP: functools.partial(torch_steps.select, scores, num_kept)}
 
 
 # -- Training ------------------------------------------------------------------------------------
 
 
-def _train(case: Case, layout: str) -> Prepared:
+def _train(case: Case, layout: str) -> Steps:
     model = MODELS[case.model]()
     draw_weights(model)
     with torch.no_grad():
@@ -143,13 +141,13 @@ def _train(case: Case, layout: str) -> Prepared:
         optimizer.step()
         return loss.item(), int((logits.argmax(dim=1) == labels).sum())
 
-    return _prepared({STEP: step})
+    return {STEP: step}
 
 
 # -- Convolutions --------------------------------------------------------------------------------
 
 
-def _convolution(case: Case, layout: str) -> Prepared:
+def _convolution(case: Case, layout: str) -> Steps:
     *_, channels = case.input_shape
     images, kernel = _noise(case, layout), torch.randn(channels, channels, 3, 3)
     kernel = kernel.contiguous(memory_format=MEMORY_FORMATS[layout])
@@ -160,4 +158,4 @@ def _convolution(case: Case, layout: str) -> Prepared:
 
     sums = torch_steps.CONVOLUTION_SUMS
     alone = {name: functools.partial(call, each) for name, each in sums.items()}
-    return _prepared({STEP: functools.partial(call, *sums.values()), **alone})
+    return {STEP: functools.partial(call, *sums.values()), **alone}

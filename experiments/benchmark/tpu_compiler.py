@@ -18,9 +18,8 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import ntksap_jax as nts
-from experiments.benchmark.ours import ESTIMATORS
-from experiments.benchmark.tpu_programs import Cost, Program
-from ntksap_jax import criteria, masks, models
+from experiments.benchmark.aot import Cost, Program
+from ntksap_jax import criteria, masks, models, ntk
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.types import Network
 
@@ -42,7 +41,10 @@ def cost(topology: str, program: Program) -> Cost:
     model = models.cifar_resnet(program.depth, width=program.width)
     network = nts.linen(model, INPUT_SHAPE)
     function, arguments = traced(program, network, mesh)
-    placed = [place(argument, mesh) for argument in arguments]
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    placed = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), arguments
+    )
 
     started = time.perf_counter()
     compiled: Any = jax.jit(function).lower(*placed).compile()
@@ -60,11 +62,9 @@ def cost(topology: str, program: Program) -> Cost:
         bytes_accessed=counted["bytes accessed"],
         temporary_bytes=compiled.memory_analysis().temp_size_in_bytes,
         largest_array_bytes=max(map(num_bytes, re.findall(r"\b[a-z]+\d+\[[\d,]*\]", text))),
-        num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
-        num_outputs=outputs.size,
+        jacobian_bytes=4 * outputs.size * sum(leaf.size for leaf in jax.tree.leaves(params)),
         num_collectives=len(exchanged),
         collective_bytes=sum(exchanged),
-        num_loops=len(re.findall(r" while\(", text)),
         compile_seconds=seconds,
     )
 
@@ -85,7 +85,7 @@ def traced(
     over = NamedSharding(mesh, PartitionSpec("data")) if program.devices > 1 else None
     score = criteria.ntk_sap(
         network,
-        estimator=ESTIMATORS[program.estimator],
+        estimator=getattr(ntk, program.estimator),
         num_samples=program.num_samples,
         vmap_samples=program.vmap_samples,
         batch_size=program.batch_size,
@@ -98,12 +98,6 @@ def traced(
 
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
     return scores, (key, params, jax.eval_shape(masks.create, params))
-
-
-def place(tree: Any, mesh: Mesh) -> Any:
-    """Says of every array that each device of the mesh has all of it."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), tree)
 
 
 def collectives(text: str) -> list[int]:

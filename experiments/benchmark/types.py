@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 OURS = "ours"
 TORCH_LAYOUTS = ("nchw", "channels_last")
@@ -23,6 +23,8 @@ DENSITY = 0.05
 SEARCH_ROUNDS = 20
 
 Estimator = Literal["finite_difference", "jvp", "vjp"]
+Steps = Mapping[str, Callable[[], Any]]
+"""Functions without arguments that return when their work is done; `STEP` first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,49 +74,55 @@ class Case:
         return [self.num_scores // 10] * 10
 
 
-class Prepared(NamedTuple):
+@dataclass(frozen=True)
+class Prepared:
     """One side of a case, ready to be timed.
 
     Attributes:
-        steps: functions without arguments that return when their work is done; `STEP` first.
+        steps: what to time.
         versions: of what the times depend on.
         flops: nominal floating-point operations of a step, see `nominal_flops`; None where they are
             not counted, or where the other side counts them.
-        compile_seconds: spent on compilation while preparing.
+        compile_seconds: returns what this process has spent on compilation so far.
     """
 
-    steps: Mapping[str, Callable[[], Any]]
+    steps: Steps
     versions: dict[str, str]
     flops: float | None = None
-    compile_seconds: float = 0.0
+    compile_seconds: Callable[[], float] = float
 
 
-class Ready(NamedTuple):
-    """What a child says of itself before its first step; `memory` in MiB, where that is known."""
+@dataclass(frozen=True)
+class Ready:
+    """What a child says of itself before its first step; `memory` in MiB, NaN if not on Linux."""
 
     versions: dict[str, str]
     flops: float | None
     compile_seconds: float
-    memory: float | None
+    memory: float
 
 
-class Round(NamedTuple):
+@dataclass(frozen=True)
+class Round:
     """What a child measured when it took every step once.
 
     Attributes:
         seconds: by name of the step.
-        memory_peak: MiB at most since it started, or was warm; None where that is not known.
+        compile_seconds: the part of them that was compilation.
+        memory_peak: MiB at most since it started, or was warm; NaN if not on Linux.
     """
 
     seconds: dict[str, float]
-    memory_peak: float | None
+    compile_seconds: dict[str, float]
+    memory_peak: float
 
 
-class Side(NamedTuple):
+@dataclass(frozen=True)
+class Side:
     """All that was measured of one side of a case."""
 
     ready: Ready
-    warm_up: Round | None
+    warm_up: list[Round]
     rounds: list[Round]
 
     def seconds(self, step: str) -> list[float]:
@@ -122,7 +130,8 @@ class Side(NamedTuple):
         return [measured.seconds.get(step, measured.seconds[STEP]) for measured in self.rounds]
 
 
-class Measurement(NamedTuple):
+@dataclass(frozen=True)
+class Measurement:
     """All that was measured of a case, by name of the side."""
 
     case: Case
