@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import signal
 import time
 
@@ -322,24 +323,17 @@ def test_on_disk_only_what_packs_shrinks_with_the_density():
 
 def test_shrunk_networks_are_as_large_as_said_and_run():
     model = models.VGG((16, "M", 16, "M", 16, "M", 16, "M", 16, "M"), num_classes=4)
-    found = shrunk_latency.shrink(model, shares=(0.5, 0.2))
-    assert list(found) == ["dense", "0.5 of the FLOPs", "0.2 of the FLOPs"]
-    dense, half, fifth = (shrunk.flops for shrunk in found.values())
+    shrunk = shrunk_latency.shrink(model, shares=(0.5, 0.2))
+    dense, half, fifth = (flops for _, flops in shrunk.values())
     assert 0.3 * dense < half <= 0.5 * dense
     assert 0.05 * dense < fifth <= 0.2 * dense
-    kernels = [
-        leaf.shape[-1]
-        for leaf in jax.tree.leaves(found["0.2 of the FLOPs"].network.variables["params"])
-        if leaf.ndim == 4
-    ]
-    assert all(2 <= filters <= 11 for filters in kernels), kernels  # of 16: no layer is spared
-    for network, _ in found.values():
-        images = jnp.ones((2, *shrunk_latency.INPUT_SHAPE))
-        outputs = jax.jit(lambda v, x, m=network.model: m.apply(v, x, train=False))(
-            network.variables, images
-        )
-        assert outputs.shape == (2, 4)
-        assert np.isfinite(outputs).all()
+    small, _ = shrunk["0.2 of the FLOPs"]
+    kernels = [leaf for leaf in jax.tree.leaves(small.variables["params"]) if leaf.ndim == 4]
+    assert all(2 <= kernel.shape[-1] <= 11 for kernel in kernels)  # Of 16: no layer is spared.
+    images = jnp.ones((2, *shrunk_latency.INPUT_SHAPE))
+    outputs = jax.jit(lambda v, x: small.model.apply(v, x, train=False))(small.variables, images)
+    assert outputs.shape == (2, 4)
+    assert np.isfinite(outputs).all()
 
 
 # -- PyTorch's side --------------------------------------------------------------------------------
@@ -353,19 +347,23 @@ def to_torch(leaf):
     return torch.tensor(np.ascontiguousarray(np.transpose(leaf, axes)))
 
 
+def images_to_torch(images):
+    import torch
+
+    return torch.tensor(np.moveaxis(np.asarray(images), -1, 1).copy())
+
+
 def draw(tree, seed):
     """Gaussian numbers, small enough for weights, without compiling anything."""
     random = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: 0.3 * random.standard_normal(leaf.shape, np.float32), tree)
 
 
-def torch_name(path):
-    *modules, leaf = path.split("/")
-    return ".".join([*modules, "bias" if leaf == "bias" else "weight"])
-
-
 def weights_to_torch(params):
-    return {torch_name(path): to_torch(leaf) for path, leaf in masks.leaf_paths(params).items()}
+    """By PyTorch's names: every leaf but a bias is a weight."""
+    leaves = masks.leaf_paths(params)
+    names = [re.sub(r"\.(?!bias)\w+$", ".weight", path.replace("/", ".")) for path in leaves]
+    return dict(zip(names, map(to_torch, leaves.values()), strict=True))
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg16_bn", "resnet50"])
@@ -401,9 +399,9 @@ def test_resnet20_computes_the_same():
     keys = reference.load_state_dict(weights_to_torch(variables["params"]), strict=False)
     assert not keys.unexpected_keys
     for layout in (torch.contiguous_format, torch.channels_last):
-        inputs = torch.tensor(np.moveaxis(np.asarray(images), -1, 1).copy())
+        inputs = images_to_torch(images).contiguous(memory_format=layout)
         with torch.no_grad():
-            outputs = reference.to(memory_format=layout)(inputs.contiguous(memory_format=layout))
+            outputs = reference.to(memory_format=layout)(inputs)
         np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
@@ -446,7 +444,7 @@ def test_the_scores_are_the_same_for_the_same_draws(estimator):
         for name, keep in weights_to_torch(mask).items():
             model.get_submodule(name.removesuffix(".weight")).mask.copy_(keep)
     torch_steps.require_mask_gradients(model)
-    images = torch.tensor(np.moveaxis(np.asarray(inputs), -1, 1).copy())
+    images = images_to_torch(inputs)
     torch_steps.calibrate(model, images)
     direction = weights_to_torch(tangent)
     theirs = {
@@ -475,7 +473,7 @@ def test_the_sums_of_a_convolution_are_the_same():
     random = np.random.default_rng(0)
     x, y = random.standard_normal((2, 3, 5, 4, 2), np.float32)
     w = random.standard_normal((3, 3, 2, 2), np.float32)
-    images = [torch.tensor(np.moveaxis(each, -1, 1).copy()) for each in (x, y)]
+    images = [images_to_torch(each) for each in (x, y)]
     kernel = torch.tensor(w.transpose(3, 2, 0, 1).copy())
     theirs = torch_steps.CONVOLUTION_SUMS
     assert ours.convolution_sums().keys() == theirs.keys()

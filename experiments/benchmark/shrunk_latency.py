@@ -7,7 +7,6 @@ layer: for time it only matters how many are left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,26 +22,21 @@ SHARES_OF_FLOPS = (0.5, 0.1)
 REPEATS = 30
 
 
-class Shrunk(NamedTuple):
-    """A network of fewer channels, and its floating-point operations an image."""
-
-    network: Network
-    flops: int
-
-
-def shrink(model: nn.Module, shares: Sequence[float] = SHARES_OF_FLOPS) -> dict[str, Shrunk]:
-    """Returns the dense network and those shrunk to shares of its operations, by name."""
+def shrink(
+    model: nn.Module, shares: Sequence[float] = SHARES_OF_FLOPS
+) -> dict[str, tuple[Network, int]]:
+    """Returns the dense network and those shrunk to shares of its FLOPs, by name, with theirs."""
     images = jnp.zeros((1, *INPUT_SHAPE))
     variables = jax.jit(model.init)(jax.random.key(0), images)
     channels = structured.trace(model, INPUT_SHAPE)
     scores = uniform_scores(channels)
-    found = {"dense": Shrunk(Network(model, variables), structured.cost(channels).flops)}
+    shrunk = {"dense": (Network(model, variables), structured.cost(channels).flops)}
     for share in shares:
         keep = structured.select_global(scores, channels, density=share, cost="flops")
         zeroed = structured.zero_out(variables, channels, keep)
         network = Network(*structured.shrink(model, zeroed, channels, keep))
-        found[f"{share:g} of the FLOPs"] = Shrunk(network, structured.cost(channels, keep).flops)
-    return found
+        shrunk[f"{share:g} of the FLOPs"] = (network, structured.cost(channels, keep).flops)
+    return shrunk
 
 
 def uniform_scores(channels: structured.Channels) -> dict[str, jax.Array]:
@@ -66,7 +60,7 @@ def table() -> Table:
             for kind, (low, median, high) in seconds.items():
                 milliseconds = f"{1e3 * median:.3g} ({1e3 * low:.3g} to {1e3 * high:.3g})"
                 faster = f"{seconds['dense'][1] / median:.2f}"
-                flops = f"{shrunk[kind].flops:,}"
+                flops = f"{shrunk[kind][1]:,}"
                 rows.append((f"{name}, {kind}", flops, batch, milliseconds, faster))
     header = ("network", "FLOPs", "batch", "ms", "times as fast")
     legend = "Medians, and in brackets quartiles, of forward passes in evaluation mode."
