@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import re
 import signal
 import time
 
@@ -30,7 +29,7 @@ from experiments.benchmark import (
 )
 from experiments.benchmark import program as benchmark
 from experiments.cifar import choices
-from ntksap_jax import flops, masks, models, ntk, scopes
+from ntksap_jax import exchange, flops, masks, models, ntk, scopes
 from ntksap_jax.criteria.ntk_sap import trace_and_gradient
 
 TINY = {"model": "mlp", "input_shape": (4, 4, 3), "batch_size": 3}
@@ -166,8 +165,7 @@ def test_a_child_that_is_killed():
     ("arguments", "message"),
     [
         (["--case", "slection-11M"], "unknown case 'slection-11M'. Did you mean selection-11M?"),
-        (["--repeats", "0"], "--repeats: got 0, expected at least 1"),
-        (["--batch-size", "1"], "--batch-size: got 1, expected at least 2"),
+        (["--repeats", "0"], "--repeats: expected greater than or equal to 1, got 0"),
         (["--json", "no/such/folder/a.json"], "--json: there is no folder no/such/folder"),
         (["--case", "criterion-erk", "--picture", "a.png"], "--picture: these cases have no ratio"),
         (["--case", "train"], "pip install -e '.[bench]', or time our side alone"),
@@ -339,12 +337,11 @@ def test_shrunk_networks_are_as_large_as_said_and_run():
 # -- PyTorch's side --------------------------------------------------------------------------------
 
 
-def to_torch(leaf):
-    """A kernel of ours in PyTorch's order of axes, and other leaves."""
+def tensors(tree):
+    """A tree of ours as PyTorch has it."""
     import torch
 
-    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[jnp.ndim(leaf)]
-    return torch.tensor(np.ascontiguousarray(np.transpose(leaf, axes)))
+    return {name: torch.tensor(array) for name, array in exchange.to_torch(tree).items()}
 
 
 def images_to_torch(images):
@@ -359,13 +356,6 @@ def draw(tree, seed):
     return jax.tree.map(lambda leaf: 0.3 * random.standard_normal(leaf.shape, np.float32), tree)
 
 
-def weights_to_torch(params):
-    """By PyTorch's names: every leaf but a bias is a weight."""
-    leaves = masks.leaf_paths(params)
-    names = [re.sub(r"\.(?!bias)\w+$", ".weight", path.replace("/", ".")) for path in leaves]
-    return dict(zip(names, map(to_torch, leaves.values()), strict=True))
-
-
 @pytest.mark.parametrize("name", ["resnet20", "vgg16_bn", "resnet50"])
 def test_the_networks_have_the_same_parameters(name):
     pytest.importorskip("torch")
@@ -374,13 +364,11 @@ def test_the_networks_have_the_same_parameters(name):
     init = choices.MODELS[name]().init
     params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)
-    parameters = dict(torch_models.MODELS[name]().named_parameters())
-    assert {k: v.shape for k, v in parameters.items()} == {
-        k: v.shape for k, v in weights_to_torch(zeros).items()
-    }
-    prunable = masks.num_prunable(masks.create(zeros))
-    layers = torch_models.masked_layers(torch_models.MODELS[name]())
-    assert sum(layer.mask.numel() for _, layer in layers) == prunable
+    model = torch_models.MODELS[name]()
+    shapes = {path: weight.shape for path, weight in model.named_parameters()}
+    assert shapes == {path: weight.shape for path, weight in tensors(zeros).items()}
+    num_prunable = sum(layer.mask.numel() for _, layer in torch_models.masked_layers(model))
+    assert num_prunable == masks.num_prunable(masks.create(zeros))
 
 
 def test_resnet20_computes_the_same():
@@ -388,15 +376,11 @@ def test_resnet20_computes_the_same():
     from experiments.benchmark import torch_models
 
     model, images = models.resnet20(), draw(jax.ShapeDtypeStruct((2, 32, 32, 3), float), 0)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    statistics = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: np.full(leaf.shape, path[-1].key == "var", np.float32),
-        shapes["batch_stats"],
-    )
-    variables = {"params": draw(shapes["params"], 1), "batch_stats": statistics}
+    variables = draw(jax.eval_shape(model.init, jax.random.key(0), images), 1)
+    variables["batch_stats"] = jax.tree.map(lambda s: 1 + abs(s), variables["batch_stats"])
     expected = jax.jit(model.apply)(variables, images)
     reference = torch_models.MODELS["resnet20"]().eval()
-    keys = reference.load_state_dict(weights_to_torch(variables["params"]), strict=False)
+    keys = reference.load_state_dict(tensors(variables), strict=False)
     assert not keys.unexpected_keys
     for layout in (torch.contiguous_format, torch.channels_last):
         inputs = images_to_torch(images).contiguous(memory_format=layout)
@@ -439,27 +423,27 @@ def test_the_scores_are_the_same_for_the_same_draws(estimator):
     trace, gradient = score(params, mask, inputs)
 
     model = torch_models.cifar_resnet((1, 1), width=4)
-    model.load_state_dict(weights_to_torch(params), strict=False)
+    model.load_state_dict(tensors(params), strict=False)
     with torch.no_grad():
-        for name, keep in weights_to_torch(mask).items():
+        for name, keep in tensors(mask).items():
             model.get_submodule(name.removesuffix(".weight")).mask.copy_(keep)
     torch_steps.require_mask_gradients(model)
     images = images_to_torch(inputs)
     torch_steps.calibrate(model, images)
-    direction = weights_to_torch(tangent)
+    direction = tensors(tangent)
     theirs = {
         "finite_difference": lambda: torch_steps.finite_difference(
             model, torch_steps.copy_with_masks(model), images, direction
         ),
         "jvp": lambda: torch_steps.jvp(model, images, direction),
-        "vjp": lambda: torch_steps.vjp(model, images, to_torch(cotangent.T)),
+        "vjp": lambda: torch_steps.vjp(model, images, torch.tensor(cotangent)),
     }[estimator]()
     np.testing.assert_allclose(theirs.item(), trace, rtol=1e-4)
     theirs.backward(inputs=[layer.mask for _, layer in torch_models.masked_layers(model)])
     scores = {
         f"{path}.weight": layer.mask.grad for path, layer in torch_models.masked_layers(model)
     }
-    expected = weights_to_torch(gradient)
+    expected = tensors(gradient)
     assert scores.keys() == expected.keys()
     for name, values in expected.items():
         tolerance = 1e-3 * float(values.abs().max())
@@ -473,12 +457,11 @@ def test_the_sums_of_a_convolution_are_the_same():
     random = np.random.default_rng(0)
     x, y = random.standard_normal((2, 3, 5, 4, 2), np.float32)
     w = random.standard_normal((3, 3, 2, 2), np.float32)
-    images = [images_to_torch(each) for each in (x, y)]
     kernel = torch.tensor(w.transpose(3, 2, 0, 1).copy())
     theirs = torch_steps.CONVOLUTION_SUMS
     assert ours.convolution_sums().keys() == theirs.keys()
     for name, each in ours.convolution_sums().items():
-        expected = theirs[name](images[0], kernel, images[1]).numpy()
+        expected = theirs[name](images_to_torch(x), kernel, images_to_torch(y)).numpy()
         axes = (2, 3, 1, 0) if name == "kernel gradient" else (0, 2, 3, 1)
         np.testing.assert_allclose(each(x, w, y), expected.transpose(axes), rtol=1e-4, atol=1e-5)
 

@@ -26,11 +26,11 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from pydantic import Field
 from rich.console import Console
 
 from experiments.benchmark import (
@@ -46,6 +46,7 @@ from experiments.benchmark.child import ChildLost
 from experiments.benchmark.results import Table
 from experiments.benchmark.types import OURS, Case
 from experiments.shell import command_line, exits
+from experiments.shell.configuration import Count, configuration
 from experiments.shell.console import open_console, show_plan, show_table, track
 from experiments.shell.errors import UserError
 
@@ -58,7 +59,7 @@ TABLES: dict[str, Callable[[], Table]] = {
 """Cases that make a table of our side alone."""
 
 
-@dataclass(frozen=True)
+@configuration
 class Options:
     """How fast we are."""
 
@@ -66,9 +67,9 @@ class Options:
     """Cases, or what their names begin with, such as sample-jvp (default: all)."""
     list: bool = False
     """Print the names of the cases and end."""
-    repeats: int = 7
+    repeats: Count = 7
     """Rounds that count, after one to warm up (the whole search takes one)."""
-    batch_size: int | None = None
+    batch_size: Annotated[int, Field(ge=2)] | None = None
     """Images in a step, instead of each case's own number."""
     without_torch: bool = False
     """Time our side alone."""
@@ -111,10 +112,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(options: Options, chosen: dict[str, Any]) -> None:
     """Raises a `UserError` if the options cannot lead to a result."""
-    if options.repeats < 1:
-        raise UserError(f"--repeats: got {options.repeats}, expected at least 1")
-    if options.batch_size is not None and options.batch_size < 2:
-        raise UserError(f"--batch-size: got {options.batch_size}, expected at least 2")
     for flag in ("json", "markdown", "picture"):
         path = getattr(options, flag)
         if path is not None and not path.parent.is_dir():
