@@ -32,8 +32,7 @@ def _all() -> Iterator[Case]:
         kind="search",
         num_samples=5,
         num_rounds=20,
-        warm_up=False,  # Compilation counts.
-        max_repeats=1,  # In the same process a second one would find it done.
+        cold=True,
     )
     for millions in (1, 11, 25):
         yield Case(

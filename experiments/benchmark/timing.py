@@ -37,7 +37,7 @@ def measure(case: Case, sides: Sequence[str], *, repeats: int, cores: int) -> Me
     Args:
         case: what to time.
         sides: whose step: `OURS` and PyTorch's layouts.
-        repeats: rounds that count, unless the case takes fewer.
+        repeats: rounds that count, unless the case is a cold one.
         cores: how many threads PyTorch may start (XLA takes the cores that the process may use).
 
     Raises:
@@ -49,10 +49,10 @@ def measure(case: Case, sides: Sequence[str], *, repeats: int, cores: int) -> Me
             for side in sides
         }
         measured = {side: Side(ask(None), [], []) for side, ask in asks.items()}
-        if case.warm_up:
+        if not case.cold:
             for side, ask in asks.items():
                 measured[side].warm_up.append(ask(WARM_UP))
-        for number in range(min(repeats, case.max_repeats or repeats)):
+        for number in range(1 if case.cold else repeats):
             first = number % len(sides)
             for side in (*sides[first:], *sides[:first]):
                 measured[side].rounds.append(asks[side](TIME))

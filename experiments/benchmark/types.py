@@ -44,8 +44,7 @@ class Case:
         masked: train under a mask.
         criterion: name of the criterion.
         layouts: PyTorch's sides; none where there is nothing to compare with.
-        warm_up: one call before the first that counts. Without, compilation is part of the time.
-        max_repeats: for cases that take minutes.
+        cold: compilation is part of the time: there is one round only, and none to warm up.
     """
 
     name: str
@@ -60,8 +59,7 @@ class Case:
     masked: bool = False
     criterion: str = ""
     layouts: tuple[str, ...] = TORCH_LAYOUTS
-    warm_up: bool = True
-    max_repeats: int | None = None
+    cold: bool = False
 
     @property
     def has_flops(self) -> bool:
