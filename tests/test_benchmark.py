@@ -62,7 +62,7 @@ def without_torch(monkeypatch):
 @pytest.mark.programs
 def test_our_side_alone(tiny_cases, tmp_path, monkeypatch, capsys):
     without_torch(monkeypatch)
-    files = {name: tmp_path / f"times.{name}" for name in ("json", "markdown", "picture")}
+    files = {name: tmp_path / f"{name}.png" for name in ("json", "markdown", "picture")}
     arguments = ["--without-torch", "--repeats", "2", "--batch-size", "2"]
     for name, file in files.items():
         arguments += [f"--{name}", str(file)]
@@ -390,7 +390,7 @@ def test_resnet20_computes_the_same():
 
 
 # Forward-mode differentiation imports parts of torch that warn about others.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
 @pytest.mark.parametrize(
     "estimator", ["finite_difference", "jvp", pytest.param("vjp", marks=pytest.mark.long)]
 )
@@ -467,7 +467,7 @@ def test_the_sums_of_a_convolution_are_the_same():
 
 
 # Forward-mode differentiation imports parts of torch that warn about others.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
 @pytest.mark.parametrize("kind", ["sample", "round", "train"])
 def test_their_steps_run(kind):
     """Every step of PyTorch's side does its work twice, in both layouts."""
