@@ -62,7 +62,8 @@ class Summary:
         ratio: our time over its time, round by round; None without PyTorch. Where PyTorch's side
             has no such step, over the time of its `STEP`.
         peak: GFLOP/s of the matrix product: the better side's median; None where not taken.
-        compile_seconds: that our side spent on compilation, what came before the step included.
+        compile_seconds: that our side spent on compilation: of a cold case within the step, else
+            with what came before it.
     """
 
     name: str
@@ -120,6 +121,7 @@ def _summarise(measurement: Measurement, step: str, peak: float | None) -> Summa
     against = None
     if torch is not None:
         against = ratio(ours.seconds(step), measurement.sides[torch.name].seconds(step))
+    before = ours.ready.compile_seconds
     compiling = [taken.compile_seconds[step] for taken in (*ours.warm_up, *ours.rounds)]
     return Summary(
         name=measurement.case.name if step == STEP else f"{measurement.case.name}, {step}",
@@ -128,7 +130,7 @@ def _summarise(measurement: Measurement, step: str, peak: float | None) -> Summa
         torch=torch,
         ratio=against,
         peak=peak,
-        compile_seconds=ours.ready.compile_seconds + sum(compiling),
+        compile_seconds=sum(compiling, 0.0 if measurement.case.cold else before),
     )
 
 
