@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pytest
 
-from ntksap_jax import masks, ntk
+from ntksap_jax import ntk
 from ntksap_jax.criteria.ntk_sap import trace_and_gradient
 
 # At this σ the finite difference of a smooth network is the directional derivative to 1e-3.
@@ -21,13 +21,23 @@ ESTIMATORS = {
 ALL = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS.keys())
 
 
-@pytest.fixture(scope="module")
-def problem():
-    """A smooth network, its inputs, and a function of its params alone."""
-    network = oracles.smooth_mlp()
-    params = network.init(jax.random.key(0))
-    inputs = jax.random.normal(jax.random.key(1), (5, 4))
-    return network, params, inputs, lambda p: network.apply(p, inputs)
+NETWORK = oracles.smooth_mlp()
+PARAMS = NETWORK.init(jax.random.key(0))
+INPUTS = jax.random.normal(jax.random.key(1), (5, 4))
+MASK = oracles.random_mask(jax.random.key(2), PARAMS)
+RELAXED = jax.tree.map(lambda m: m.astype(jnp.float32), MASK)
+
+
+def fn(params):
+    return NETWORK.apply(params, INPUTS)
+
+
+def exact_trace(fn, params):
+    return jnp.trace(ntk.exact(fn, params))
+
+
+def dense_trace(relaxed):
+    return oracles.dense_trace(NETWORK, PARAMS, relaxed, INPUTS)
 
 
 def draws(estimator, fn, params, count):
@@ -36,27 +46,21 @@ def draws(estimator, fn, params, count):
 
 
 @ALL
-def test_mean_and_variance_over_draws(problem, estimator):
+def test_mean_and_variance_over_draws(estimator):
     """Mean tr Θ within four standard errors; variance 2 ‖Θ‖²_F, as for any Gaussian probe."""
-    *_, params, _, fn = problem
-    kernel = ntk.exact(fn, params)
+    kernel = ntk.exact(fn, PARAMS)
     variance = 2 * jnp.sum(kernel**2)
-    samples = draws(estimator, fn, params, count := 20_000)
+    samples = draws(estimator, fn, PARAMS, count := 20_000)
     assert abs(samples.mean() - jnp.trace(kernel)) < 4 * np.sqrt(variance / count)
     np.testing.assert_allclose(samples.var(), variance, rtol=0.1)
 
 
-def test_exact_kernel_is_the_dense_jacobian_contracted(problem):
-    *_, params, _, fn = problem
-    jacobian = np.concatenate(
-        [np.asarray(j).reshape(15, -1) for j in jax.tree.leaves(jax.jacfwd(fn)(params))], axis=1
-    )
-    np.testing.assert_allclose(ntk.exact(fn, params), jacobian @ jacobian.T, rtol=1e-4, atol=1e-5)
-
-
-def test_eigenvalues_descend_and_sum_to_the_trace(problem):
-    *_, params, _, fn = problem
-    kernel = ntk.exact(fn, params)
+def test_exact_kernel_is_the_dense_jacobian_contracted():
+    """Its eigenvalues descend and sum to the trace."""
+    leaves = jax.tree.leaves(jax.jacfwd(fn)(PARAMS))
+    jacobian = np.concatenate([np.asarray(j).reshape(15, -1) for j in leaves], axis=1)
+    kernel = ntk.exact(fn, PARAMS)
+    np.testing.assert_allclose(kernel, jacobian @ jacobian.T, rtol=1e-4, atol=1e-5)
     values = np.asarray(ntk.eigenvalues(kernel))
     assert np.all(np.diff(values) <= 0)
     assert values[-1] > -1e-3
@@ -64,44 +68,28 @@ def test_eigenvalues_descend_and_sum_to_the_trace(problem):
 
 
 @ALL
-def test_gradient_in_the_mask_agrees_with_that_of_the_exact_trace(problem, estimator):
+def test_gradient_in_the_mask_agrees_with_that_of_the_exact_trace(estimator):
     """For each mask entry the mean gradient of many draws lies within its own standard error."""
-    network, params, inputs, _ = problem
-    mask = oracles.random_mask(jax.random.key(2), params)
-    relaxed = jax.tree.map(lambda m: m.astype(jnp.float32), mask)
-    want = oracles.flat(
-        jax.grad(lambda m: oracles.dense_trace(network, params, m, inputs))(relaxed)
-    )
+    want = oracles.flat(jax.grad(dense_trace)(RELAXED))
 
     def one(key):
         estimate = functools.partial(estimator, key)
-        return trace_and_gradient(network, params, mask, inputs, estimate=estimate)[1]
+        return trace_and_gradient(NETWORK, PARAMS, MASK, INPUTS, estimate=estimate)[1]
 
     count = 8_000
-    gradients = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(3), count))
-    gradients = np.concatenate(
-        [np.asarray(g).reshape(count, -1) for g in jax.tree.leaves(gradients)], axis=1
-    )
+    leaves = jax.tree.leaves(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(3), count)))
+    gradients = np.concatenate([np.asarray(g).reshape(count, -1) for g in leaves], axis=1)
     z = (gradients.mean(0) - want) / (gradients.std(0) / np.sqrt(count) + 1e-6)
     assert np.abs(z).max() < 4.5
     # The z-scores of an unbiased estimate are standard normal: a bias shows in their spread too.
     assert z.std() < 1.3
 
 
-def test_trace_under_a_mask_agrees_with_the_dense_jacobian(problem):
-    network, params, inputs, _ = problem
-    mask = oracles.random_mask(jax.random.key(2), params)
-    relaxed = jax.tree.map(lambda m: m.astype(jnp.float32), mask)
-
-    def estimate(fn, weights):
-        return jnp.trace(ntk.exact(fn, weights))
-
-    trace, gradient = trace_and_gradient(network, params, mask, inputs, estimate=estimate)
-    np.testing.assert_allclose(
-        trace, oracles.dense_trace(network, params, relaxed, inputs), rtol=1e-5
-    )
-    want = jax.grad(lambda m: oracles.dense_trace(network, params, m, inputs))(relaxed)
-    np.testing.assert_allclose(oracles.flat(gradient), oracles.flat(want), rtol=1e-3, atol=1e-4)
+def test_trace_under_a_mask_agrees_with_the_dense_jacobian():
+    trace, gradient = trace_and_gradient(NETWORK, PARAMS, MASK, INPUTS, estimate=exact_trace)
+    want, want_gradient = map(oracles.flat, jax.value_and_grad(dense_trace)(RELAXED))
+    np.testing.assert_allclose(trace, want[0], rtol=1e-5)
+    np.testing.assert_allclose(oracles.flat(gradient), want_gradient, rtol=1e-3, atol=1e-4)
 
 
 @ALL
@@ -127,17 +115,14 @@ def test_one_linear_layer_has_a_closed_form(estimator):
     np.testing.assert_allclose(gradient, want, rtol=0.1)
 
 
-def test_finite_differences_converge_to_the_directional_derivative(problem):
+def test_finite_differences_converge_to_the_directional_derivative():
     """The error falls like σ."""
     with jax.enable_x64():
-        _, params, _, fn = problem
-        network = oracles.smooth_mlp()
-        params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+        params = jax.tree.map(lambda p: p.astype(jnp.float64), PARAMS)
         inputs = jax.random.normal(jax.random.key(1), (5, 4), jnp.float64)
         tangent = jax.tree.map(jnp.ones_like, params)
-        fn = lambda p: network.apply(p, inputs)  # noqa: E731
+        fn = lambda p: NETWORK.apply(p, inputs)  # noqa: E731
         exact = ntk.tangent_norm(fn, params, tangent)
-
         errors = [
             abs(ntk.difference_norm(fn, params, tangent, sigma=sigma) - exact)
             for sigma in (2e-3, 1e-3)
@@ -145,55 +130,44 @@ def test_finite_differences_converge_to_the_directional_derivative(problem):
         assert abs(np.log2(errors[0] / errors[1]) - 1) < 0.1
 
 
-def test_cotangent_norm_is_the_norm_of_the_pulled_back_probe(problem):
+def test_cotangent_norm_is_the_norm_of_the_pulled_back_probe():
     """Value and first derivative of the forward-over-reverse form equal those of ‖Jᵀu‖² itself."""
-    *_, params, _, fn = problem
     probe = jax.random.normal(jax.random.key(4), (5, 3))
 
-    def plain(scale):
-        pulled = jax.vjp(lambda p: fn(jax.tree.map(lambda x: x * scale, p)), params)[1](probe)[0]
+    def plain(fn, params, probe):
+        pulled = jax.vjp(fn, params)[1](probe)[0]
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(pulled))
 
-    def ours(scale):
-        return ntk.cotangent_norm(lambda p: fn(jax.tree.map(lambda x: x * scale, p)), params, probe)
+    def of_scale(norm):
+        def value(scale):
+            return norm(lambda p: fn(jax.tree.map(lambda x: x * scale, p)), PARAMS, probe)
 
-    for got, want in zip(
-        jax.value_and_grad(ours)(1.3), jax.value_and_grad(plain)(1.3), strict=True
-    ):
-        np.testing.assert_allclose(got, want, rtol=1e-4)
+        return jax.value_and_grad(value)(1.3)
+
+    np.testing.assert_allclose(of_scale(ntk.cotangent_norm), of_scale(plain), rtol=1e-4)
 
 
 def test_zero_outputs_have_zero_gradient():
     """A sum of squares has a gradient where a norm has none: a cut-off network scores 0."""
     weights = jnp.ones((3, 2))
     for estimator in ESTIMATORS.values():
-        gradient = jax.grad(
-            lambda m, e=estimator: e(
-                jax.random.key(0), lambda w: jnp.zeros((4, 3)) @ (w * m), weights
-            )
-        )(jnp.ones((3, 2)))
-        np.testing.assert_array_equal(gradient, 0)
+
+        def estimate(m, estimator=estimator):
+            return estimator(jax.random.key(0), lambda w: jnp.zeros((4, 3)) @ (w * m), weights)
+
+        np.testing.assert_array_equal(jax.grad(estimate)(weights), 0)
 
 
-def test_pytrees_of_outputs(problem):
-    *_, params, _, fn = problem
+def test_pytrees_of_outputs():
     both = lambda p: {"a": fn(p), "b": [2 * fn(p)]}  # noqa: E731
-    exact = jnp.trace(ntk.exact(fn, params))
-    samples = draws(ntk.vjp, both, params, 4000)
-    np.testing.assert_allclose(samples.mean(), 5 * exact, rtol=0.1)
+    samples = draws(ntk.vjp, both, PARAMS, 4000)
+    np.testing.assert_allclose(samples.mean(), 5 * exact_trace(fn, PARAMS), rtol=0.1)
 
 
-def test_masks_keep_probes_off_pruned_and_unprunable_weights(problem):
+def test_masks_keep_probes_off_pruned_and_unprunable_weights():
     """With everything pruned but one entry, the trace is that entry's share alone."""
-    network, params, inputs, _ = problem
-    mask = jax.tree.map(jnp.zeros_like, masks.create(params))
+    mask = jax.tree.map(jnp.zeros_like, MASK)
     mask["Dense_1"]["kernel"] = mask["Dense_1"]["kernel"].at[2, 1].set(True)
-    trace, _ = trace_and_gradient(
-        network,
-        params,
-        mask,
-        inputs,
-        estimate=lambda fn, w: jnp.trace(ntk.exact(fn, w)),
-    )
+    trace, _ = trace_and_gradient(NETWORK, PARAMS, mask, INPUTS, estimate=exact_trace)
     # The first layer is pruned, so its activations are tanh(bias) = 0: the outputs feel nothing.
     np.testing.assert_allclose(trace, 0, atol=1e-9)
