@@ -20,7 +20,7 @@ test: $(INSTALLED)  ## run the tests, but for those that start programs or take 
 
 # Some of these wait for processes that were killed: a third worker saves time on two cores.
 test-all: test  ## run all tests
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "long or programs or by_hand"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m long
 
 lint: $(INSTALLED)  ## check style, format, types and layers
 	$(BIN)/ruff check .

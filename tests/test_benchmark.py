@@ -59,7 +59,7 @@ def without_torch(monkeypatch):
 # -- From end to end -------------------------------------------------------------------------------
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_our_side_alone(tiny_cases, tmp_path, monkeypatch, capsys):
     without_torch(monkeypatch)
     files = {name: tmp_path / f"{name}.png" for name in ("json", "markdown", "picture")}
@@ -114,7 +114,7 @@ def test_the_compile_clock_counts_what_is_compiled_within_once():
     assert clock() == compiled
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_both_sides_take_turns(tiny_cases, tmp_path):
     pytest.importorskip("torch")
     file = tmp_path / "times.json"
@@ -132,7 +132,7 @@ def test_both_sides_take_turns(tiny_cases, tmp_path):
     assert case["summaries"][0]["torch"]["name"] == "nchw"
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_a_case_that_fails_costs_one_line(tiny_cases, tmp_path, monkeypatch, capsys):
     """The other case is measured all the same."""
     broken = dataclasses.replace(cases.CASES["tiny-search"], model="resnet21")
@@ -150,7 +150,7 @@ def echo(first):
     return first, lambda order: os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_a_child_that_is_killed():
     with child.start("it", echo, 5) as ask:
         assert ask(None) == 5
@@ -531,7 +531,7 @@ def test_the_costs_on_a_tpu_are_shown_and_written(tmp_path, monkeypatch, capsys)
     assert row in files["markdown"].read_text()
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_a_tpu_compiler_that_fails_says_why():
     """Topologies are checked by libtpu alone; without it, the import says so."""
     program = aot.PROGRAMS["resnet20-forward"]

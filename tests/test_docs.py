@@ -128,7 +128,7 @@ SLOW = ("choosing.md", "your_model.md", "structured.md", "devices.md", "exchange
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(p, marks=[pytest.mark.programs] if p in SLOW else []) for p in CHECKS],
+    [pytest.param(p, marks=[pytest.mark.long] if p in SLOW else []) for p in CHECKS],
 )
 def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
     if page == "exchange.md" and not importlib.util.find_spec("torch"):
@@ -192,7 +192,7 @@ def test_every_public_module_has_a_page():
     assert shown == set(public_api.modules())
 
 
-@pytest.mark.programs
+@pytest.mark.long
 def test_the_site_builds_without_a_warning_and_without_the_network(tmp_path):
     pytest.importorskip("mkdocs", reason="needs the extra docs: pip install '.[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", tmp_path]

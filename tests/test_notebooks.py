@@ -70,7 +70,7 @@ def test_a_notebook_is_made_of_its_script_and_begins_as_all_do(name):
 # -- Runs ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.programs
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "lines", "pictures"),
     [
@@ -99,7 +99,7 @@ def test_a_notebook_runs(name, lines, pictures, monkeypatch, tmp_path):
     assert drawn == pictures
 
 
-@pytest.mark.programs
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [1, 8])
 def test_many_devices(monkeypatch, tmp_path, devices):
     text, _ = execute("many_devices", monkeypatch, tmp_path, devices=devices)
@@ -118,7 +118,7 @@ def test_cells_are_taken_by_their_tag():
     assert not tagged_cells(source, "gpu")
 
 
-@pytest.mark.programs
+@pytest.mark.long
 @pytest.mark.skipif(not aot.compiler_is_installed(), reason="libtpu is not installed")
 def test_the_quickstarts_programs_compile_for_a_tpu():
     """A score costs about nine forward passes over its inputs, a training step three."""

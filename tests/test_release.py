@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.programs
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[1]
 BUILD = """
