@@ -171,7 +171,7 @@ def test_results_come_with_their_commands(page):
         assert others == set(re.findall(r"\]\(([\w-]+\.md)\)", page.read_text()))
         return
     commands = re.findall(
-        r"^(?:\w+=\S+ )?(?:python -m (experiments[\w.]*)|pytest (tests/.*))",
+        r"^(?:\w+=\S+ )?(?:python -m (experiments[\w.]*)|pytest (?:-m '' )?(tests/.*))",
         page.read_text(),
         re.MULTILINE,
     )
