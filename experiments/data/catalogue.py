@@ -163,5 +163,5 @@ def find(name: str) -> Spec:
     """
     check_name("data set", name, NAMES)
     if name in STREAMED:
-        raise DataError(f"{name} cannot be prepared here: see the README for the folder it is in")
+        raise DataError(f"{name} cannot be prepared here. {STREAMED[name].advice}")
     return SPECS[name]

@@ -104,7 +104,7 @@ def import_tfds() -> Any:
     except ImportError as error:
         raise DataError(
             f"this data set needs a package that is not installed ({error}): "
-            "pip install 'ntksap_jax[experiments]'"
+            "pip install -e '.[experiments]'"
         ) from error
     return tensorflow_datasets
 

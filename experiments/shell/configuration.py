@@ -2,7 +2,7 @@
 
     @configuration
     class Search:
-        density: Fraction = 0.05
+        density: Annotated[float, Field(gt=0, le=1)] = 0.05
         \"\"\"Fraction of the weights that is kept.\"\"\"
 
 is a frozen dataclass of pydantic's: whoever constructs one, be it by `dataclasses.replace`, gets

@@ -91,7 +91,7 @@ def _ray() -> Any:
         import ray
     except ImportError as error:
         raise UserError(
-            "--cluster needs Ray, which is not installed: pip install 'ntksap_jax[cluster]', on "
+            "--cluster needs Ray, which is not installed: pip install -e '.[cluster]', on "
             "each machine"
         ) from error
     return ray

@@ -12,7 +12,7 @@ as stored: mean 0 and variance 1 before training). `synflow_l2`: Gebhart, Saxena
 unified paths perspective for pruning at initialization", 2021. Needs weights only.
 
 R overflows float32 in deep networks. A common factor changes no ranking, so every activation is
-kept apart from its power of two (`ntksap_jax.paths`): scores come out as those of R over some
+kept apart from its power of two (`ntksap_jax._paths`): scores come out as those of R over some
 constant, exact at any depth. Biases and running means, on which no path from an input begins, are
 left out; before training they are 0. (The released code adds their absolute values.)
 """
