@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import ntksap_jax as nts
-from experiments.benchmark.aot import Cost, Program
+from experiments.benchmark.tpu_programs import Cost, Program
 from ntksap_jax import criteria, masks, models, ntk
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.types import Network
