@@ -143,7 +143,7 @@ def test_values_of_every_kind_come_in_their_own_type(tmp_path):
     assert [table.lists for table in expanded.tables] == [
         {"drop_epochs": [(1,), (2, 3)], "label": ["a"]}
     ]
-    base = expanded.base
+    base = programs.replace(expanded.base, expanded.fixed)
     assert base.training.drop_epochs == (5, 7)
     assert base.search.exclude == ("fc",)
     assert base.training.nesterov is True

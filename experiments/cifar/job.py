@@ -68,7 +68,11 @@ def make_job(config: Config) -> Job:
     Raises:
         UserError: data that are not there, or options that do not go together.
     """
-    job = _make_job(Config(**{name: getattr(config, name) for name in _WHAT_COUNTS}))
+    key = Config(**{name: getattr(config, name) for name in _WHAT_COUNTS})
+    if key not in _jobs:
+        _jobs.clear()
+        _jobs[key] = _make_job(key)
+    job = _jobs[key]
     options, prunable = config.search, job.num_prunable
     if options.rounds > prunable:
         raise UserError(f"--rounds: {options.rounds} is more than the {prunable} weights")
@@ -80,8 +84,10 @@ def make_job(config: Config) -> Job:
 _WHAT_COUNTS = ("dataset", "data_dir", "image_size", "data_workers", "model", "weights", "training")
 """Fields of the configuration that a job depends on."""
 
+_jobs: dict[Config, Job] = {}
+"""The last one, and only that while another is made: they are large."""
 
-@functools.lru_cache(maxsize=1)
+
 def _make_job(config: Config) -> Job:
     dataset = data.load(
         config.dataset,

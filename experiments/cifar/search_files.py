@@ -68,8 +68,8 @@ def load_round(
         UserError: there were rounds, and none is intact.
     """
     rounds, lost = folder / "search", []
-    numbers = [int(path.stem.removeprefix("round-")) for path in rounds.glob("round-*.json")]
-    for number in sorted(numbers, reverse=True):
+    names = [path.stem.removeprefix("round-") for path in rounds.glob("round-*.json")]
+    for number in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
         try:
             rows, mask = _read_round(folder, number, like)
         except (OSError, ValueError) as error:

@@ -87,10 +87,15 @@ def label_names(spec: Spec, folder: Path) -> tuple[str, ...]:
     return tuple(filter(None, names)) or tuple(map(str, range(spec.num_classes)))
 
 
+_IS_READ = re.compile(
+    r"dataset_info\.json|features\.json|label\.labels\.txt|.*\.array_record-\d+-of-\d+"
+)
+
+
 def fingerprint(folder: Path) -> str:
-    """Returns the SHA-256 of all names and contents in a folder: about 0.1 s for 50 MB."""
+    """Returns the SHA-256 of what is read of a prepared folder: about 0.1 s for 50 MB."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in sorted(path for path in folder.iterdir() if _IS_READ.fullmatch(path.name)):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.name} {content}\n".encode())

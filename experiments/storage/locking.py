@@ -17,12 +17,12 @@ NAME = "lock"
 
 
 @contextlib.contextmanager
-def hold(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def hold(folder: Path, *, seconds: float = 0) -> Iterator[None]:
     """Keeps other programs out of a run folder.
 
     Args:
         folder: the run folder.
-        wait: wait until no other one is in it.
+        seconds: how long to wait until no other one is in it.
 
     Raises:
         Held: another one is in it.
@@ -30,7 +30,7 @@ def hold(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """
     path = folder / NAME
     try:
-        lock = _acquire(path, seconds=-1 if wait else 0)
+        lock = _acquire(path, seconds=seconds)
     except filelock.Timeout:
         holder = path.read_text(errors="replace")[:200].strip() or "another process"
         raise Held(

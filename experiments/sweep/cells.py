@@ -85,7 +85,7 @@ def status(cell: Cell) -> Status:
         return Status("running")
     if (path / "error.txt").exists():
         error = (path / "error.txt").read_text(encoding="utf-8", errors="replace")
-        return Status("failed", error=error.strip())
+        return Status("failed", error=error.strip().partition("\n")[0])
     return Status("interrupted" if (path / "config.json").exists() else "new")
 
 

@@ -65,7 +65,9 @@ class Grid(NamedTuple):
     preset: str
     """The one that the commands of the cells begin with."""
     base: Any
-    """The configuration that holds what the tables do not vary."""
+    """The preset's configuration."""
+    fixed: Mapping[str, Any]
+    """Field to value, of those that are the same in every cell."""
     tables: tuple[Table, ...]
 
 
@@ -91,15 +93,13 @@ def read(path: Path) -> Grid:
     where = f"{path}, [set]"
     values = {key: _read_value(key, value, kinds, where) for key, value in file.set.items()}
     folders = {"runs_dir": file.runs_dir, "data_dir": file.data_dir}
-    values |= {name: folder for name, folder in folders.items() if folder is not None}
-    with errors.at(where):
-        base = programs.replace(base, values)
+    base = programs.replace(base, {key: path for key, path in folders.items() if path is not None})
     tables = {"[grid]": file.grid} if "grid" in sections else {}
     tables |= {f"[[grids]] number {number}": table for number, table in enumerate(file.grids, 1)}
     if not tables:
         raise UserError(f"{path}: the grid is empty. Give it a table [grid] with lists of values")
     made = tuple(_table(lists, kinds, f"{path}, {name}") for name, lists in tables.items())
-    return grid._replace(base=base, tables=made)
+    return grid._replace(base=base, fixed=values, tables=made)
 
 
 def _table(lists: Mapping[str, list[Any]], kinds: Mapping[str, Any], where: str) -> Table:
@@ -119,7 +119,7 @@ def from_preset(name: str, what: str = "preset") -> Grid:
     """Returns the grid of a preset alone, which has no cell yet; `what` names it in messages."""
     check_name(what, name, PRESETS)
     program, preset = PRESETS[name]
-    return Grid(program, preset, program.presets[preset][1], ())
+    return Grid(program, preset, program.presets[preset][1], {}, ())
 
 
 # -- From a grid to its cells --------------------------------------------------------------------
@@ -167,7 +167,9 @@ def _combinations(grid: Grid) -> Iterator[tuple[str, Any]]:
     for where, lists in grid.tables:
         for values in itertools.product(*lists.values()):
             with errors.at(where):
-                config = programs.replace(grid.base, dict(zip(lists, values, strict=True)))
+                # All at once: what is fixed may be right only with what varies.
+                changes = {**grid.fixed, **dict(zip(lists, values, strict=True))}
+                config = programs.replace(grid.base, changes)
             yield where, config
 
 

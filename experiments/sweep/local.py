@@ -57,7 +57,8 @@ def run(cells: Sequence[Cell], *, num_workers: int) -> Generator[Ended]:
                 code = int(answer) if answer else worker.wait()
                 if pending:
                     hand_out(cores, worker if answer else None)
-                yield Ended(cell, code, seconds)
+                lost = f"its process ended with exit code {code}: see what it printed"
+                yield Ended(cell, code, seconds, "" if answer or code < 0 else lost)
     finally:
         _stop(workers)
 

@@ -22,6 +22,11 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from experiments.shell import interruption
+
+PATIENCE_SECONDS = 10.0
+"""How long a cell has to save after the end of the sweep."""
+
 
 def run_cell(module: str, arguments: Sequence[str], folder: Path) -> int:
     """Carries out the command of a cell, in this process.
@@ -42,8 +47,11 @@ def run_cell(module: str, arguments: Sequence[str], folder: Path) -> int:
             importlib.import_module(f"{module}.program").main(list(arguments))
         except SystemExit as end:
             return int(end.code or 0)
-        except Exception:
+        except Exception as error:
             traceback.print_exc()
+            # Last, for whoever looks only there: JAX ends its tracebacks with remarks of its own.
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"error: {why}", file=sys.stderr)
             return 1
     return 0
 
@@ -91,14 +99,18 @@ def run_for_ray(
     os.environ.update(environment)
     os.chdir(place)
     # `ray.cancel` interrupts; the programs save at SIGTERM.
-    before = signal.signal(
-        signal.SIGINT, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM)
-    )
+    before = {
+        signal.SIGINT: signal.signal(
+            signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+        ),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, interruption.stop),
+    }
     start = time.monotonic()
     try:
         code = run_cell(module, arguments, Path(folder))
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if code == os.EX_TEMPFAIL:
         raise Stopped
     return code, time.monotonic() - start
@@ -123,6 +135,8 @@ def main(cores: Sequence[str]) -> None:
             lines.put(line)
         lines.put("")
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE_SECONDS)
+        os._exit(1)  # Whatever it waits for: nobody waits for it any more.
 
     threading.Thread(target=listen, daemon=True).start()
     while line := lines.get():

@@ -40,7 +40,7 @@ from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.tpp import config as config_lib
 from experiments.tpp import job as job_lib
-from experiments.tpp import measure, plan, regularise, selection, summary, training_stages
+from experiments.tpp import measure, plan, regularise, selection, shared, summary, training_stages
 from experiments.tpp.config import Config
 from experiments.tpp.job import Job
 from experiments.tpp.measure import Network
@@ -126,7 +126,7 @@ def run_one(job: Job, session: Session, folder: Path, config: Config) -> dict[st
             folder=folder,
             run=distributed.from_leader(
                 lambda: run_folder.identity(
-                    folder, files.digest({path: kept.tolist() for path, kept in keep.items()})
+                    folder, files.digest([shared.ORDER, selection.indices_of(keep)])
                 )
             ),
             key=job.keys.finetune,

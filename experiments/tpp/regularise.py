@@ -94,7 +94,7 @@ def carry_out(
         "keep": indices_of(keep),
     }
     regulariser = make(config, job, keep)
-    with shared.folder(config, "regularised", identity) as (place, run):
+    with shared.folder(config, "regularised", identity, session.stop_requested) as (place, run):
         stage = make_stage(config, job, keep, regulariser, folder=place, run=run)
         state = steps.init_state(variables, regulariser.optimizer)
         variables, rows = loop.train(stage, state, job.images, session)

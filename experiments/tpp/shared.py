@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.processes import distributed
 from experiments.shell.configuration import to_dict
+from experiments.shell.errors import Held, Preempted
 from experiments.storage import files, locking, run_folder
 from experiments.tpp.config import Config, network_name
 from experiments.tpp.job import Job
+
+ORDER = 2
+"""Raised with the order of the images: a stage that another order began is not gone on with."""
+
+WAIT_SECONDS = 2.0
+"""Between two looks at whether a signal came, while another program is in the folder."""
 
 WHAT_COUNTS = (
     *("dataset", "image_size", "augment", "model", "width", "seed"),
@@ -23,7 +30,8 @@ WHAT_COUNTS = (
 def dense_identity(config: Config, job: Job) -> dict[str, Any]:
     """Returns all that the dense network of a configuration depends on."""
     values = to_dict(config)
-    return {**{name: values[name] for name in WHAT_COUNTS}, "data": job.images.dataset.source}
+    counts = {name: values[name] for name in WHAT_COUNTS}
+    return {**counts, "data": job.images.dataset.source, "order": ORDER}
 
 
 def dense_folder(config: Config, job: Job) -> Path:
@@ -44,7 +52,9 @@ def path(config: Config, kind: str, identity: Mapping[str, Any]) -> Path:
 
 
 @contextlib.contextmanager
-def folder(config: Config, kind: str, identity: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+def folder(
+    config: Config, kind: str, identity: Mapping[str, Any], stop_requested: Callable[[], bool]
+) -> Iterator[tuple[Path, str]]:
     """Makes the folder if need be, and waits until no other program is in it; in the leader.
 
     Yields:
@@ -52,12 +62,24 @@ def folder(config: Config, kind: str, identity: Mapping[str, Any]) -> Iterator[t
 
     Raises:
         UserError: it cannot be made.
+        Preempted: SIGTERM came while another program was in it.
     """
     place = path(config, kind, identity)
     with contextlib.ExitStack() as stack:
-        if distributed.is_leader():
+
+        def enter() -> bool:
             run_folder.make(place)
-            stack.enter_context(locking.hold(place, wait=True))
+            try:
+                stack.enter_context(locking.hold(place, seconds=WAIT_SECONDS))
+            except Held:
+                return False
+            return True
+
+        # All processes ask together, so that they agree on when to stop.
+        while not distributed.from_leader(enter):
+            if stop_requested():
+                raise Preempted
+        if distributed.is_leader():
             files.remove_leftovers(place)
             run_folder.write_json(place / "config.json", identity)
         yield place, distributed.from_leader(lambda: run_folder.identity(place))

@@ -28,7 +28,8 @@ def pretrained(config: Config, job: Job, session: Session) -> Any:
         RunFailed, Preempted: as `loop.train` does.
     """
     start = Network(job.model, init_variables(job, job.model, job.keys.init))
-    with shared.folder(config, "dense", shared.dense_identity(config, job)) as (folder, run):
+    identity = shared.dense_identity(config, job)
+    with shared.folder(config, "dense", identity, session.stop_requested) as (folder, run):
         variables, rows = train(
             *(config, job, session, start, pretraining(config)),
             name="Pretraining",
