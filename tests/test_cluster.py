@@ -187,7 +187,7 @@ def test_a_cell_that_is_told_to_end_saves_and_counts_as_stopped(tmp_path, monkey
 def test_without_ray_a_sweep_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(UserError, match="needs Ray, which is not installed: pip install 'ntksap"),
+        pytest.raises(UserError, match="needs Ray, which is not installed: pip install -e"),
         cluster.connected("auto"),
     ):
         pass

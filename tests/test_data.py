@@ -182,6 +182,15 @@ def test_loading_gives_back_every_image_and_label_in_tfdss_order(root):
     np.testing.assert_array_equal(dataset.test_labels, [record["label"] for record in records])
 
 
+def test_only_what_is_read_tells_a_folder_from_another(root):
+    folder = root / "cifar10" / "3.0.2"
+    before = prepared.fingerprint(folder)
+    (folder / ".DS_Store").write_text("")
+    assert prepared.fingerprint(folder) == before
+    (folder / "label.labels.txt").write_text("others")
+    assert prepared.fingerprint(folder) != before
+
+
 def test_jpeg_images_are_noted(tmp_path, monkeypatch):
     from PIL import Image
 

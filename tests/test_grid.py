@@ -113,6 +113,22 @@ def test_cells_are_told_apart_by_what_they_compute(tmp_path, text, expected):
     assert names(read(tmp_path, text)) == expected
 
 
+def test_what_is_set_may_be_right_only_with_what_varies(tmp_path):
+    text = """
+        preset = "short"
+        [set]
+        warmup_epochs = 5
+        scope = "2:4"
+        criterion = "magnitude"
+        [grid]
+        epochs = [10, 20]
+        density = [0.5]
+        label = ["a"]
+        """
+    cells = [c for e in ("10", "20") for c in grid.cells(read(tmp_path, text.replace("10, 20", e)))]
+    assert [(c.training.epochs, c.search.scope) for c in cells] == [(10, "2:4"), (20, "2:4")]
+
+
 def of_demo(**lists):
     return grid.cells(grid.from_preset("demo")._replace(tables=(grid.Table("", lists),)))
 

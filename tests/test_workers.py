@@ -75,7 +75,11 @@ def is_alive(pid):
 
 @pytest.mark.parametrize(
     ("kind", "code", "last"),
-    [("works", 0, "does works"), ("mistake", 2, "error: a mistake"), ("bug", 1, "ZeroDivision")],
+    [
+        ("works", 0, "does works"),
+        ("mistake", 2, "error: a mistake"),
+        ("bug", 1, "error: ZeroDivision"),
+    ],
 )
 def test_a_cell_is_its_command_with_its_output_in_the_log(
     tmp_path, kind, code, last, capfd, monkeypatch
