@@ -112,7 +112,7 @@ def _jacobian(params: Params, mask: Mask, inputs: Any, index: Any, *, network: N
     compilation.
     """
     with jax.default_matmul_precision("highest"):
-        apply = network.calibrate(masks.apply(mask, params), inputs)
+        apply = network.calibrate(masks.apply(mask, params), inputs, unbiased=False)
 
         def outputs(weights: Any) -> jax.Array:
             merged = masks.apply(mask, masks.merge(weights, params))

@@ -73,7 +73,7 @@ def kept(counts: Mapping[str, int], mask: Mask) -> int:
                 f"mask: leaf {path!r} is no kernel whose FLOPs were counted, so its cost is "
                 f"unknown. Expected some of: {', '.join(counts)}."
             )
-        total[path] = counts[path] // keep.size * int(keep.sum())
+        total[path] = counts[path] * int(keep.sum()) // keep.size
     return sum(total.values())
 
 
@@ -114,6 +114,8 @@ def _step(
     if eqn.primitive.name in _MULTIPLY_ADDS and leaves and _INPUTS in sources:
         [path] = leaves
         entries = _MULTIPLY_ADDS[eqn.primitive.name](eqn) * math.prod(eqn.outvars[0].aval.shape)
+        # The zeros that a transposed convolution puts between its inputs cost nothing.
+        entries //= math.prod(eqn.params.get("lhs_dilation") or (1,))
         counts[path] = counts.get(path, 0) + 2 * times * entries
     if eqn.primitive.name == "scan":
         step = functools.partial(_step, counts, times * eqn.params["length"])

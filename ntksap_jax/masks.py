@@ -380,7 +380,7 @@ def save(
     arrays = {name: np.asarray(leaf) for name, leaf in leaf_paths(mask).items()}
     about = {"format": "ntksap_jax mask", "version": "1", "density": repr(density(mask))}
     about["digest"] = digest(mask)
-    _tensors.write(Path(path), arrays, {**about, **(metadata or {})})
+    _tensors.write(Path(path), arrays, {**(metadata or {}), **about})
 
 
 def load(path: str | os.PathLike[str], *, like: Params) -> Mask:

@@ -90,6 +90,20 @@ def test_l1_scores_and_selections_are_the_authors(name):
     assert tested
 
 
+def test_numbers_of_filters_are_multiples_after_all_rounds():
+    model = nn.Sequential([nn.Dense(64), nn.Dense(64), nn.Dense(64), nn.Dense(10)])
+    params = model.init(jax.random.key(0), jnp.ones((1, 64)))["params"]
+    channels = structured.trace(model, (64,))
+    keep = structured.prune(
+        *(jax.random.key(1), params, criteria.magnitude(), channels, 0.25),
+        cost="flops",
+        multiple_of=8,
+    )
+    assert {int(kept.sum()) % 8 for kept in keep.values()} == {0}
+    whole, left = (structured.cost(channels, k).flops for k in ({}, keep))
+    assert left <= 0.25 * whole
+
+
 def test_numbers_of_pruned_filters_are_the_authors():
     for row in SELECTION["num_pruned_table"]:
         assert filter_selection.num_pruned(row["n"], row["pr"]) == row["num_pruned"], row

@@ -33,6 +33,11 @@ def test_totals_are_those_of_tpp(model, input_shape, total):
     assert sum(counts(model, input_shape).values()) == total
 
 
+def test_zeros_of_a_transposed_convolution_cost_nothing():
+    model = nn.ConvTranspose(4, (3, 3), strides=(2, 2))
+    assert flops.count(nts.linen(model, (8, 8, 3))) == {"kernel": 2 * 8 * 8 * 9 * 3 * 4}
+
+
 def test_each_layer_by_hand():
     per_kernel = counts(models.ResNet(blocks=(1, 1), width=4, num_classes=5), (8, 6, 3))
     assert per_kernel == {

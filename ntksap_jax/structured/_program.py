@@ -50,7 +50,7 @@ class Operation(NamedTuple):
         where: path of the module that it stands in.
         shapes: shapes of its results.
         constants: the numbers among its arguments, in words, so that NaN equals itself.
-        places: which entries it takes from an axis, or where .t puts them, for each axis of a slice
+        places: which entries it takes from an axis, or where it puts them, for each axis of a slice
             and a pad.
     """
 

@@ -63,7 +63,7 @@ def cost(channels: Channels, keep: Keep | None = None) -> Cost:
     biases = {f"params/{layer.bias}" for layer in channels.layers.values() if layer.bias}
     return Cost(
         flops=sum(
-            flops // math.prod(channels.shapes[path]) * entries[path]
+            flops * entries[path] // math.prod(channels.shapes[path])
             for path, flops in kernels.items()
         ),
         layer_params=sum(entries[path] for path in kernels.keys() | biases),

@@ -77,6 +77,8 @@ def prune_model(
     >>> left <= 0.25 * dense, small.apply(fewer, x).shape
     (True, (5, 10))
     """
+    if not 0 < flops <= 1:
+        raise ValueError(f"flops: got {flops}, expected the fraction that is left, in (0, 1].")
     channels = tracing.trace(model, input_shape, dtype=dtype, **apply_kwargs)
     keep = prune(
         key,
@@ -130,7 +132,7 @@ def prune(
         batch: data for the criterion, if it needs any.
         absolute: see `by_gate`.
         min_filters: see `select_global`.
-        multiple_of: rounding of the number of filters, in the last round.
+        multiple_of: rounding of the number of filters, see `select_global`.
         on_round: called as `on_round(round, keep)` after each round, from 1.
 
     Returns:
@@ -172,7 +174,7 @@ def prune(
             cost=cost,
             keep=keep,
             min_filters=min_filters,
-            multiple_of=multiple_of if index == len(densities) - 1 else 1,
+            multiple_of=multiple_of,
         )
         if on_round is not None:
             on_round(index + 1, dict(keep))
@@ -182,7 +184,7 @@ def prune(
 def _is_of_filters(score: Any) -> bool:
     """Whether a score is one of filters: it takes two arguments, where a criterion takes four."""
     try:
-        inspect.signature(score).bind(None, None)
+        inspect.signature(score).bind(None, None, None, None)
     except TypeError:
-        return False
-    return True
+        return True
+    return False
