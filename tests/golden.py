@@ -6,6 +6,7 @@ width
     them.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def load(name: str) -> Any:
     return np.load(Path(__file__).parent / "data" / f"{name}.npz", allow_pickle=False)
 
 
+@functools.cache  # Made once: its functions are compiled once.
 def network() -> Network:
     """The recorded network, as one of ours."""
     model = models.ResNet(blocks=(1, 1, 1), width=4, num_classes=5)

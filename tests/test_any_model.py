@@ -88,15 +88,10 @@ small = functools.partial(criteria.ntk_sap, num_samples=2, batch_size=4)
             1e-2,  # where a ReLU flips, a finite difference jumps
             id="finite_difference two_pass",
         ),
-        long(functools.partial(small, estimator=ntk.vjp, reinit=False), 1e-5, id="vjp, no reinit"),
-        long(functools.partial(small, inputs="data"), 1e-5, id="data"),
         pytest.param(criteria.snip, 1e-5, id="snip"),
-        long(criteria.iterative_snip, 1e-5, id="iterative_snip"),
-        long(criteria.force, 1e-5, id="force"),
-        long(criteria.grasp, 1e-4, id="grasp"),
-        long(functools.partial(criteria.grasp, statistics="constant"), 1e-4, id="grasp constant"),
         pytest.param(criteria.synflow, 1e-5, id="synflow"),
-        long(criteria.synflow_l2, 1e-5, id="synflow_l2"),
+        long(functools.partial(small, estimator=ntk.vjp, reinit=False), 1e-5, id="vjp, no reinit"),
+        long(criteria.grasp, 1e-4, id="grasp"),
         long(criteria.px, 1e-5, id="px"),
     ],
 )
@@ -135,44 +130,24 @@ def test_nnx_computes_and_differentiates_as_linen_does(same):
 # -- Normalisation without batch statistics ------------------------------------------------------
 
 
-class NormsNnx(nnx.Module):
-    def __init__(self, norm, *, rngs):
-        self.conv = nnx.Conv(2, 4, (3, 3), rngs=rngs)
-        self.norm = norm(4, rngs=rngs)
-        self.head = nnx.Linear(4, 3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.head(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+def pooled(x):
+    return x.mean((1, 2))
 
 
-class NormsLinen(nn.Module):
-    norm: nn.Module
-
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(3)(nn.relu(self.norm(nn.Conv(4, (3, 3))(x))).mean((1, 2)))
+def linen_group_norm():
+    layers = [nn.Conv(4, (3, 3)), nn.GroupNorm(2), nn.relu, pooled, nn.Dense(3)]
+    return nts.linen(nn.Sequential(layers), (6, 6, 2))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        long(lambda: nts.linen(NormsLinen(nn.LayerNorm()), (6, 6, 2)), id="linen LayerNorm"),
-        pytest.param(
-            lambda: nts.linen(NormsLinen(nn.GroupNorm(2)), (6, 6, 2)), id="linen GroupNorm"
-        ),
-        pytest.param(
-            lambda: nts.nnx(lambda rngs: NormsNnx(nnx.LayerNorm, rngs=rngs), (6, 6, 2)),
-            id="nnx LayerNorm",
-        ),
-        long(
-            lambda: nts.nnx(
-                lambda rngs: NormsNnx(functools.partial(nnx.GroupNorm, num_groups=2), rngs=rngs),
-                (6, 6, 2),
-            ),
-            id="nnx GroupNorm",
-        ),
-    ],
-)
+def nnx_layer_norm():
+    def make(rngs):
+        conv, head = nnx.Conv(2, 4, (3, 3), rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        return nnx.Sequential(conv, nnx.LayerNorm(4, rngs=rngs), nnx.relu, pooled, head)
+
+    return nts.nnx(make, (6, 6, 2))
+
+
+@pytest.mark.parametrize("make", [linen_group_norm, nnx_layer_norm])
 def test_normalisation_without_batch_statistics(make):
     """Every example is by itself, all kernels are scored, and nothing else is."""
     network = make()
@@ -250,7 +225,7 @@ def test_an_embedding_passes_on_what_is_embedded(language_model):
     np.testing.assert_allclose(causal, outputs[:, :-1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("language_model", ["linen", long("nnx")], indirect=True)
+@pytest.mark.parametrize("language_model", ["linen"], indirect=True)
 def test_attention_scores_of_tokens_and_of_noise_after_the_embedding(language_model):
     """Attention, MLP and head by default; embeddings by choice."""
     network, embedded, params = language_model
@@ -274,7 +249,7 @@ def test_attention_scores_of_tokens_and_of_noise_after_the_embedding(language_mo
     assert {path.split("/")[0] for path in masks.leaf_paths(every)} == roles - {"head"} | {"embed"}
 
 
-@pytest.mark.parametrize("language_model", [long("linen"), "nnx"], indirect=True)
+@pytest.mark.parametrize("language_model", ["nnx"], indirect=True)
 def test_attention_is_searched_and_floors_hold(language_model):
     network, embedded, params = language_model
     score = small(embedded, num_samples=1)  # noise is the default, as everywhere
@@ -297,19 +272,15 @@ def of_next_token(logits, tokens):
 def test_paths_through_attention_are_an_error_that_says_so(language_model):
     network, embedded, params = language_model
     mask = masks.create(params)
-    with pytest.raises(ValueError, match=r"network takes '\w+' of \d value.*no sum over paths"):
-        connectivity.analyse(embedded, mask)
-    with pytest.raises(ValueError, match=r"network takes '\w+' of \d value.*no sum over paths"):
-        criteria.synflow(embedded)(KEY, params, mask, None)
-    with pytest.raises(ValueError, match=r"network takes '\w+' of integers.*embedded inputs"):
-        connectivity.analyse(network, mask)
-    with pytest.raises(ValueError, match=r"network takes '\w+' of integers.*embedded inputs"):
-        criteria.synflow(network)(KEY, params, mask, None)
-
-
-def test_noise_for_integer_inputs_names_both_options(language_model):
+    of_vectors = r"network takes '\w+' of \d value.*no sum over paths"
+    of_tokens = r"network takes '\w+' of integers.*embedded inputs"
+    for model, match in ((embedded, of_vectors), (network, of_tokens)):
+        with pytest.raises(ValueError, match=match):
+            connectivity.analyse(model, mask)
+        with pytest.raises(ValueError, match=match):
+            criteria.synflow(model)(KEY, params, mask, None)
     with pytest.raises(ValueError, match=r"takes int32.*jax.random.randint.*after the embedding"):
-        small(language_model[0])
+        small(network)
 
 
 @pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS.keys())
@@ -321,6 +292,13 @@ def test_embeddings_of_inputs_of_another_type(make):
 
 
 # -- Equinox -------------------------------------------------------------------------------------
+
+
+class LinenConv(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), name="conv")(x)).mean((1, 2))
+        return nn.Dense(3, name="head")(x)
 
 
 class EquinoxConv(eqx.Module):
@@ -352,20 +330,12 @@ def test_equinox_by_its_own_partition():
     mask = masks.create(params)
     assert set(masks.leaf_paths(mask)) == {"conv/weight", "head/weight"}
 
-    class Linen(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            x = nn.relu(nn.Conv(4, (3, 3), name="conv")(x)).mean((1, 2))
-            return nn.Dense(3, name="head")(x)
-
+    conv, head = params.conv, params.head
     theirs = {
-        "conv": {
-            "kernel": params.conv.weight.transpose(2, 3, 1, 0),
-            "bias": params.conv.bias[:, 0, 0],
-        },
-        "head": {"kernel": params.head.weight.T, "bias": params.head.bias},
+        "conv": {"kernel": conv.weight.transpose(2, 3, 1, 0), "bias": conv.bias[:, 0, 0]},
+        "head": {"kernel": head.weight.T, "bias": head.bias},
     }
-    linen = nts.linen(Linen(), (6, 6, 2))
+    linen = nts.linen(LinenConv(), (6, 6, 2))
     make = functools.partial(criteria.snip, micro_batch_size=None)
     found, _ = make(network)(KEY, params, mask, BATCH)
     want, _ = make(linen)(KEY, theirs, masks.create(theirs), BATCH)

@@ -19,7 +19,7 @@ def plain(x):
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5))
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_sum_and_broadcast_are_those_of_the_definition(shape):
     x = np.random.default_rng(0).standard_normal(shape)
     expected = x.reshape(-1, shape[-1]).sum(0)
@@ -28,7 +28,7 @@ def test_sum_and_broadcast_are_those_of_the_definition(shape):
     np.testing.assert_array_equal(repeated, np.broadcast_to(np.float32(expected), shape))
 
 
-@pytest.mark.parametrize("shape", [(7, 3), (4, 5, 3), (4, 3, 5, 2)])
+@pytest.mark.parametrize("shape", [(7, 3), (4, 3, 5, 2)])
 def test_derivatives_of_any_order_and_vmap(shape):
     x, y = jax.random.normal(jax.random.key(0), (2, *shape))
 
@@ -39,16 +39,20 @@ def test_derivatives_of_any_order_and_vmap(shape):
 
         return f
 
-    ours = through(ops.channel_sum, ops.channel_broadcast)
-    theirs = through(plain, jnp.broadcast_to)
-    for transform in (
-        jax.grad,
-        lambda f: lambda x: jax.jvp(jax.grad(f), (x,), (y,))[1],
-        lambda f: jax.grad(lambda x: jax.jvp(f, (x,), (y,))[1]),
-        lambda f: lambda x: jax.vmap(jax.grad(f))(jnp.stack([x, y])),
-        lambda f: lambda x: jax.vmap(f, in_axes=-1)(jnp.stack([x, y], axis=-1)),
-    ):
-        found, expected = (jax.jit(transform(f))(x) for f in (ours, theirs))
+    def derivatives(f):
+        return jax.jit(
+            lambda x: (
+                jax.grad(f)(x),
+                jax.jvp(jax.grad(f), (x,), (y,))[1],
+                jax.grad(lambda x: jax.jvp(f, (x,), (y,))[1])(x),
+                jax.vmap(jax.grad(f))(jnp.stack([x, y])),
+                jax.vmap(f, in_axes=-1)(jnp.stack([x, y], axis=-1)),
+            )
+        )
+
+    ours = derivatives(through(ops.channel_sum, ops.channel_broadcast))(x)
+    theirs = derivatives(through(plain, jnp.broadcast_to))(x)
+    for found, expected in zip(ours, theirs, strict=True):
         scale = 1 + float(jnp.max(jnp.abs(expected)))
         np.testing.assert_allclose(found / scale, expected / scale, atol=1e-6)
 
@@ -95,12 +99,8 @@ def test_forward_and_backward_sums_are_matrix_products_on_cpu():
             y, _ = module.apply({**variables, "params": params}, x, mutable=["batch_stats"])
             return jnp.sum(nn.relu(y) ** 2)
 
-        return (
-            jax.jit(jax.grad(loss, argnums=(0, 1)))
-            .lower(variables["params"], x)
-            .compile()
-            .as_text()
-        )
+        lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(variables["params"], x)
+        return lowered.compile().as_text()
 
     ours, theirs = (
         normalised(kind(use_running_average=False))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import ntksap_jax as nts
@@ -31,7 +31,6 @@ def effective_by_matrix_products(kernels):
     ]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.02, 0.1, 0.2, 0.4]))
 def test_effective_mask_of_a_stack(seed, density):
     mask = oracles.random_mask(jax.random.key(seed), MLP_PARAMS, density=density)
@@ -47,20 +46,17 @@ def test_effective_mask_of_a_stack(seed, density):
     assert found.dead_outputs == 3 - want[-1].any(axis=0).sum()
 
 
-def without(mask, *path):
-    copy = jax.tree.map(lambda leaf: leaf, mask)
-    node = copy
-    for part in path[:-1]:
-        node = node[part]
-    node[path[-1]] = jnp.zeros_like(node[path[-1]])
-    return copy
+def without(mask, path):
+    """The mask with no weight kept of the leaf at `path`."""
+    parts = tuple(jax.tree_util.DictKey(part) for part in path.split("/"))
+    return jax.tree_util.tree_map_with_path(lambda p, leaf: leaf & (p != parts), mask)
 
 
 def test_a_layer_bypassed_by_a_shortcut_is_dead_but_the_network_is_not():
     model = models.ResNet((1, 1), 4, 5)
     network = nts.linen(model, (8, 8, 3), train=False)
     dense = masks.create(network.init(jax.random.key(0)))
-    found = connectivity.analyse(network, without(dense, "block_0", "conv1", "kernel"))
+    found = connectivity.analyse(network, without(dense, "block_0/conv1/kernel"))
     # Nothing arrives at its second convolution either.
     assert found.dead_layers == ["block_0/conv1/kernel", "block_0/conv2/kernel"]
     assert not found.is_collapsed and found.dead_outputs == 0
@@ -68,7 +64,7 @@ def test_a_layer_bypassed_by_a_shortcut_is_dead_but_the_network_is_not():
         share == 1.0 for path, share in found.live_channels.items() if path not in found.dead_layers
     )
 
-    stem = connectivity.analyse(network, without(dense, "conv", "kernel"))
+    stem = connectivity.analyse(network, without(dense, "conv/kernel"))
     assert stem.is_collapsed and stem.effective_density == 0 and stem.dead_outputs == 5
 
 
@@ -77,11 +73,8 @@ def test_channels_that_lead_nowhere_are_not_live():
     mask = masks.create(network.init(jax.random.key(0)))
     mask["Conv_1"]["kernel"] = mask["Conv_1"]["kernel"].at[:, :, 1:, :].set(False)
     found = connectivity.analyse(network, mask)
-    assert found.live_channels == {
-        "Conv_0/kernel": 0.25,
-        "Conv_1/kernel": 1.0,
-        "Dense_0/kernel": 1.0,
-    }
+    live = {"Conv_0/kernel": 0.25, "Conv_1/kernel": 1.0, "Dense_0/kernel": 1.0}
+    assert found.live_channels == live
     assert masks.num_kept(found.effective) == 9 * 2 + 9 * 4 + 4 * 3
 
 
@@ -122,7 +115,7 @@ class Branches(nn.Module):
         return {"a": nn.Dense(3)(pooled), "b": nn.Dense(2)(y.reshape(len(y), -1))}
 
 
-@pytest.mark.parametrize("density", [pytest.param(0.03, marks=pytest.mark.long), 0.08, 0.2])
+@pytest.mark.parametrize("density", [0.08, 0.2])
 def test_branches_of_all_kinds(density):
     """Against the derivative of the same network with positive weights, signs and sums."""
     shape = (6, 6, 2)
@@ -141,7 +134,7 @@ def test_branches_of_all_kinds(density):
 
         return jax.grad(total, has_aux=True)(weights)
 
-    for seed in range(10):
+    for seed in range(6):
         mask = oracles.random_mask(jax.random.key(seed), params, density=density)
         gradient, outputs = derivative(masks.map_prunable(lambda m, p: m * p, mask, params))
         want = masks.map_prunable(lambda m, g: m & (g > 0), mask, gradient)

@@ -7,45 +7,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import flat
 
 from ntksap_jax import criteria, masks, ntk, scopes
 from ntksap_jax.criteria.ntk_sap import trace_and_gradient
 
 keep_top = jax.jit(scopes.Global().keep_top)
+make = functools.cache(lambda criterion: getattr(criteria, criterion)(golden.network()))
+each_file = pytest.mark.parametrize("name", golden.FILES)
 
 
-def flat(tree):
-    return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)])
+@functools.partial(jax.jit, static_argnames="unbiased")
+def gradient(theta, mask, inputs, probe, *, unbiased):
+    def estimate(fn, weights):
+        return ntk.difference_norm(fn, weights, probe, sigma=golden.SIGMA)
+
+    network = golden.network()
+    return trace_and_gradient(network, theta, mask, inputs, estimate=estimate, unbiased=unbiased)[1]
 
 
 @functools.cache
 def ntk_sap_scores(name, *, unbiased=True, dtype=jnp.float32):
     """The authors' score from their own draws, by our criterion's inner function."""
-    recorded, network = golden.load(name), golden.network()
+    recorded = golden.load(name)
     mask = golden.mask(recorded)
-
-    @jax.jit
-    def gradient(theta, mask, inputs, probe):
-        def estimate(fn, weights):
-            return ntk.difference_norm(fn, weights, probe, sigma=golden.SIGMA)
-
-        return trace_and_gradient(
-            network, theta, mask, inputs, estimate=estimate, unbiased=unbiased
-        )[1]
-
     total = jax.tree.map(lambda m: jnp.zeros(m.shape, dtype), mask)
     for draw in range(golden.NUM_DRAWS):
         theta = golden.params(recorded, f"draw/{draw}/theta")
         probe = golden.per_kernel(recorded, f"draw/{draw}/noise")
         inputs = golden.images(recorded[f"draw/{draw}/input"])
         theta, probe, inputs = jax.tree.map(lambda x: x.astype(dtype), (theta, probe, inputs))
-
-        total = jax.tree.map(jnp.add, total, gradient(theta, mask, inputs, probe))
+        of_draw = gradient(theta, mask, inputs, probe, unbiased=unbiased)
+        total = jax.tree.map(jnp.add, total, of_draw)
     # The authors sum squared differences without dividing by σ².
     return masks.map_prunable(lambda m, g: jnp.abs(g) * m * golden.SIGMA**2, mask, total)
 
 
-@pytest.mark.parametrize("name", golden.FILES)
+@each_file
 def test_ntk_sap_scores_agree_with_the_authors(name):
     recorded = golden.load(name)
     ours, theirs = ntk_sap_scores(name), golden.per_kernel(recorded, "score/ntksap")
@@ -57,7 +55,7 @@ def test_ntk_sap_scores_agree_with_the_authors(name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", golden.FILES)
+@each_file
 def test_ntk_sap_scores_agree_in_float64(name):
     recorded = golden.load(name)
     with jax.enable_x64():
@@ -76,7 +74,7 @@ def test_biased_variance_is_another_score():
     assert np.linalg.norm(ours - theirs) > 0.01 * np.linalg.norm(theirs)
 
 
-@pytest.mark.parametrize("name", golden.FILES)
+@each_file
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_masks_after_selection_agree_with_the_authors(name, scope):
     recorded = golden.load(name)
@@ -91,7 +89,7 @@ def test_masks_after_selection_agree_with_the_authors(name, scope):
     assert masks.digest(got) == masks.digest(want)
 
 
-@pytest.mark.parametrize("name", golden.FILES)
+@each_file
 def test_selection_by_our_scores_gives_their_mask(name):
     recorded = golden.load(name)
     want = golden.mask(recorded, "mask_after/global_0.2")
@@ -99,44 +97,29 @@ def test_selection_by_our_scores_gives_their_mask(name):
     assert np.mean(flat(got) == flat(want)) >= 0.999
 
 
-DATA_CRITERIA = {
-    "snip": (criteria.snip, 1e-5),
-    "iterative_snip": (criteria.iterative_snip, 1e-5),
-    # As recorded, all scores are divided by |their sum|, which nearly cancels.
-    "grasp": (criteria.grasp, 1e-4),
-}
-
-
-@pytest.mark.parametrize("name", golden.FILES)
+@each_file
 @pytest.mark.parametrize(
-    "criterion",
-    ["snip", *(pytest.param(n, marks=pytest.mark.long) for n in list(DATA_CRITERIA)[1:])],
+    ("criterion", "tolerance"),
+    [
+        ("snip", 1e-5),
+        ("synflow", 1e-5),
+        pytest.param("iterative_snip", 1e-5, marks=pytest.mark.long),
+        # As recorded, all scores are divided by |their sum|, which nearly cancels.
+        pytest.param("grasp", 1e-4, marks=pytest.mark.long),
+    ],
 )
-def test_scores_on_data_agree_with_the_authors(name, criterion):
-    recorded = golden.load(name)
-    params, mask = golden.params(recorded, "init"), golden.mask(recorded)
-    make, tolerance = DATA_CRITERIA[criterion]
-    batch = (golden.images(recorded["data/x"]), jnp.asarray(recorded["data/y"]))
-    scores, _ = make(golden.network())(jax.random.key(0), params, mask, batch)
-    assert_proportional(scores, golden.per_kernel(recorded, f"score/{criterion}"), mask, tolerance)
-
-
-@pytest.mark.parametrize("name", golden.FILES)
-def test_synflow_agrees_with_the_authors(name):
-    recorded = golden.load(name)
-    params, mask = golden.params(recorded, "init"), golden.mask(recorded)
-    scores, _ = criteria.synflow(golden.network())(jax.random.key(0), params, mask, None)
-    assert_proportional(scores, golden.per_kernel(recorded, "score/synflow"), mask, 1e-5)
-
-
-def assert_proportional(ours, theirs, mask, tolerance):
+def test_other_scores_agree_with_the_authors(name, criterion, tolerance):
     """Theirs are divided by a sum that changes no ranking, and score pruned weights too."""
-    ours, theirs = flat(ours), flat(theirs) * flat(mask)
-    ours, theirs = ours / np.linalg.norm(ours), theirs / np.linalg.norm(theirs)
+    recorded = golden.load(name)
+    params, mask = golden.params(recorded, "init"), golden.mask(recorded)
+    batch = (golden.images(recorded["data/x"]), jnp.asarray(recorded["data/y"]))
+    scores, _ = make(criterion)(jax.random.key(0), params, mask, batch)
+    theirs = flat(golden.per_kernel(recorded, f"score/{criterion}")) * flat(mask)
+    ours, theirs = (s / np.linalg.norm(s) for s in (flat(scores), theirs))
     assert np.linalg.norm(ours - theirs) <= tolerance
 
 
-@pytest.mark.parametrize("name", golden.FILES)
+@each_file
 def test_magnitude_is_exact(name):
     recorded = golden.load(name)
     params, mask = golden.params(recorded, "init"), golden.mask(recorded)

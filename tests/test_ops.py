@@ -40,20 +40,16 @@ def geometries(draw):
 
 def sum_over_taps(inputs, kernel, geometry):
     """The definition, in float64: one tap of the kernel after the other."""
-    (top, bottom), (left, right) = geometry.padding
-    padded = np.pad(inputs, [(0, 0), (top, bottom), (left, right), (0, 0)])
-    batch, channels = len(inputs), kernel.shape[2]
-    features = kernel.shape[3] // geometry.groups
-    outputs = np.zeros((batch, *geometry.output_size, kernel.shape[3]))
-    for n, p, q, group in itertools.product(
-        range(batch), *map(range, geometry.output_size), range(geometry.groups)
-    ):
-        for a, b in itertools.product(*map(range, geometry.kernel_size)):
-            row = p * geometry.strides[0] + a * geometry.dilation[0]
-            column = q * geometry.strides[1] + b * geometry.dilation[1]
-            pixel = padded[n, row, column, group * channels : (group + 1) * channels]
-            own = slice(group * features, (group + 1) * features)
-            outputs[n, p, q, own] += pixel @ kernel[a, b, :, own]
+    padded = np.pad(inputs, [(0, 0), *geometry.padding, (0, 0)])
+    channels, features = kernel.shape[2], kernel.shape[3] // geometry.groups
+    (rows, columns), (down, right) = geometry.output_size, geometry.strides
+    outputs = np.zeros((len(inputs), rows, columns, kernel.shape[3]))
+    for a, b, group in itertools.product(*map(range, geometry.kernel_size), range(geometry.groups)):
+        shifted = padded[:, a * geometry.dilation[0] :, b * geometry.dilation[1] :]
+        pixels = shifted[:, : rows * down : down, : columns * right : right]
+        seen = slice(group * channels, (group + 1) * channels)
+        own = slice(group * features, (group + 1) * features)
+        outputs[..., own] += pixels[..., seen] @ kernel[a, b, :, own]
     return outputs
 
 
@@ -72,7 +68,7 @@ def close(found, expected):
 
 
 @given(geometries(), st.integers(1, 3), st.sampled_from([0.0, 1e9]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=16)
 def test_the_three_sums_on_cpu_are_those_of_the_definition(geometry, batch, large):
     if min(geometry.output_size) < 1:
         return
@@ -110,7 +106,7 @@ def test_to_wait_for_a_number_changes_nothing(other):
 
 
 @given(geometries(), st.integers(1, 2))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5)
 def test_elsewhere_the_sums_are_those_of_lax(geometry, batch):
     """The forms of TPU and GPU: the same shapes, and transposes of one another."""
     if min(geometry.output_size) < 1:
@@ -140,15 +136,8 @@ def with_lax(x, w, *, strides=(1, 1), padding="SAME", dilation=(1, 1), groups=1)
     )
 
 
-def value_and_gradient(convolve, x, w, dx, dw):
-    def loss(x, w):
-        return jnp.sum(jnp.sin(convolve(x, w)))
-
-    return {"value": convolve(x, w), "gradient": jax.grad(loss, (0, 1))(x, w)}
-
-
-def all_derivatives(convolve, x, w, dx, dw):
-    """The value and all derivatives that pruning and training take."""
+def derivatives(convolve, x, w, dx, dw, *, higher):
+    """The value and the gradient, and with `higher` all that pruning and training take."""
 
     def loss(x, w):
         return jnp.sum(jnp.sin(convolve(x, w)))
@@ -160,9 +149,10 @@ def all_derivatives(convolve, x, w, dx, dw):
         return sum(jnp.sum(g**2) for g in jax.grad(loss, (0, 1))(x, w))
 
     gradient = jax.grad(loss, (0, 1))
-    return {
-        "value": convolve(x, w),
-        "gradient": gradient(x, w),
+    first = {"value": convolve(x, w), "gradient": gradient(x, w)}
+    if not higher:
+        return first
+    return first | {
         "forward over reverse": jax.jvp(gradient, (x, w), (dx, dw))[1],
         "reverse over forward": jax.grad(tangent_norm, (0, 1))(x, w),
         "reverse over reverse": jax.grad(cotangent_norm, (0, 1))(x, w),
@@ -173,13 +163,15 @@ def all_derivatives(convolve, x, w, dx, dw):
 def test_derivatives_agree_with_lax(name):
     """To first order in every case; the higher orders, made of the same sums, in two of them."""
     input_shape, kernel_shape, options = CASES[name]
-    derivatives = all_derivatives if name in ("strided", "tiny") else value_and_gradient
+    higher = name in ("strided", "tiny")
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = (input_shape, kernel_shape) * 2
     arrays = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
     ours, theirs = (
-        jax.jit(functools.partial(derivatives, functools.partial(convolve, **options)))(*arrays)
-        for convolve in (ops.conv2d, with_lax)
+        jax.jit(lambda *a, f=f: derivatives(functools.partial(f, **options), *a, higher=higher))(
+            *arrays
+        )
+        for f in (ops.conv2d, with_lax)
     )
     for which in theirs:
         for found, expected in zip(
@@ -198,18 +190,17 @@ def test_vmap_agrees_with_one_after_the_other(axes):
         for a, axis in zip((x, w), axes, strict=True)
     )
 
+    @jax.jit
     def gradients(x, w):
         return jax.grad(lambda x, w: jnp.sum(jnp.sin(ops.conv2d(x, w))), (0, 1))(x, w)
 
     together = jax.jit(jax.vmap(gradients, axes))(xs, ws)
-    for index in range(3):
-        alone = gradients(
-            *(
-                a if axis is None else jnp.take(a, index, axis)
-                for a, axis in zip((xs, ws), axes, strict=True)
-            )
-        )
-        for found, expected in zip(together, alone, strict=True):
+    of_x, of_w = (
+        itertools.repeat(a, 3) if i is None else jnp.moveaxis(a, i, 0)
+        for a, i in zip((xs, ws), axes, strict=True)
+    )
+    for index, pair in enumerate(zip(of_x, of_w, strict=True)):
+        for found, expected in zip(together, gradients(*pair), strict=True):
             np.testing.assert_allclose(found[index], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -233,12 +224,8 @@ def loop_convolutions(compiled):
 
 
 def is_canonical(convolution):
-    labels = re.search(r"dim_labels=(\w+->\w+)", convolution).group(1)
-    return (
-        labels == "b01f_01io->b01f"
-        and "rhs_reversal" not in convolution
-        and "batch_group_count" not in convolution
-    )
+    slow = ("rhs_reversal", "batch_group_count")
+    return "dim_labels=b01f_01io->b01f" in convolution and not any(s in convolution for s in slow)
 
 
 class SmallNetwork(nn.Module):
@@ -376,8 +363,6 @@ def test_bad_shapes_are_refused_by_name():
 
 @pytest.mark.parametrize("manual", [False, True])
 def test_gradients_over_a_sharded_batch(manual):
-    if jax.device_count() < 2:
-        pytest.skip("needs two devices")
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     x = jax.random.normal(jax.random.key(0), (4, 5, 5, 2))
     w = jax.random.normal(jax.random.key(1), (3, 3, 2, 2))

@@ -21,16 +21,18 @@ class Pooled(nn.Module):
         return nn.Dense(2)(x.reshape(len(x), -1))
 
 
+def path_sum(apply, params, inputs, *, factor=jnp.abs, **options):
+    """The sum over paths as a number; `apply` may have one output or several."""
+    path = _paths.evaluate(apply, params, inputs, factor=factor, **options)
+    return np.asarray(path.array) * 2.0 ** float(path.exponent)
+
+
 ZOO = {
     "mlp": (oracles.ReluMLP((6, 5)), (4,), {}),
     "batch norm": (oracles.ConvBN((4, 6)), (6, 6, 2), {"train": False}),
     "pad shortcut": (models.ResNet((1, 1), 4, 5, shortcut="pad"), (8, 8, 3), {"train": False}),
     "max pool": (Pooled(), (9, 9, 2), {}),
 }
-
-
-def value(path):
-    return np.asarray(path.array) * 2.0 ** float(path.exponent)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -44,7 +46,7 @@ def test_positive_networks_without_biases_are_their_own_path_sums(name):
         lambda params: _paths.evaluate(network.apply_running, params, inputs, factor=jnp.abs)
     )(params)
     want = jax.jit(network.apply_running)(params, inputs)
-    np.testing.assert_allclose(value(got), want, rtol=1e-4)
+    np.testing.assert_allclose(np.asarray(got.array) * 2.0 ** float(got.exponent), want, rtol=1e-4)
 
 
 def test_constants_begin_no_path():
@@ -52,8 +54,7 @@ def test_constants_begin_no_path():
         return (jax.nn.relu(x @ params["w"] + 3.0) - 5.0) / 2.0 + params["b"]
 
     params = {"w": jnp.array([[2.0], [-4.0]]), "b": jnp.array([7.0])}
-    got = _paths.evaluate(apply, params, jnp.ones((1, 2)), factor=jnp.abs)
-    assert value(got).tolist() == [[3.0]]
+    assert path_sum(apply, params, jnp.ones((1, 2))).tolist() == [[3.0]]
 
 
 @pytest.mark.parametrize(
@@ -68,8 +69,7 @@ def test_activations_become_the_gate(activation):
     inputs = jnp.ones((1, 1))
     (gate,) = _paths.gates(apply, params, inputs)
     assert gate.tolist() == [[True, False]]
-    got = _paths.evaluate(apply, params, inputs, factor=jnp.abs, gate=lambda x: x * gate)
-    assert value(got).tolist() == [[3.0]]
+    assert path_sum(apply, params, inputs, gate=lambda x: x * gate).tolist() == [[3.0]]
 
 
 def test_gates_are_those_of_the_real_network():
@@ -111,7 +111,7 @@ def test_signs_are_factors():
     ]
     for apply, signed, absolute in networks_and_sums:
         for factor, want in ((lambda c: c, signed), (jnp.abs, absolute)):
-            assert value(_paths.evaluate(apply, params, x, factor=factor)).item() == want
+            assert path_sum(apply, params, x, factor=factor).item() == want
 
 
 def test_a_dead_branch_decides_no_scale():
@@ -140,8 +140,7 @@ def test_a_maximum_may_be_taken_as_a_sum():
         return jnp.max(y, axis=1, keepdims=True)
 
     params = {"w": jnp.array([[1.0, 2.0]]), "v": jnp.array([[4.0, 3.0]])}
-    options = {"factor": jnp.abs, "sum_pools": True}
-    assert value(_paths.evaluate(apply, params, jnp.ones((1, 1)), **options)).item() == 10.0
+    assert path_sum(apply, params, jnp.ones((1, 1)), sum_pools=True).item() == 10.0
 
 
 def test_far_beyond_float32():
@@ -157,9 +156,8 @@ def test_far_beyond_float32():
         return _paths.total(_paths.evaluate(apply, params, jnp.ones((1, 1)), factor=jnp.abs))
 
     got = _paths.evaluate(apply, params, jnp.ones((1, 1)), factor=jnp.abs)
-    assert float(got.exponent) + np.log2(float(got.array[0, 0])) == pytest.approx(
-        50 * np.log2(1000), abs=1e-3
-    )
+    power = float(got.exponent) + np.log2(float(got.array[0, 0]))
+    assert power == pytest.approx(50 * np.log2(1000), abs=1e-3)
     gradients = [float((g * w)[0, 0]) for g, w in zip(jax.grad(total)(params), params, strict=True)]
     np.testing.assert_allclose(gradients, gradients[0], rtol=1e-6)
     assert np.isfinite(gradients[0]) and gradients[0] > 0

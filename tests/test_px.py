@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
-import pytest
 
 import ntksap_jax as nts
 from ntksap_jax import criteria, masks
@@ -81,8 +80,7 @@ class Residual(nn.Module):
         return nn.Dense(3, use_bias=False)(z.mean((1, 2)))
 
 
-@pytest.mark.parametrize("micro_batch_size", [pytest.param(None, marks=pytest.mark.long), 3])
-def test_three_copies_of_a_residual_network(micro_batch_size):
+def test_three_copies_of_a_residual_network():
     """The released code's way: copies of the network with weights 1 and θ², gates handed over."""
     network = nts.linen(Residual(), (5, 5, 2))
     params = network.init(jax.random.key(0))
@@ -102,8 +100,7 @@ def test_three_copies_of_a_residual_network(micro_batch_size):
 
     squares = jax.tree.map(jnp.square, masked)
     want = masks.map_prunable(lambda m, s, g: s * g, mask, squares, jax.grad(bound)(squares))
-    score = criteria.px(network, micro_batch_size=micro_batch_size)
-    got, _ = score(None, params, mask, (inputs, None))
+    got, _ = criteria.px(network, micro_batch_size=3)(None, params, mask, (inputs, None))
     got, want = oracles.flat(got), oracles.flat(want)
     np.testing.assert_allclose(got / got.sum(), want / want.sum(), rtol=1e-4, atol=1e-9)
 

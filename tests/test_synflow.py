@@ -44,12 +44,7 @@ def scores_in_float64(params, factor):
 
 @pytest.mark.parametrize(
     ("make", "factor", "depth"),
-    [
-        (criteria.synflow, np.abs, 3),
-        pytest.param(criteria.synflow, np.abs, 30, marks=pytest.mark.long),
-        (criteria.synflow_l2, np.square, 3),
-        pytest.param(criteria.synflow_l2, np.square, 30, marks=pytest.mark.long),
-    ],
+    [(criteria.synflow, np.abs, 3), (criteria.synflow_l2, np.square, 30)],
 )
 def test_exact_at_any_depth(make, factor, depth):
     """At 30 layers R is far beyond float32, and near the end of float64 for squares."""
