@@ -409,7 +409,8 @@ def test_the_program_prunes_and_trains_on_image_files(root, tmp_path, capsys):
     path = root / "tiny-imagenet-200" / "val" / "images" / "val_1.JPEG"
     path.write_bytes(b"no image")
     with pytest.raises(SystemExit) as stop:
-        cifar.main([*options, "--criterion", "dense"])
+        # With another training the process does not use the data that it read before.
+        cifar.main([*options, "--criterion", "dense", "--learning-rate", "0.1"])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1
     assert f"error: cannot read the images: {path}: no image" in error
