@@ -29,7 +29,8 @@ _Arrays = list[jax.Array]
 class Scope:
     """The base of all scopes: keeps the weights with the highest scores.
 
-    A scope of your own derives from it and defines the methods that raise NotImplementedError.
+    A scope with one count for all leaves derives from it, is hashable, and defines `num_kept`,
+    `_counts` and `_keep`.
 
     >>> import jax, jax.numpy as jnp
     >>> mask, scores = {"w": jnp.ones(4, bool)}, {"w": jnp.array([0.1, 0.4, 0.3, 0.2])}

@@ -213,7 +213,7 @@ seed = [0, 1, 2]
 def address():
     """Of a cluster of one machine with room for two cells; it is ended afterwards."""
     if importlib.util.find_spec("ray") is None:
-        pytest.skip("Ray is not installed: pip install 'ntksap_jax[cluster]'")
+        pytest.skip("Ray is not installed: pip install -e '.[cluster]'")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

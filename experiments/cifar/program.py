@@ -1,6 +1,6 @@
 """The main job: prune a network before training, and train what is left, on real images.
 
-    python -m experiments.cifar demo                      handwritten digits, under two minutes
+    python -m experiments.cifar demo                      handwritten digits, a few minutes
     python -m experiments.cifar short                     CIFAR-10, a few epochs
     python -m experiments.cifar paper-cifar10             the paper's set-up, 160 epochs
     python -m experiments.cifar demo --help               every option

@@ -1,1 +1,1 @@
-"""Several processes: workers beside one another, and one run by many."""
+"""One run by several processes: how they find each other, share work and end together."""

@@ -1,4 +1,4 @@
-"""Handwritten digits, a small network, no download: the whole job in two minutes on two cores.
+"""Handwritten digits, a small network, no download: the whole job in a few minutes.
 
     python -m experiments.cifar demo
 
