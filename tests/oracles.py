@@ -64,22 +64,6 @@ def flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)])
 
 
-def random_variables(model: nn.Module, shape: Sequence[int], seed: int = 0) -> Any:
-    """Variables with nothing neutral in them: normal kernels, and all else away from 0 and 1."""
-    generator = np.random.default_rng(seed)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
-
-    def draw(path: Any, leaf: Any) -> jax.Array:
-        if leaf.ndim > 1:
-            scale = np.sqrt(2 / np.prod(leaf.shape[:-1]))
-            return jnp.asarray(scale * generator.normal(size=leaf.shape), leaf.dtype)
-        # (A variance of 1/2, so that the signal does not fade in deep networks.)
-        sign = 0.5 if path[-1].key == "var" else generator.choice([-1, 1], leaf.shape)
-        return jnp.asarray(sign * generator.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
 def random_mask(key: jax.Array, params: Any, density: float = 0.7) -> Any:
     full = masks.create(params)
     keys = iter(jax.random.split(key, len(jax.tree.leaves(full))))
