@@ -17,9 +17,6 @@ from experiments.shell import errors, interruption
 from experiments.shell.errors import UserError
 from experiments.storage import files, locking, run_folder
 
-STOP_SECONDS = 10.0
-"""How long a cell has to save and end when it is told to, before its process is killed."""
-
 State = Literal["new", "interrupted", "running", "failed", "complete"]
 
 

@@ -21,7 +21,8 @@ from experiments.shell import interruption
 from experiments.shell.configuration import configuration
 from experiments.shell.errors import Preempted, UserError
 from experiments.sweep import worker
-from experiments.sweep.cells import STOP_SECONDS, Cell, Ended
+from experiments.sweep.cells import Cell, Ended
+from experiments.sweep.worker import STOP_SECONDS
 
 INHERITED = ("JAX_", "XLA_", "TFDS_", "LIBTPU_")
 """What variables of the environment begin with that cells get from the sweep."""

@@ -21,7 +21,8 @@ import numpy as np
 import pooch
 
 import experiments
-from experiments.sweep.cells import STOP_SECONDS, Cell, Ended
+from experiments.sweep.cells import Cell, Ended
+from experiments.sweep.worker import STOP_SECONDS
 
 
 def run(cells: Sequence[Cell], *, num_workers: int) -> Generator[Ended]:

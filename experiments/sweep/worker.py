@@ -24,8 +24,8 @@ from pathlib import Path
 
 from experiments.shell import interruption
 
-PATIENCE_SECONDS = 10.0
-"""How long a cell has to save after the end of the sweep."""
+STOP_SECONDS = 10.0
+"""How long a cell has to save and end when it is told to, before its process is ended."""
 
 
 def run_cell(module: str, arguments: Sequence[str], folder: Path) -> int:
@@ -135,7 +135,7 @@ def main(cores: Sequence[str]) -> None:
             lines.put(line)
         lines.put("")
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(PATIENCE_SECONDS)
+        time.sleep(STOP_SECONDS)
         os._exit(1)  # Whatever it waits for: nobody waits for it any more.
 
     threading.Thread(target=listen, daemon=True).start()
