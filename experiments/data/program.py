@@ -43,7 +43,7 @@ class List:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program; mistakes and interruptions end it with one line and a non-zero code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with exits.in_one_line(PROG, arguments):
+    with exits.in_one_line():
         if arguments and not arguments[0].startswith("-"):
             check_name("command", arguments[0], ("prepare", "list"))
         command = command_line.read(Prepare | List, arguments, prog=PROG, about=__doc__)

@@ -155,7 +155,7 @@ def show(runs: Sequence[Run]) -> None:
 
 
 if __name__ == "__main__":
-    with exits.in_one_line("python -m experiments.examples.vision_transformer", sys.argv[1:]):
+    with exits.in_one_line():
         if len(sys.argv) > 2:
             raise UserError(f"expected one word, the name of a data set; got {sys.argv[1:]}")
         main(*sys.argv[1:])

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             `experiments.shell.exits`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with exits.in_one_line(PROG, arguments):
+    with exits.in_one_line():
         options = command_line.read(Options, arguments, prog=PROG, about=__doc__ or "")
         if not options.runs:
             raise UserError(f"name a folder that holds run folders. For example: {PROG} runs")

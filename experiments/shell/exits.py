@@ -25,14 +25,15 @@ from experiments.shell.errors import Preempted, RunFailed, UserError
 
 
 @contextlib.contextmanager
-def in_one_line(prog: str, again: Sequence[str]) -> Iterator[None]:
+def in_one_line(prog: str = "", again: Sequence[str] = ()) -> Iterator[None]:
     """Turns what ends a program into a line and an exit code.
 
     Args:
-        prog: the program's name, such as `python -m experiments.cifar`.
+        prog: the program's name, such as `python -m experiments.cifar`, if it can be interrupted
+            without loss.
         again: the arguments that go on where an interrupted run stopped.
     """
-    go_on = f"to go on where it stopped: {prog} {shlex.join(again)}"
+    go_on = f"; to go on where it stopped: {prog} {shlex.join(again)}" if prog else ""
     try:
         interruption.end_guard()
         yield
@@ -41,9 +42,9 @@ def in_one_line(prog: str, again: Sequence[str]) -> Iterator[None]:
     except RunFailed as error:
         stop(f"error: {error}", code=1)
     except Preempted:
-        stop(f"preempted, all is saved; {go_on}", code=interruption.EXIT_CODE)
+        stop(f"preempted, all is saved{go_on}", code=interruption.EXIT_CODE)
     except KeyboardInterrupt:
-        stop(f"interrupted; {go_on}", code=interruption.CTRL_C_CODE)
+        stop(f"interrupted{go_on}", code=interruption.CTRL_C_CODE)
     except Exception as error:
         if message := errors.disk_full(error):
             stop(f"error: {message}", code=os.EX_IOERR)
