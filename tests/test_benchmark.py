@@ -188,6 +188,16 @@ def test_mistakes_are_one_line(monkeypatch, capsys, arguments, message):
     assert printed.err.count("\n") == 1
 
 
+def test_an_interruption_promises_nothing(monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "check", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(["--case", "selection"])
+    assert (stop.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
 def test_list_prints_the_names(capsys):
     assert benchmark.main(["--list", "--case", "search", "criterion-synflow"]) == 0
     assert capsys.readouterr().out.split() == ["search-resnet20", "criterion-synflow"]
@@ -236,21 +246,19 @@ def made_up_side(step, *, memory=0.0, peak=1.0, warm=1.0, gflops=100.0, compilin
 
 
 def made_up(**nchw):
-    return types.Measurement(
-        cases.CASES["train-resnet20-masked"],
-        {
-            "ours": made_up_side(
-                [1.0, 3.0, 0.8], memory=100.0, peak=350.0, warm=250.0, compiling=5.0,
-                dense=[1.0, 2.0, 0.8],
-            ),
-            "nchw": made_up_side([4.0, 4.0, 4.0], **nchw),
-            "channels_last": made_up_side([2.0, 4.0, 2.0], memory=80.0, peak=400.0),
-        },
-    )  # fmt: skip
+    sides = {
+        "ours": made_up_side(
+            [1.0, 3.0, 0.8], memory=100.0, peak=350.0, warm=250.0, compiling=5.0,
+            dense=[1.0, 2.0, 0.8],
+        ),
+        "nchw": made_up_side([4.0, 4.0, 4.0], **nchw),
+        "channels_last": made_up_side([2.0, 4.0, 2.0], memory=80.0, peak=400.0),
+    }  # fmt: skip
+    return results.summarise(cases.CASES["train-resnet20-masked"], sides)
 
 
 def test_a_summary_of_made_up_times():
-    summary, dense = results.summarise(made_up())
+    summary, dense = made_up()
     assert summary.torch.name == "channels_last"
     # Round by round, 0.5, 0.75 and 0.4: not the ratio of the medians.
     assert dataclasses.astuple(summary.ratio) == pytest.approx((0.5, 0.45, 0.625))
@@ -265,11 +273,11 @@ def test_a_summary_of_made_up_times():
     assert dataclasses.astuple(dense.ratio) == pytest.approx((0.5, 0.45, 0.5))
     assert dense.ours.gflops is None
     # The peak is that of the better side.
-    assert results.summarise(made_up(gflops=120.0))[0].peak == pytest.approx(120)
+    assert made_up(gflops=120.0)[0].peak == pytest.approx(120)
 
 
 def test_tables_and_markdown():
-    times, resources = results.tables(results.summarise(made_up()))
+    times, resources = results.tables(made_up())
     row = ("train-resnet20-masked", "1,000", "2,000 C", "0.50 (0.45 to 0.62)", "60.0", "60%", "30%")
     dense = (f"{row[0]}, dense", "1,000", "2,000 C", "0.50 (0.45 to 0.50)", "–", "–", "–")
     assert times.rows == [row, dense]
@@ -280,8 +288,8 @@ def test_tables_and_markdown():
 
 
 def test_the_picture_shows_the_numbers():
-    alone = types.Measurement(cases.CASES["round-resnet20"], {"ours": made_up_side([1.2] * 3)})
-    shown = [results.summarise(made_up())[0], *results.summarise(alone)]
+    alone = results.summarise(cases.CASES["round-resnet20"], {"ours": made_up_side([1.2] * 3)})
+    shown = [made_up()[0], *alone]
     ratios, rates = picture.draw(shown, "a title").axes
     labels = [text.get_text() for text in ratios.get_yticklabels()]
     assert labels == ["train-resnet20-masked", "round-resnet20"]
@@ -432,9 +440,7 @@ def test_the_scores_are_the_same_for_the_same_draws(estimator):
     torch_steps.calibrate(model, images)
     direction = tensors(tangent)
     theirs = {
-        "finite_difference": lambda: torch_steps.finite_difference(
-            model, torch_steps.copy_with_masks(model), images, direction
-        ),
+        "finite_difference": lambda: torch_steps.finite_difference(model, images, direction),
         "jvp": lambda: torch_steps.jvp(model, images, direction),
         "vjp": lambda: torch_steps.vjp(model, images, torch.tensor(cotangent)),
     }[estimator]()

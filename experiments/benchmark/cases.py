@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, get_args
 
-from experiments.benchmark.types import Case
+from experiments.benchmark.types import Case, Estimator
 from experiments.cifar.choices import CRITERIA
 from experiments.shell.configuration import unknown
 from experiments.shell.errors import UserError
@@ -17,48 +17,23 @@ def _all() -> Iterator[Case]:
         ("vgg16_bn", (32, 32, 3), 100),
         ("resnet50", (64, 64, 3), 16),
     ):
-        for estimator in ("finite_difference", "jvp", "vjp"):
-            yield Case(
-                name=f"sample-{estimator}-{model}",
-                kind="sample",
-                model=model,
-                input_shape=shape,
-                batch_size=batch_size,
-                estimator=estimator,
-            )
-    yield Case(name="round-resnet20", kind="round", num_samples=5)
-    yield Case(
-        name="search-resnet20",
-        kind="search",
-        num_samples=5,
-        num_rounds=20,
-        cold=True,
-    )
+        for estimator in get_args(Estimator):
+            name = f"sample-{estimator}-{model}"
+            yield Case(name, "sample", model, shape, batch_size, estimator=estimator)
+    yield Case("round-resnet20", "round", num_samples=5)
+    yield Case("search-resnet20", "search", num_samples=5, num_rounds=20, cold=True)
     for millions in (1, 11, 25):
-        yield Case(
-            name=f"selection-{millions}M",
-            kind="selection",
-            batch_size=0,
-            num_scores=millions * 10**6,
-            layouts=("nchw",),  # There are no images.
-        )
-    for masked in (True, False):
-        yield Case(
-            name=f"train-resnet20-{'masked' if masked else 'dense'}",
-            kind="train",
-            batch_size=128,
-            masked=masked,
-        )
+        name, number = f"selection-{millions}M", millions * 10**6
+        # There are no images, and so there is one layout.
+        yield Case(name, "selection", batch_size=0, num_scores=number, layouts=("nchw",))
+    yield Case("train-resnet20-masked", "train", batch_size=128, masked=True)
+    yield Case("train-resnet20-dense", "train", batch_size=128)
     for size, channels in ((32, 16), (16, 32), (8, 64), (32, 64), (8, 256), (2, 512)):
-        yield Case(
-            name=f"convolution-{channels}-of-{size}x{size}",
-            kind="convolution",
-            model="",
-            input_shape=(size, size, channels),
-        )
+        name = f"convolution-{channels}-of-{size}x{size}"
+        yield Case(name, "convolution", "", (size, size, channels))
     for name, criterion in CRITERIA.items():
         if criterion is not None:
-            yield Case(name=f"criterion-{name}", kind="criterion", criterion=name, layouts=())
+            yield Case(f"criterion-{name}", "criterion", criterion=name, layouts=())
 
 
 T = TypeVar("T")
@@ -77,14 +52,11 @@ def choose(known: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
         >>> list(choose(CASES, ["selection-1", "train"]))
         ['selection-1M', 'selection-11M', 'train-resnet20-masked', 'train-resnet20-dense']
     """
+    chosen: set[str] = set()
     for name in names:
-        if not any(candidate.startswith(name) for candidate in known):
-            raise UserError(f"--case: {unknown('case', name, known)}")
-
-    def is_chosen(candidate: str) -> bool:
         # A full name means that one alone: `criterion-synflow` is not also `criterion-synflow_l2`.
-        return any(
-            candidate == name or name not in known and candidate.startswith(name) for name in names
-        )
-
-    return {name: item for name, item in known.items() if not names or is_chosen(name)}
+        found = {name} & known.keys() or {each for each in known if each.startswith(name)}
+        if not found:
+            raise UserError(f"--case: {unknown('case', name, known)}")
+        chosen |= found
+    return {name: item for name, item in known.items() if not names or name in chosen}

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             `experiments.shell.exits`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with exits.in_one_line(PROG, arguments):
+    with exits.in_one_line():
         options = command_line.read(Options, arguments, prog=PROG, about=__doc__)
         if options.aot is not None:
             aot.check_topology(options.aot)
@@ -140,14 +140,12 @@ def compile_for_tpu(options: Options, chosen: dict[str, aot.Program], console: C
 
     def compile_one(name: str, program: aot.Program) -> str:
         costs[name] = aot.ask(topology, program)
-        content = {"topology": topology, "programs": costs}
-        _write(options.json, results.to_json(content))
+        _write(options.json, results.to_json({"topology": topology, "programs": costs}))
         return f"{name}: compiled in {costs[name].compile_seconds:.0f} s"
 
     status = run_all(console, chosen, compile_one, description="Compiling", unit="program")
     if costs:
-        _show(console, [aot.table(topology, costs)])
-        _write(options.markdown, results.markdown([aot.table(topology, costs)]))
+        _finish(options, console, [aot.table(topology, costs)])
     return status
 
 
@@ -155,6 +153,7 @@ def time_cases(options: Options, chosen: dict[str, Any], console: Console) -> in
     """Measures, shows and writes; returns 0, or 1 if a case failed."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    machine = f"{cores} cores, {processor()}"
     versions = {"python": platform.python_version()}
     setting = {
         "versions": versions,
@@ -168,20 +167,20 @@ def time_cases(options: Options, chosen: dict[str, Any], console: Console) -> in
     tables: list[Table] = []
 
     def time_one(name: str, case: Any) -> str:
+        line = f"{name}: done"
         if isinstance(case, Case):
             if options.batch_size and case.batch_size:
                 case = dataclasses.replace(case, batch_size=options.batch_size)
-            sides = [OURS, *(() if options.without_torch else case.layouts)]
-            times = timing.measure(case, sides, repeats=options.repeats, cores=cores)
-            for side in times.sides.values():
+            names = [OURS, *(() if options.without_torch else case.layouts)]
+            sides = timing.measure(case, names, repeats=options.repeats, cores=cores)
+            for side in sides.values():
                 versions.update(side.ready.versions)
-            said = results.summarise(times)
-            measured.append({"case": case, "sides": times.sides, "summaries": said})
+            said = results.summarise(case, sides)
+            measured.append({"case": case, "sides": sides, "summaries": said})
             summaries.extend(said)
-            line = describe(said[0])
+            line = results.describe(said[0])
         else:
             tables.append(case())
-            line = f"{name}: done"
         content = {"setting": setting, "cases": measured, "tables": tables}
         _write(options.json, results.to_json(content))
         return line
@@ -189,22 +188,17 @@ def time_cases(options: Options, chosen: dict[str, Any], console: Console) -> in
     status = run_all(console, chosen, time_one, description="Timing", unit="case")
     about = []
     if summaries:
-        tables = [*results.tables(summaries), *tables]
-        machine = f"{cores} cores, {setting['processor']}"
-        names = [f"{name} {version}" for name, version in versions.items()]
         about = [
             ("matrix product", results.peak_text(summaries)),
-            ("versions", ", ".join(names)),
+            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
             ("machine", machine),
             ("rounds", str(options.repeats)),
         ]
         if options.picture:
             figure = picture.draw(summaries, f"Time and rate of a step on {machine}")
             figure.savefig(options.picture, dpi=130)
-    _show(console, tables)
-    if about:
-        show_plan(console, "Measured with", about)
-    _write(options.markdown, results.markdown(tables, [": ".join(pair) for pair in about]))
+        tables = [*results.tables(summaries), *tables]
+    _finish(options, console, tables, about)
     return status
 
 
@@ -229,24 +223,25 @@ def run_all(
     return status
 
 
-def _show(console: Console, tables: Sequence[Table]) -> None:
+def _finish(
+    options: Options,
+    console: Console,
+    tables: Sequence[Table],
+    about: Sequence[tuple[str, str]] = (),
+) -> None:
     console.print()
     for table in tables:
         show_table(console, table.title, table.header, table.rows)
         console.print(table.legend)
         console.print()
+    if about:
+        show_plan(console, "Measured with", about)
+    _write(options.markdown, results.markdown(tables, [": ".join(pair) for pair in about]))
 
 
 def _write(path: Path | None, text: str) -> None:
     if path:
         path.write_text(text, encoding="utf-8")
-
-
-def describe(summary: results.Summary) -> str:
-    """Returns what is said of a case as soon as it is done."""
-    ours = f"{results.number(1e3 * summary.ours.seconds.median)} ms"
-    ratio = "" if summary.ratio is None else f", ours / PyTorch {results.interval(summary.ratio)}"
-    return f"{summary.name}: {ours}{ratio}"
 
 
 def processor() -> str:

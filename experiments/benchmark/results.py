@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from experiments.benchmark import types
-from experiments.benchmark.types import MATMUL, MATMUL_SIZE, OURS, STEP, Measurement
+from experiments.benchmark.types import MATMUL, MATMUL_SIZE, OURS, STEP, Case
 
 T = TypeVar("T")
 
@@ -96,41 +96,35 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Quartiles:
     return quartiles([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
-def summarise(measurement: Measurement) -> list[Summary]:
+def summarise(case: Case, sides: Mapping[str, types.Side]) -> list[Summary]:
     """Says what the times of a case mean: of its step, and of each that was timed beside it."""
-    sides = measurement.sides.values()
-    products = [
-        quartiles(side.seconds(MATMUL)).median for side in sides if MATMUL in side.rounds[0].seconds
-    ]
-    peak = 2 * MATMUL_SIZE**3 / min(products) / 1e9 if products else None
-    names = [name for name in measurement.sides[OURS].rounds[0].seconds if name != MATMUL]
-    return [_summarise(measurement, name, peak) for name in names]
+    steps = list(sides[OURS].rounds[0].seconds)
+    peak = None
+    if MATMUL in steps:
+        steps.remove(MATMUL)
+        fastest = min(quartiles(side.seconds(MATMUL)).median for side in sides.values())
+        peak = 2 * MATMUL_SIZE**3 / fastest / 1e9
+    return [_summarise(case, sides, step, peak) for step in steps]
 
 
-def _summarise(measurement: Measurement, step: str, peak: float | None) -> Summary:
-    ours = measurement.sides[OURS]
+def _summarise(
+    case: Case, sides: Mapping[str, types.Side], step: str, peak: float | None
+) -> Summary:
+    ours = sides[OURS]
     described = {
-        name: _side(name, side, step, ours.ready.flops, peak)
-        for name, side in measurement.sides.items()
+        name: _side(name, side, step, ours.ready.flops, peak) for name, side in sides.items()
     }
-    torch = min(
-        (side for name, side in described.items() if name != OURS),
-        key=lambda side: side.seconds.median,
-        default=None,
-    )
-    against = None
-    if torch is not None:
-        against = ratio(ours.seconds(step), measurement.sides[torch.name].seconds(step))
-    before = ours.ready.compile_seconds
+    theirs = [side for name, side in described.items() if name != OURS]
+    torch = min(theirs, key=lambda side: side.seconds.median, default=None)
     compiling = [taken.compile_seconds[step] for taken in (*ours.warm_up, *ours.rounds)]
     return Summary(
-        name=measurement.case.name if step == STEP else f"{measurement.case.name}, {step}",
+        name=case.name if step == STEP else f"{case.name}, {step}",
         step=step,
         ours=described[OURS],
         torch=torch,
-        ratio=against,
+        ratio=None if torch is None else ratio(ours.seconds(step), sides[torch.name].seconds(step)),
         peak=peak,
-        compile_seconds=sum(compiling, 0.0 if measurement.case.cold else before),
+        compile_seconds=sum(compiling, 0.0 if case.cold else ours.ready.compile_seconds),
     )
 
 
@@ -194,6 +188,12 @@ def interval(values: Quartiles) -> str:
         '0.85 (0.84 to 0.90)'
     """
     return f"{values.median:.2f} ({values.low:.2f} to {values.high:.2f})"
+
+
+def describe(summary: Summary) -> str:
+    """Returns what is said of a case as soon as it is done."""
+    ours = f"{summary.name}: {number(1e3 * summary.ours.seconds.median)} ms"
+    return ours if summary.ratio is None else f"{ours}, ours / PyTorch {interval(summary.ratio)}"
 
 
 def tables(summaries: Sequence[Summary]) -> list[Table]:

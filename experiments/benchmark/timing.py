@@ -17,7 +17,6 @@ from experiments.benchmark.types import (
     MATMUL,
     OURS,
     Case,
-    Measurement,
     Prepared,
     Ready,
     Round,
@@ -28,8 +27,8 @@ WARM_UP, TIME = "warm up", "time"
 """What a child can be told; after the former, the peak of its memory starts again."""
 
 
-def measure(case: Case, sides: Sequence[str], *, repeats: int, cores: int) -> Measurement:
-    """Times a case.
+def measure(case: Case, sides: Sequence[str], *, repeats: int, cores: int) -> dict[str, Side]:
+    """Times a case; returns what was measured of each side.
 
     Every side has a fresh process. They start together, and then only one works at a time: in every
     round each side takes its steps once, and the side that goes first changes from round to round.
@@ -56,7 +55,7 @@ def measure(case: Case, sides: Sequence[str], *, repeats: int, cores: int) -> Me
             first = number % len(sides)
             for side in (*sides[first:], *sides[:first]):
                 measured[side].rounds.append(asks[side](TIME))
-    return Measurement(case, measured)
+    return measured
 
 
 def title(side: str) -> str:

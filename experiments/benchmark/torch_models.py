@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Layers = OrderedDict[str, nn.Module]
+
 
 class MaskedConv2d(nn.Conv2d):
     """A convolution without bias; `mask` is of the weight's shape, and counts if `is_masked`."""
@@ -108,19 +110,11 @@ class Block(nn.Module):
         return F.relu(y + x)
 
 
-class GlobalAveragePool(nn.Module):
-    """Mean over the pixels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, C, H, W) to (N, C)."""
-        return x.mean((2, 3))
-
-
 def cifar_resnet(
     blocks: tuple[int, ...] = (3, 3, 3), width: int = 16, num_classes: int = 10
 ) -> nn.Sequential:
     """ResNet for small images; by default ResNet-20, with projection shortcuts."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict(
+    layers: Layers = OrderedDict(
         conv=MaskedConv2d(3, width, 3), bn=nn.BatchNorm2d(width), relu=nn.ReLU()
     )
     channels, index = width, 0
@@ -130,13 +124,12 @@ def cifar_resnet(
             features = width * 2**stage
             layers[f"block_{index}"] = Block(channels, (features, 3, stride), (features, 3, 1))
             channels, index = features, index + 1
-    layers.update(pool=GlobalAveragePool(), fc=MaskedLinear(channels, num_classes))
-    return nn.Sequential(layers)
+    return _classifier(layers, channels, num_classes)
 
 
 def vgg16_bn(num_classes: int = 100) -> nn.Sequential:
     """VGG-16-BN for small images; the convolutions have no bias, as ours."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers: Layers = OrderedDict()
     channels, index = 3, 0
     for group, (number, features) in enumerate([(2, 64), (2, 128), (3, 256), (3, 512), (3, 512)]):
         if group > 0:
@@ -146,13 +139,12 @@ def vgg16_bn(num_classes: int = 100) -> nn.Sequential:
             layers[f"bn_{index}"] = nn.BatchNorm2d(features)
             layers[f"relu_{index}"] = nn.ReLU()
             channels, index = features, index + 1
-    layers.update(pool=GlobalAveragePool(), fc=MaskedLinear(channels, num_classes))
-    return nn.Sequential(layers)
+    return _classifier(layers, channels, num_classes)
 
 
 def resnet50(num_classes: int = 1000) -> nn.Sequential:
     """ResNet-50 for large images: 7×7 convolution and max pool first, then bottlenecks."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict(
+    layers: Layers = OrderedDict(
         conv=MaskedConv2d(3, 64, 7, stride=2),
         bn=nn.BatchNorm2d(64),
         relu=nn.ReLU(),
@@ -166,7 +158,13 @@ def resnet50(num_classes: int = 1000) -> nn.Sequential:
                 channels, (features, 1, 1), (features, 3, stride), (4 * features, 1, 1)
             )
             channels = 4 * features
-    layers.update(pool=GlobalAveragePool(), fc=MaskedLinear(channels, num_classes))
+    return _classifier(layers, channels, num_classes)
+
+
+def _classifier(layers: Layers, channels: int, num_classes: int) -> nn.Sequential:
+    """Ends a network by the mean over the pixels and a linear layer."""
+    head = MaskedLinear(channels, num_classes)
+    layers.update(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=head)
     return nn.Sequential(layers)
 
 

@@ -58,10 +58,9 @@ def matmul() -> Callable[[], Any]:
 
 def _sample(case: Case, layout: str) -> Steps:
     model = _model(case, layout)
-    estimate = torch_steps.make_estimate(case.estimator, model)
 
     def step() -> None:
-        torch_steps.add_sample(model, _noise(case, layout), estimate)
+        torch_steps.add_sample(model, _noise(case, layout), torch_steps.ESTIMATORS[case.estimator])
         torch_steps.take_scores(model)
 
     return {STEP: step}
@@ -69,12 +68,11 @@ def _sample(case: Case, layout: str) -> Steps:
 
 def _round(case: Case, layout: str) -> Steps:
     model = _model(case, layout)
-    estimate = torch_steps.make_estimate(case.estimator, model)
 
     def step() -> None:
         for _, layer in masked_layers(model):
             nn.init.ones_(layer.mask)
-        _prune(case, layout, model, estimate, DENSITY ** (1 / SEARCH_ROUNDS))
+        _prune(case, layout, model, DENSITY ** (1 / SEARCH_ROUNDS))
 
     return {STEP: step}
 
@@ -82,18 +80,16 @@ def _round(case: Case, layout: str) -> Steps:
 def _search(case: Case, layout: str) -> Steps:
     def step() -> None:
         model = _model(case, layout)
-        estimate = torch_steps.make_estimate(case.estimator, model)
         for number in range(1, case.num_rounds + 1):
-            _prune(case, layout, model, estimate, DENSITY ** (number / case.num_rounds))
+            _prune(case, layout, model, DENSITY ** (number / case.num_rounds))
 
     return {STEP: step}
 
 
-def _prune(
-    case: Case, layout: str, model: nn.Module, estimate: torch_steps.Estimate, density: float
-) -> None:
+def _prune(case: Case, layout: str, model: nn.Module, density: float) -> None:
     num_prunable = sum(layer.weight.numel() for _, layer in masked_layers(model))
     inputs = (_noise(case, layout) for _ in range(case.num_samples))
+    estimate = torch_steps.ESTIMATORS[case.estimator]
     torch_steps.prune(model, inputs, estimate, round(density * num_prunable))
 
 

@@ -14,7 +14,6 @@ too, which costs them a little more.)
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -27,8 +26,10 @@ from experiments.benchmark.torch_models import batch_norms, draw_weights, masked
 SIGMA = 0.01
 """Standard deviation of the perturbation, which the authors' code calls epsilon."""
 
+Weights = dict[str, Tensor]
 Estimate = Callable[[nn.Module, Tensor], Tensor]
-"""`estimate(model, inputs)`: draws a probe and estimates the trace, differentiably in the masks."""
+"""`estimate(model, inputs)`: draws a probe (unless there is one, as a third argument) and estimates
+the trace of a model in evaluation mode, differentiably in the masks."""
 
 
 def require_mask_gradients(model: nn.Module) -> None:
@@ -59,62 +60,30 @@ def calibrate(model: nn.Module, inputs: Tensor) -> None:
     model.eval()
 
 
-def make_estimate(name: str, model: nn.Module) -> Estimate:
-    """Returns the estimator of this name."""
-    if name == "finite_difference":
-        perturbed = copy_with_masks(model)
-        return lambda model, inputs: finite_difference(
-            model, perturbed, inputs, draw_tangent(model)
-        )
-    if name == "jvp":
-        return lambda model, inputs: jvp(model, inputs, draw_tangent(model))
-    return vjp
+# -- Estimators ----------------------------------------------------------------------------------
 
 
-def copy_with_masks(model: nn.Module) -> nn.Module:
-    """Copies a model; the masks stay those of the original."""
-    copied = copy.deepcopy(model)
-    for (_, original), (_, layer) in zip(masked_layers(model), masked_layers(copied), strict=True):
-        layer.mask = original.mask
-    return copied
-
-
-def draw_tangent(model: nn.Module) -> dict[str, Tensor]:
+def draw_tangent(model: nn.Module) -> Weights:
     """Draws a Gaussian direction in the space of the weights that are pruned, by parameter."""
     return {
         f"{path}.weight": torch.randn_like(layer.weight) for path, layer in masked_layers(model)
     }
 
 
-# -- Estimators ----------------------------------------------------------------------------------
-
-
-def finite_difference(
-    model: nn.Module, perturbed: nn.Module, inputs: Tensor, tangent: dict[str, Tensor]
-) -> Tensor:
-    """Returns ‖f(θ + σ v) − f(θ)‖², the authors' score (without the factor 1/σ²).
-
-    Args:
-        model: in evaluation mode, with the batch's statistics.
-        perturbed: from `copy_with_masks`; what it holds is overwritten.
-        inputs: images (N, C, H, W).
-        tangent: v, by name of the parameter.
-    """
-    with torch.no_grad():
-        perturbed.load_state_dict(
-            {k: v for k, v in model.state_dict().items() if not k.endswith(".mask")}, strict=False
-        )
-        for name, direction in tangent.items():
-            perturbed.get_parameter(name).add_(direction, alpha=SIGMA)
-    perturbed.eval()
+def finite_difference(model: nn.Module, inputs: Tensor, tangent: Weights | None = None) -> Tensor:
+    """Returns ‖f(θ + σ v) − f(θ)‖², the authors' score (without the factor 1/σ²)."""
+    tangent = tangent or draw_tangent(model)
+    perturbed = {name: model.get_parameter(name) + SIGMA * v for name, v in tangent.items()}
     outputs = model(inputs)
-    return (torch.norm(outputs - perturbed(inputs), dim=-1) ** 2).sum()
+    moved = torch.func.functional_call(model, perturbed, (inputs,))
+    return (torch.norm(outputs - moved, dim=-1) ** 2).sum()
 
 
-def jvp(model: nn.Module, inputs: Tensor, tangent: dict[str, Tensor]) -> Tensor:
+def jvp(model: nn.Module, inputs: Tensor, tangent: Weights | None = None) -> Tensor:
     """Returns ‖J v‖², by forward-mode differentiation."""
+    tangent = tangent or draw_tangent(model)
 
-    def outputs_of(weights: dict[str, Tensor]) -> Tensor:
+    def outputs_of(weights: Weights) -> Tensor:
         return torch.func.functional_call(model, weights, (inputs,))
 
     weights = {name: model.get_parameter(name) for name in tangent}
@@ -130,6 +99,9 @@ def vjp(model: nn.Module, inputs: Tensor, cotangent: Tensor | None = None) -> Te
         cotangent = torch.randn_like(outputs)
     pulled_back = torch.autograd.grad(outputs, weights, cotangent, create_graph=True)
     return torch.stack([part.square().sum() for part in pulled_back]).sum()
+
+
+ESTIMATORS: dict[str, Estimate] = {"finite_difference": finite_difference, "jvp": jvp, "vjp": vjp}
 
 
 # -- Selection -----------------------------------------------------------------------------------

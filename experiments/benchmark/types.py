@@ -27,7 +27,7 @@ Steps = Mapping[str, Callable[[], Any]]
 """Functions without arguments that return when their work is done; `STEP` first."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Case:
     """What is timed.
 
@@ -126,11 +126,3 @@ class Side:
     def seconds(self, step: str) -> list[float]:
         """Returns the times of a step, or of `STEP` if there is none of this name, by round."""
         return [measured.seconds.get(step, measured.seconds[STEP]) for measured in self.rounds]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """All that was measured of a case, by name of the side."""
-
-    case: Case
-    sides: dict[str, Side]
