@@ -1,5 +1,6 @@
 """The lock of a run folder: held by one process, and dropped by the system when that is killed."""
 
+import concurrent.futures
 import errno
 import fcntl
 import os
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,17 @@ def test_another_process_is_kept_out_until_the_holder_is_killed(tmp_path):
         holder.kill()
         holder.stdout.close()
         holder.wait()
+
+
+def test_looking_keeps_nobody_out_and_is_seen_by_nobody(tmp_path):
+    path = tmp_path / locking.NAME
+    path.touch()
+    with path.open() as looker, concurrent.futures.ThreadPoolExecutor() as pool:
+        fcntl.flock(looker, fcntl.LOCK_SH)  # As `is_held` does, for an instant.
+        assert not locking.is_held(tmp_path)
+        pool.submit(lambda: (time.sleep(0.1), fcntl.flock(looker, fcntl.LOCK_UN)))
+        with locking.hold(tmp_path):
+            assert locking.is_held(tmp_path)
 
 
 def test_the_lock_is_free_again_after_an_error(tmp_path):

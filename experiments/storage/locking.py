@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -17,47 +18,51 @@ NAME = "lock"
 
 
 @contextlib.contextmanager
-def hold(folder: Path, *, seconds: float = 0) -> Iterator[None]:
+def hold(folder: Path, *, seconds: float = 1.0) -> Iterator[None]:
     """Keeps other programs out of a run folder.
 
     Args:
         folder: the run folder.
-        seconds: how long to wait until no other one is in it.
+        seconds: how long to wait until no other one is in it, or looks (see `is_held`).
 
     Raises:
         Held: another one is in it.
         UserError: the file system has no locks.
     """
     path = folder / NAME
+    # No lock files that would outlive a killed program, where the system has no locks.
+    lock = filelock.FileLock(path, timeout=seconds, fallback_to_soft=False)
     try:
-        lock = _acquire(path, seconds=seconds)
+        with _locks(path):
+            held = lock.acquire()
     except filelock.Timeout:
         holder = path.read_text(errors="replace")[:200].strip() or "another process"
         raise Held(
             f"{folder} is in use by {holder}, and two programs cannot write there. Wait for it or "
             "end it, or use another --runs-dir or --label"
         ) from None
-    with lock:
+    with held:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
 
 
 def is_held(folder: Path) -> bool:
-    """Says whether a program is in the run folder."""
-    if not (folder / NAME).exists():
+    """Says whether a program is in the run folder, by a lock that any number of lookers share."""
+    path = folder / NAME
+    if not path.exists():
         return False
-    try:
-        with _acquire(folder / NAME, seconds=0):
-            return False
-    except filelock.Timeout:
-        return True
+    with path.open("rb") as file, _locks(path):
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
-def _acquire(path: Path, *, seconds: float) -> filelock.AcquireReturnProxy:
-    # No lock files that would outlive a killed program, where the system has no locks.
-    lock = filelock.FileLock(path, timeout=seconds, fallback_to_soft=False)
+@contextlib.contextmanager
+def _locks(path: Path) -> Iterator[None]:
     try:
-        return lock.acquire()
+        yield
     except filelock.Timeout:
         raise
     except OSError as error:
