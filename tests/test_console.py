@@ -50,3 +50,14 @@ def test_a_terminal_gets_the_lines_too():
         progress.advance()
         progress.line("round 1/1  density 0.05")
     assert "round 1/1  density 0.05" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("width", "tables"), [(40, 2), (60, 1)])
+def test_columns_that_do_not_fit_go_below_and_no_number_is_cut(width, tables):
+    console = Console(file=io.StringIO(), width=width)
+    rows = [("ntk_sap", "1,234,567", "91.20%", "92.00% (150)"), ("l1", "7", "8", "9")]
+    screen.show_table(console, "a title", ("method", "weights kept", "last epoch", "best"), rows)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert shown.count("ntk_sap") == shown.count("method") == tables
+    assert all(cell in shown for row in rows for cell in row)

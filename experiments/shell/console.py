@@ -6,9 +6,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import rich.box
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,6 +19,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+BETWEEN_COLUMNS = 3
+"""Characters of a table between two of its columns."""
+
 LINE_EVERY = 5.0
 """Seconds, at least, between two lines that stay on the screen (the last one always does)."""
 
@@ -27,11 +30,7 @@ SILENT_FOR = 30.0
 
 
 def open_console(*, quiet: bool = False) -> Console:
-    """Makes the console for standard output; without a terminal it writes plain lines.
-
-    Args:
-        quiet: it writes nothing.
-    """
+    """Makes the console for standard output; without a terminal it writes plain lines."""
     console = Console(highlight=False, quiet=quiet)
     if not console.is_terminal:
         console = Console(highlight=False, quiet=quiet, width=120, color_system=None)
@@ -54,25 +53,36 @@ def show_plan(console: Console, title: str, rows: Sequence[tuple[str, str]]) -> 
 def show_table(
     console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-    """Prints a table whose first column is text and whose others are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=rich.box.SIMPLE_HEAD)
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    """Prints a table whose first column is text and whose others are numbers.
+
+    Columns that do not fit go below, beside the first one again: no number is cut.
+    """
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) + BETWEEN_COLUMNS for column in columns]
+    if sum(widths) >= console.width:  # Then names are broken at their blanks.
+        widths = [max(map(len, (*n.split(), *cells))) + BETWEEN_COLUMNS for n, *cells in columns]
+    left = list(range(1, len(columns)))
+    while left:
+        shown = [0, left.pop(0)]
+        while left and sum(widths[index] for index in (*shown, left[0])) < console.width:
+            shown.append(left.pop(0))
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        for index in shown:
+            justify: Any = "right" if index else "left"
+            width = widths[index] - BETWEEN_COLUMNS
+            table.add_column(header[index], justify=justify, width=width)
+        for row in rows:
+            table.add_row(*(row[index] for index in shown))
+        console.print(table)
+        title = ""
 
 
 class Tracker(NamedTuple):
-    """How work reports on itself.
+    """How work reports on itself."""
 
-    Attributes:
-        advance: `advance()`, called when a unit is finished.
-        line: `line(text)`, something worth keeping on the screen: printed unless the last line was
-            printed a moment ago.
-    """
-
-    advance: Callable[[], None]
+    advance: Callable[[], None]  # `advance()`, called when a unit is finished.
+    # `line(text)`, something worth keeping on the screen: printed unless the last line was printed
+    # a moment ago.
     line: Callable[[str], None]
 
 
@@ -88,9 +98,6 @@ def track(
         done: units that an earlier session finished.
         total: number of units in all.
         unit: one of them, such as `"round"`.
-
-    Yields:
-        How to report.
     """
     count, last_line = done, -math.inf
     # The first unit includes compilation: rate and time left are measured from its end on.
@@ -135,6 +142,11 @@ def track(
 
 def _rate(per_second: float, unit: str) -> str:
     return f"{per_second:.1f} {unit}s/s" if per_second >= 1 else f"{1 / per_second:.1f} s/{unit}"
+
+
+def plural(number: float, noun: str) -> str:
+    """Returns `1 epoch`, `2 epochs`."""
+    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
 
 
 def duration(seconds: float) -> str:
