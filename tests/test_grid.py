@@ -145,7 +145,6 @@ def test_values_of_every_kind_come_in_their_own_type(tmp_path):
         """
         data_dir = "data"
         [set]
-        drop_epochs = [5, 7]
         exclude = ["fc"]
         nesterov = true
         weights = "runs/other"
@@ -160,7 +159,6 @@ def test_values_of_every_kind_come_in_their_own_type(tmp_path):
         {"drop_epochs": [(1,), (2, 3)], "label": ["a"]}
     ]
     base = programs.replace(expanded.base, expanded.fixed)
-    assert base.training.drop_epochs == (5, 7)
     assert base.search.exclude == ("fc",)
     assert base.training.nesterov is True
     assert str(base.weights) == "runs/other"
@@ -243,6 +241,7 @@ SEEDS = "[grid]\nseed = [0]"
         ("preset = 'demo'", r"the grid is empty\. Give it a table \[grid\]"),
         ("[grid]", r"\[grid\]: the grid is empty\. Give it lists"),
         ("[grid]\nseed = []", r"\[grid\]: the grid is empty\. Give it lists"),
+        ("[set]\nseed = 3\n" + SEEDS, r"\[grid\]: seed is in \[set\] too\. Give it in one"),
         ("[grid]\ndensity = [0.3]\nscope = ['2:4']", r"\[grid\]: --scope: expected --density 0.5"),
         (
             SEEDS + "\n[[grids]]\nepochs = [4]",

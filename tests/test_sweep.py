@@ -317,7 +317,7 @@ def test_a_grid_of_tpp_is_carried_out_too(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", [*grid.NAMED, "mlp-linear-short", "tpp:demo"])
 def test_the_command_of_a_cell_says_all_that_its_grid_does(name):
-    words = [] if name in grid.NAMED else ["--seed", "0", "1", "--label", "x"]
+    words = [] if name in grid.NAMED else ["--seed", "0", "1", "--label", "-x"]
     cells = plan(*parse([name, *words]))
     program, _ = programs.PRESETS.get(name, (programs.CIFAR, ""))
     for cell in (cells[0], cells[len(cells) // 2], cells[-1]):

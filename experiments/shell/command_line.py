@@ -16,7 +16,9 @@ from experiments.shell.errors import UserError, causes
 T = TypeVar("T")
 
 
-def parse(arguments: Sequence[str], presets: Mapping[str, tuple[str, T]], *, prog: str) -> T:
+def parse(
+    arguments: Sequence[str], presets: Mapping[str, tuple[str, T]], *, prog: str, more: str = ""
+) -> T:
     """Reads a command line of the form `preset --flag value ...`.
 
     Args:
@@ -24,6 +26,7 @@ def parse(arguments: Sequence[str], presets: Mapping[str, tuple[str, T]], *, pro
         presets: name to (one line for the help, configuration); the flags are the fields of the
             configuration, and its values their defaults.
         prog: the program's name in the help.
+        more: what the help says in the end.
 
     Returns:
         The preset's configuration with the flags' values in it.
@@ -36,6 +39,7 @@ def parse(arguments: Sequence[str], presets: Mapping[str, tuple[str, T]], *, pro
         print(f"usage: {prog} PRESET [--flag value ...]\n\nPresets, by {prog} PRESET --help:")
         for name, (description, _) in presets.items():
             print(f"  {name:<{max(map(len, presets))}}  {description}")
+        print(f"\n{more}" if more else "", end="")
         raise SystemExit(0 if arguments else 2)
     preset, *flags = arguments
     if preset.startswith("-"):
@@ -43,8 +47,7 @@ def parse(arguments: Sequence[str], presets: Mapping[str, tuple[str, T]], *, pro
             f"a preset comes first, then flags; got {preset!r}. Presets: {', '.join(presets)}. "
             f"For example: {prog} {next(iter(presets))} {' '.join(arguments)}"
         )
-    check_name("preset", preset, presets)
-    description, config = presets[preset]
+    description, config = presets[check_name("preset", preset, presets)]
     return read(type(config), flags, prog=f"{prog} {preset}", about=description, default=config)
 
 

@@ -45,6 +45,12 @@ def _printable(value: Any) -> Any:
     return value
 
 
+def _no_flag(text: str) -> str:
+    if text.startswith("-"):
+        raise ValueError("expected no hyphen at its beginning")
+    return text
+
+
 def _increasing(numbers: tuple[int, ...]) -> tuple[int, ...]:
     if list(numbers) != sorted(set(numbers)):
         raise ValueError("expected increasing integers")
@@ -63,25 +69,21 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Epochs = Annotated[tuple[Count, ...], AfterValidator(_increasing)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Text = Annotated[str, AfterValidator(_printable)]
+Text = Annotated[str, AfterValidator(_printable), AfterValidator(_no_flag)]
 Label = Annotated[str, AfterValidator(_part_of_a_file_name)]
 Folder = Annotated[Path, AfterValidator(_printable)]
 
 
 def name_of(what: str, known: Collection[str]) -> AfterValidator:
     """Makes the check of a field that takes a name, which suggests the nearest one."""
-
-    def check(name: str) -> str:
-        check_name(what, name, known)
-        return name
-
-    return AfterValidator(check)
+    return AfterValidator(lambda name: check_name(what, name, known))
 
 
-def check_name(what: str, name: str, known: Collection[str]) -> None:
-    """Raises a `UserError` that suggests the nearest known name, unless `name` is one of them."""
+def check_name(what: str, name: str, known: Collection[str]) -> str:
+    """Returns `name`, or raises a `UserError` that suggests the nearest one that is known."""
     if name not in known:
         raise UserError(unknown(what, name, known))
+    return name
 
 
 def unknown(what: str, name: str, known: Collection[str]) -> str:

@@ -23,18 +23,12 @@ State = Literal["new", "interrupted", "running", "failed", "complete"]
 class Cell(NamedTuple):
     """A run of the grid."""
 
-    module: str
-    """The program that carries it out, such as `experiments.cifar`."""
-    arguments: tuple[str, ...]
-    """The words after the program's name."""
-    folder: Path
-    """The run folder."""
-    accuracy: str
-    """What the program calls the test accuracy in summary.json."""
-    kind: Any = ()
-    """What cells have in common that are expected to take equally long."""
-    job: Any = ()
-    """What cells have in common that use the same compiled programs."""
+    module: str  # The program that carries it out, such as `experiments.cifar`.
+    arguments: tuple[str, ...]  # The words after the program's name.
+    folder: Path  # The run folder.
+    accuracy: str  # What the program calls the test accuracy in summary.json.
+    kind: Any = ()  # What cells have in common that are expected to take equally long.
+    job: Any = ()  # What cells have in common that use the same compiled programs.
 
     @property
     def name(self) -> str:
@@ -46,22 +40,17 @@ class Ended(NamedTuple):
     """How the command of a cell ended."""
 
     cell: Cell
-    code: int
-    """Its exit code; if a signal ended it, the signal's number with a minus."""
+    code: int  # Its exit code; if a signal ended it, the signal's number with a minus.
     seconds: float
-    lost: str = ""
-    """How its process or machine was lost, if it was not by a signal."""
+    lost: str = ""  # How its process or machine was lost, if it was not by a signal.
 
 
 class Status(NamedTuple):
     """How far a cell has got."""
 
-    state: State
-    """`running` if a process is at it."""
-    accuracy: float | None = None
-    """On the test images after the last epoch, if complete."""
-    error: str = ""
-    """What went wrong, if failed."""
+    state: State  # `running` if a process is at it.
+    accuracy: float | None = None  # On the test images after the last epoch, if complete.
+    error: str = ""  # What went wrong, if failed.
 
 
 def by_job(cells: Iterable[Cell]) -> list[Cell]:

@@ -56,10 +56,7 @@ class Needs:
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Connects to a cluster that runs.
-
-    Args:
-        address: "auto" for that of this machine, or of RAY_ADDRESS; else HOST:PORT.
+    """Connects to a cluster that runs: `auto`, on this machine or at RAY_ADDRESS, or HOST:PORT.
 
     Raises:
         UserError: Ray is not installed, or no cluster is there.
@@ -128,12 +125,8 @@ def run(cells: Sequence[Cell], *, needs: Needs, retries: int) -> Generator[Ended
     """Carries out cells on the cluster; yields how each ended as it ends.
 
     Close the iterator (`contextlib.closing`), or run it to its end: what is at work then is told to
-    save and end, and ended if it does not.
-
-    Args:
-        cells: in the order in which Ray gets them.
-        needs: what each takes of a machine.
-        retries: how many times a cell is tried again that was lost with its process or machine.
+    save and end, and ended if it does not. A cell that was lost with its process or machine
+    is tried again up to `retries` times.
     """
     ray = _ray()
     tpus = {"TPU": needs.tpus_per_cell} if needs.tpus_per_cell else {}

@@ -52,22 +52,17 @@ class _File:
 class Table(NamedTuple):
     """One grid: every combination of the values of some fields of the configuration."""
 
-    where: str
-    """Names the table in messages, such as `table.toml, [grid]`; empty for flags."""
-    lists: Mapping[str, Sequence[Any]]
-    """Field to values."""
+    where: str  # Names the table in messages, such as `table.toml, [grid]`; empty for flags.
+    lists: Mapping[str, Sequence[Any]]  # Field to values.
 
 
 class Grid(NamedTuple):
     """Grids on top of one configuration."""
 
     program: Program
-    preset: str
-    """The one that the commands of the cells begin with."""
-    base: Any
-    """The preset's configuration."""
-    fixed: Mapping[str, Any]
-    """Field to value, of those that are the same in every cell."""
+    preset: str  # The one that the commands of the cells begin with.
+    base: Any  # The preset's configuration.
+    fixed: Mapping[str, Any]  # Field to value, of those that are the same in every cell.
     tables: tuple[Table, ...]
 
 
@@ -98,13 +93,17 @@ def read(path: Path) -> Grid:
     tables |= {f"[[grids]] number {number}": table for number, table in enumerate(file.grids, 1)}
     if not tables:
         raise UserError(f"{path}: the grid is empty. Give it a table [grid] with lists of values")
+    for name, lists in tables.items():
+        if not lists or not all(lists.values()):
+            example = "Give it lists, such as seed = [0, 1, 2]"
+            raise UserError(f"{path}, {name}: the grid is empty. {example}")
+        if both := values.keys() & lists.keys():
+            raise UserError(f"{path}, {name}: {min(both)} is in [set] too. Give it in one of them")
     made = tuple(_table(lists, kinds, f"{path}, {name}") for name, lists in tables.items())
     return grid._replace(base=base, fixed=values, tables=made)
 
 
 def _table(lists: Mapping[str, list[Any]], kinds: Mapping[str, Any], where: str) -> Table:
-    if not lists or not all(lists.values()):
-        raise UserError(f"{where}: the grid is empty. Give it lists, such as seed = [0, 1, 2]")
     read = {key: [_read_value(key, value, kinds, where) for value in lists[key]] for key in lists}
     return Table(where, read)
 
@@ -117,8 +116,7 @@ def _read_value(key: str, value: Any, kinds: Mapping[str, Any], where: str) -> A
 
 def from_preset(name: str, what: str = "preset") -> Grid:
     """Returns the grid of a preset alone, which has no cell yet; `what` names it in messages."""
-    check_name(what, name, PRESETS)
-    program, preset = PRESETS[name]
+    program, preset = PRESETS[check_name(what, name, PRESETS)]
     return Grid(program, preset, program.presets[preset][1], {}, ())
 
 
@@ -131,11 +129,8 @@ def cells(
     """Returns the configuration of every cell, checked, each once.
 
     The dense network is the same whatever is pruned, and there is one cell of it.
-
-    Args:
-        grid: what the cells are of.
-        only: field to values; cells whose table gives the field another one are left out.
-        name: of the grid, for messages about `only`.
+    Cells that give a field another value than `only`, field to values, are left out; messages about
+    it call the grid `name`.
 
     Raises:
         UserError: a value that makes no sense or that no cell has, too many cells, none, or two

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.shell import command_line, configuration
-from experiments.shell.configuration import Count, CountOrZero, Folder, to_dict
+from experiments.shell.configuration import Count, CountOrZero, Folder, Text, to_dict
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from experiments.sweep import grid as grid_lib
@@ -34,7 +34,7 @@ class Options:
     """What the command line says of the sweep itself."""
 
     grid: Annotated[
-        tyro.conf.Positional[str],
+        tyro.conf.Positional[Text],
         tyro.conf.arg(
             metavar="GRID",
             help=f"A file (.toml), a named grid ({', '.join(grid_lib.NAMED)}) or a preset "
@@ -43,7 +43,7 @@ class Options:
     ]
     workers: Count = 1
     """Worker processes on this machine, each with its share of the cores."""
-    cluster: str | None = None
+    cluster: Text | None = None
     """Carry out the cells on a Ray cluster instead: auto for the one that `ray start` made here (or
     RAY_ADDRESS), or HOST:PORT. All machines must share the file system of --runs-dir."""
     needs: Needs = Needs()

@@ -34,11 +34,7 @@ from experiments.sweep.options import PROG, Options, parse, plan
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program; mistakes and interruptions end it with one line and a non-zero code.
-
-    Args:
-        arguments: the words after the program's name; by default those of the command line.
-    """
+    """Runs the program; mistakes and interruptions end it with one line and a non-zero code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     console = screen.open_console()
     console.soft_wrap = True
@@ -92,10 +88,11 @@ def _carry_out(todo: Sequence[Cell], options: Options, console: Console) -> dict
             status = statuses[ended.cell] = cells_lib.settle(ended)
             if status.state == "complete":
                 seconds[ended.cell] = ended.seconds
+            estimate = time_left(left, seconds, at_once)
+            about = f", about {screen.duration(estimate)}" if left and estimate else ""
             console.print(
                 f"{len(statuses):>{len(str(len(todo)))}}/{len(todo)}  {ended.cell.name}  "
-                f"{_describe(status)}  {screen.duration(ended.seconds)}; "
-                f"{_describe_left(left, seconds, at_once)}"
+                f"{_describe(status)}  {screen.duration(ended.seconds)}; {len(left)} left{about}"
             )
     return statuses
 
@@ -106,7 +103,8 @@ def _outcomes(todo: Sequence[Cell], options: Options) -> Iterator[tuple[Iterator
     with contextlib.ExitStack() as stack:
         if options.cluster is None:
             number = min(options.workers, len(todo))
-            outcomes, how = local.run(todo, num_workers=number), f"by {_plural(number, 'worker')}"
+            outcomes = local.run(todo, num_workers=number)
+            how = f"by {screen.plural(number, 'worker')}"
         else:
             stack.enter_context(cluster.connected(options.cluster))
             number = min(cluster.num_at_once(options.needs), len(todo))
@@ -146,27 +144,13 @@ def time_left(
     return sum(means.get(cell.kind, overall) for cell in left) / num_workers
 
 
-def _describe_left(left: Sequence[Cell], seconds: Mapping[Cell, float], num_workers: int) -> str:
-    estimate = time_left(left, seconds, num_workers)
-    about = f", about {screen.duration(estimate)}" if left and estimate is not None else ""
-    return f"{len(left)} left{about}"
-
-
 def _describe(status: Status) -> str:
-    if status.state == "running":
-        return "is being run by another process"
-    if status.state == "interrupted":
-        return "preempted, and saved"
-    if status.accuracy is None:
-        return f"failed: {status.error}"
-    return f"{status.accuracy:.2%}"
+    words = {"running": "is being run by another process", "interrupted": "preempted, and saved"}
+    result = f"failed: {status.error}" if status.accuracy is None else f"{status.accuracy:.2%}"
+    return words.get(status.state, result)
 
 
 def _describe_all(statuses: Collection[Status]) -> str:
     counts = Counter(status.state for status in statuses)
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    return f"{_plural(len(statuses), 'cell')}: {states}"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{screen.plural(len(statuses), 'cell')}: {states}"

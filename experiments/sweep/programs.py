@@ -21,18 +21,13 @@ from experiments.tpp import presets as tpp_presets
 class Program(NamedTuple):
     """A program that trains."""
 
-    module: str
-    """`python -m` starts it."""
-    presets: Mapping[str, tuple[str, Any]]
-    """Name to (one line for the help, configuration)."""
+    module: str  # `python -m` starts it.
+    presets: Mapping[str, tuple[str, Any]]  # Name to (one line for the help, configuration).
+    # Returns the configuration of one run, without others to compare with.
     alone: Callable[[Any], Any]
-    """Returns the configuration of one run, without others to compare with."""
-    run_name: Callable[[Any], str]
-    """Names the folder of a run."""
-    computed: Callable[[Any], dict[str, Any]]
-    """Returns what a run depends on, from `to_dict`."""
-    accuracy: str
-    """What summary.json calls the test accuracy at the end."""
+    run_name: Callable[[Any], str]  # Names the folder of a run.
+    computed: Callable[[Any], dict[str, Any]]  # Returns what a run depends on, from `to_dict`.
+    accuracy: str  # What summary.json calls the test accuracy at the end.
 
 
 def _cifar_computed(config: cifar_config.Config) -> dict[str, Any]:
@@ -127,6 +122,8 @@ def flags(preset: Any, config: Any) -> tuple[str, ...]:
             continue
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+        elif isinstance(value, tuple):
+            words += [f"--{flag}", *map(str, value)]
+        else:  # With "=" if it would be taken for a flag.
+            words += [f"--{flag}={value}"] if str(value)[0:1] == "-" else [f"--{flag}", str(value)]
     return tuple(words)

@@ -29,15 +29,9 @@ STOP_SECONDS = 10.0
 
 
 def run_cell(module: str, arguments: Sequence[str], folder: Path) -> int:
-    """Carries out the command of a cell, in this process.
+    """Carries out the command of a cell, in this process; returns its exit code.
 
-    Args:
-        module: the program, such as `experiments.cifar`.
-        arguments: the words after its name.
-        folder: the run folder; what the program prints goes to the end of `log.txt` there.
-
-    Returns:
-        The exit code of the command, see `experiments.shell.exits`.
+    What it prints goes to the end of `log.txt` in the run folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").unlink(missing_ok=True)
@@ -86,12 +80,7 @@ def run_for_ray(
 ) -> tuple[int, float]:
     """Carries out a cell on a machine of a cluster, as `run_cell` does; returns code and seconds.
 
-    Args:
-        environment: variables to set before JAX starts.
-        place: the folder that `folder` is relative to.
-        module: as for `run_cell`, like `arguments` and `folder`.
-        arguments: see there.
-        folder: see there.
+    The variables of the `environment` are set before JAX starts; `folder` is relative to `place`.
 
     Raises:
         Stopped: the machine goes away; Ray may try the cell again.
@@ -120,10 +109,7 @@ def main(cores: Sequence[str]) -> None:
     """Carries out the cells that standard input names, a line each; answers with their exit codes.
 
     At the end of standard input, which comes too when the sweep is killed, a cell that runs is told
-    to save and end, by SIGTERM.
-
-    Args:
-        cores: the CPU cores that this process may use; all if empty.
+    to save and end, by SIGTERM. Without `cores` this process may use all that there are.
     """
     # Before JAX starts its threads: it takes as many as there are cores that it may use.
     if cores:
