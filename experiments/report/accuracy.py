@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report import drawing, numbers, tables
+from experiments.report import drawing, numbers
 from experiments.report.comparison import Comparison, label
-from experiments.report.setups import Section, partition
+from experiments.report.setups import Section, density_text, partition
 
 DODGE, WIDEST = 0.012, 0.06
 """Shift between neighbouring lines, so that error bars stay apart, and of all lines at most, as
@@ -19,12 +19,7 @@ shares of the axis."""
 
 
 def draw(section: Section, comparisons: Sequence[Comparison]) -> Figure:
-    """Draws accuracy against density; what was published of another set-up has its own panel.
-
-    Args:
-        section: our runs.
-        comparisons: published curves. Those of the same set-up go into our panel.
-    """
+    """Draws accuracy against density; what was published of another set-up has its own panel."""
     same = [comparison for comparison in comparisons if comparison.is_same]
     different = [comparison for comparison in comparisons if not comparison.is_same]
     by_model = partition(different, lambda comparison: comparison.publication.model)
@@ -50,7 +45,7 @@ def draw_seeds(section: Section) -> Figure:
             axes.plot(seeds, [row + 0.3] * len(seeds), ".", color=look["color"], markersize=4)
         axes.set_yticks(range(len(ranked)), [line.name for line, _ in ranked])
         axes.set_ylim(len(ranked) - 0.4, -0.6)
-        axes.set_title(f"density {tables.density_text(density)}")
+        axes.set_title(f"density {density_text(density)}")
         axes.set_xlabel("test accuracy (%)")
     return figure
 

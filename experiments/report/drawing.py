@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from experiments.report import tables
-from experiments.report.setups import Line
+from experiments.report.setups import Line, density_text
 from experiments.shell.pictures import COLOURS, MARKERS
 
 WIDTH = 7.5
@@ -75,7 +74,7 @@ def density_axis(axes: Axes, densities: Iterable[float], *, margin: float = 1.25
     top.set_xlabel("sparsity (%)")
     top.spines["top"].set_visible(False)
     for place, texts in (
-        (axes, list(map(tables.density_text, known))),
+        (axes, list(map(density_text, known))),
         (top, [f"{100 * (1 - density):.4g}" for density in known]),
     ):
         place.set_xticks(known, texts, rotation=45 if len(known) > 6 else 0)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 
-from experiments.report import accuracy, filters, layers, spectra, tables
+from experiments.report import accuracy, filters, layers, spectra
 from experiments.report.comparison import Comparison
-from experiments.report.setups import Section
+from experiments.report.setups import Section, density_text
 from experiments.shell.pictures import STYLE
 
 
@@ -34,16 +34,14 @@ class Picture(NamedTuple):
 def draw(section: Section, comparisons: Sequence[Comparison]) -> Iterator[Picture]:
     """Draws the pictures of a section, one after the other.
 
-    Args:
-        section: our runs.
-        comparisons: what is published on the same data set.
+    `comparisons` are what is published on the same data set.
     """
     number = section.number
     yield Picture("accuracy", f"{number}-accuracy", render(accuracy.draw, section, comparisons))
     if 0 < len(section.densities) <= 4:
         yield Picture("seeds", f"{number}-seeds", render(accuracy.draw_seeds, section))
     for density in section.densities:
-        text = tables.density_text(density)
+        text = density_text(density)
         panels = layers.panels(section, density)
         if panels:
             drawn = render(layers.draw, section, density, panels)

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from experiments.report import drawing, tables
+from experiments.report import drawing
 from experiments.report.runs import Summary
-from experiments.report.setups import Cell, Line, Section
+from experiments.report.setups import Cell, Line, Section, density_text
 
 COLOURS = "viridis"
 """Of the heat maps: in the same order for all eyes, and in print."""
@@ -60,10 +60,7 @@ def _differ(values: np.ndarray) -> bool:
 def draw(section: Section, density: float, shown: Sequence[Panel]) -> Figure:
     """Draws heat maps, one row for each layer and one column for each criterion.
 
-    Args:
-        section: our runs.
-        density: which of its densities; its runs must have the same layers.
-        shown: what `panels` returned; at least one.
+    `shown` is what `panels` returned, at least one.
     """
     columns = section.at(density)
     layers = _layers(columns)
@@ -78,7 +75,7 @@ def draw(section: Section, density: float, shown: Sequence[Panel]) -> Figure:
             place.text(column, row, "×", ha="center", va="center", color="#ff5050", weight="bold")
     axes[0].set_yticks(range(len(layers)), [layer.removesuffix("/kernel") for layer in layers])
     note = " (×: dead in a seed)" if (dead > 0).any() else ""
-    title = f"density {tables.density_text(density)}{note}"
+    title = f"density {density_text(density)}{note}"
     figure.suptitle(title, fontsize=10.5, x=0.01, ha="left")
     return figure
 

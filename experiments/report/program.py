@@ -16,7 +16,6 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +36,7 @@ from experiments.report import (
 from experiments.report.runs import Found, Session
 from experiments.report.setups import Section
 from experiments.shell import command_line, exits
+from experiments.shell.configuration import Folder, configuration
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 
@@ -45,21 +45,20 @@ PROG = "python -m experiments.report"
 TEMPLATES = Path(__file__).with_name("templates")
 
 
-@dataclass(frozen=True)
+@configuration
 class Options:
     """One report about many runs."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
+    runs: Annotated[
+        tuple[Folder, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")
+    ]
     """Folders that hold run folders, at any depth."""
-    out: Path | None = None
+    out: Folder | None = None
     """Where the report goes (default: report in the first of the folders)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, or 1 if damaged folders were left out.
-
-    Args:
-        arguments: the words after the program's name; by default those of the command line.
 
     Raises:
         SystemExit: there is no report, or the program was interrupted; the codes are those of
@@ -140,7 +139,7 @@ def _chapter(section: Section) -> dict[str, Any]:
     """Computes and draws all that the templates say of a section."""
     comparisons = comparison.compare(section)
     compared = {
-        tables.density_text(density): spectra.table(spectra.measured(section, density))
+        setups.density_text(density): spectra.table(spectra.measured(section, density))
         for density in section.densities
     }
     return {

@@ -200,6 +200,11 @@ def partition(values: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, lis
     return groups
 
 
+def density_text(density: float) -> str:
+    """Returns a density with three significant digits."""
+    return f"{density:.3g}"
+
+
 # -- Options of a line -----------------------------------------------------------------------------
 
 

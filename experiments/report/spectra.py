@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from experiments.cifar.spectrum import DISTANCE, EIGENVALUE, EPOCH
 from experiments.report import drawing, tables
 from experiments.report.runs import Run
-from experiments.report.setups import Line, Section
+from experiments.report.setups import Line, Section, density_text
 from experiments.shell import pictures
 
 FLOOR = 1e-6
@@ -75,7 +75,7 @@ def draw_initial(spectra: Sequence[Measured], density: float) -> Figure:
         for spectrum in spectra:
             values = _above_rounding(spectrum.eigenvalues[:, 0]) / reference
             _draw_eigenvalues(axes, values, spectrum.line, band=True)
-        _label(axes, f"NTK before training, density {tables.density_text(density)}")
+        _label(axes, f"NTK before training, density {density_text(density)}")
     drawing.legend_beside(panels[0])
     if dense is not None:
         _label(panels[1], "relative to the dense network", "eigenvalue / dense eigenvalue")
@@ -97,7 +97,7 @@ def draw_drift(spectra: Sequence[Measured], density: float) -> Figure:
     above.set(xlabel="epoch", ylabel="kernel distance to initialisation")
     above.set_ylim(bottom=0)
     above.xaxis.set_major_locator(MaxNLocator(integer=True))
-    above.set_title(f"NTK in training, density {tables.density_text(density)}")
+    above.set_title(f"NTK in training, density {density_text(density)}")
     last_epoch = spectra[0].epochs[-1]
     _label(below, f"after epoch {last_epoch} (faint: before training)")
     drawing.legend_beside(above)

@@ -12,7 +12,7 @@ from experiments.report.comparison import Comparison
 from experiments.report.numbers import Spread
 from experiments.report.published import Point
 from experiments.report.runs import Summary
-from experiments.report.setups import Cell, Line, Section
+from experiments.report.setups import Cell, Line, Section, density_text
 
 NOTHING = "–"
 
@@ -108,11 +108,6 @@ def spread_entry(value: Spread, *, digits: int = 2, is_best: bool = False) -> En
     """Returns `72.41 ± 0.22 (3)`: mean, standard deviation, seeds; no ± for a single seed."""
     deviation = "" if value.std is None else f"± {value.std:.{digits}f} "
     return Entry(f"{value.mean:.{digits}f}", f"{deviation}({value.seeds})", is_best)
-
-
-def density_text(density: float) -> str:
-    """Returns a density with three significant digits."""
-    return f"{density:.3g}"
 
 
 # -- For programs --------------------------------------------------------------------------------
