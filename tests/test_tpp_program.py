@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import shutil
 import signal
 
 import jax
@@ -222,18 +221,20 @@ def test_the_report_compares_runs(undisturbed, tmp_path, monkeypatch):
         (["--ratioo", "0.5"], "Did you mean --ratio?"),
         (["--finetune-drop-epochs", "3", "2"], "increasing"),
         (["--batch-size", "5000"], "training images"),
-        (["--stabilise-steps", "3"], "stabilise_steps"),
+        (["--stabilise-steps", "3"], "--stabilise-steps: got 3, expected at least 21"),
+        (["--flops-budget", "0.05"], "--flops-budget 0.05: a cost of 124 cannot be reached"),
+        (["--method", "snip", "--params-budget", "0.01"], "--params-budget 0.01: a cost of"),
+        (["--latency-budget", "1e-9"], "--latency-budget 1e-09: a cost of"),
     ],
 )
-def test_mistakes_are_one_line(undisturbed, tmp_path, capsys, flags, message):
-    # With the dense network at hand, so that nothing is trained.
-    shutil.copytree(undisturbed / "dense", tmp_path / "dense")
+def test_mistakes_are_one_line_before_anything_is_trained(tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
         tpp.main([*TINY, "--compare", "--runs-dir", str(tmp_path), *flags])
     error = capsys.readouterr().err.strip()
     assert stop.value.code == 2
     assert message in error
     assert "\n" not in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_complete_run_is_not_overwritten_and_another_configuration_not_resumed(
@@ -244,6 +245,14 @@ def test_a_complete_run_is_not_overwritten_and_another_configuration_not_resumed
             tpp.main([*TINY, "--compare", "--runs-dir", str(undisturbed), *flags])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_help_lists_the_presets_and_the_report(capsys):
+    with pytest.raises(SystemExit):
+        tpp.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in PRESETS)
+    assert "experiments.tpp report RUNS_DIR makes" in shown
 
 
 def test_every_preset_can_be_made():

@@ -34,19 +34,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 class Criterion(NamedTuple):
-    """How a criterion is used.
+    """How a criterion is used."""
 
-    Attributes:
-        needs_network: it evaluates the network, and does not only look at its weights.
-        one_shot: its source prunes in one round, from the dense network to the target.
-        needs_data: it looks at training images.
-        regrow: it may bring back what an earlier round pruned.
-    """
-
-    needs_network: bool = True
-    one_shot: bool = False
-    needs_data: bool = False
-    regrow: bool = False
+    needs_network: bool = True  # It evaluates the network, and does not only look at its weights.
+    one_shot: bool = False  # Its source prunes in one round, from the dense network to the target.
+    needs_data: bool = False  # It looks at training images.
+    regrow: bool = False  # It may bring back what an earlier round pruned.
 
 
 CRITERIA: dict[str, Criterion | None] = {

@@ -32,11 +32,7 @@ def make_score(
 ) -> ScoreFn:
     """Makes the criterion that the configuration describes, which is not `dense`.
 
-    Args:
-        network: what to prune.
-        search: its criterion, and the options of that.
-        samples: the devices that the samples of NTK-SAP are spread over; by default one. The other
-            criteria take one in any case.
+    `samples` says over which devices those of NTK-SAP are spread; all else takes one device.
     """
     # Density, rounds and what happens to the mask afterwards are not the criterion's affair.
     search = dataclasses.replace(

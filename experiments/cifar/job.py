@@ -11,16 +11,19 @@ import jax.numpy as jnp
 import optax
 
 import ntksap_jax as nts
-from experiments import data
 from experiments.cifar import pretrained
 from experiments.cifar.choices import MODELS
 from experiments.cifar.config import Config
 from experiments.processes import distributed
+from experiments.shell import errors
 from experiments.shell.errors import UserError
 from experiments.training import inputs, steps
 from experiments.training.inputs import Inputs
 from ntksap_jax import flops, masks
 from ntksap_jax.types import Network
+
+MAX_EIGENVALUES = 4000
+"""More take minutes an epoch for the eigenvalues alone."""
 
 
 class Job(NamedTuple):
@@ -73,11 +76,18 @@ def make_job(config: Config) -> Job:
         _jobs.clear()
         _jobs[key] = _make_job(key)
     job = _jobs[key]
-    options, prunable = config.search, job.num_prunable
+    options, prunable, classes = config.search, job.num_prunable, job.images.dataset.num_classes
     if options.rounds > prunable:
         raise UserError(f"--rounds: {options.rounds} is more than the {prunable} weights")
     if round(options.density * prunable) < 1:
         raise UserError(f"--density: {options.density:g} of {prunable} weights is none")
+    eigenvalues = config.spectrum_samples * classes**2
+    if eigenvalues > MAX_EIGENVALUES:
+        raise UserError(
+            f"--spectrum-samples: {config.spectrum_samples} images of each of {classes} classes "
+            f"with as many outputs give {eigenvalues} eigenvalues, expected at most "
+            f"{MAX_EIGENVALUES}: at most {MAX_EIGENVALUES // classes**2} images a class here"
+        )
     return job
 
 
@@ -89,33 +99,21 @@ _jobs: dict[Config, Job] = {}
 
 
 def _make_job(config: Config) -> Job:
-    dataset = data.load(
-        config.dataset,
-        data_dir=config.data_dir,
-        image_size=config.image_size,
-        num_workers=config.data_workers,
-    )
-    model = MODELS[config.model](num_classes=dataset.num_classes)
+    options = config.training
+    images = inputs.load(config, options.batch_size)
+    image_shape = images.dataset.image_shape
+    model = MODELS[config.model](num_classes=images.dataset.num_classes)
     trained = None
     if config.weights is not None:
-        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
         trained = distributed.arrays_from_leader(
             functools.partial(pretrained.load, config.weights, config, shapes), like=shapes
         )
-    try:
-        network = nts.linen(
-            model,
-            dataset.image_shape,
-            batch_stats=None if trained is None else trained["batch_stats"],
-            train=False,
-        )
-    except ValueError as error:
-        raise UserError(
-            f"--model {config.model} cannot take the images of {config.dataset}: {error}"
-        ) from error
+    with errors.at(f"--model {config.model} cannot take the images of {config.dataset}"):
+        statistics = None if trained is None else trained["batch_stats"]
+        network = nts.linen(model, image_shape, batch_stats=statistics, train=False)
     params = jax.eval_shape(network.init, jax.random.key(0))
-    images = inputs.make(dataset, config.training.batch_size)
-    per_epoch, options = images.steps_per_epoch, config.training
+    per_epoch = images.steps_per_epoch
     if round(options.warmup_epochs * per_epoch) >= options.epochs * per_epoch:
         raise UserError(
             f"--warmup-epochs: {options.warmup_epochs:g} leaves none of the "
@@ -139,12 +137,8 @@ def _make_job(config: Config) -> Job:
 def init_variables(config: Config, job: Job, *, redrawn: bool = False) -> dict[str, Any]:
     """Returns the original weights, which every run of the command starts from.
 
-    They are drawn at random, or those of `--weights`.
-
-    Args:
-        config: its seed decides.
-        job: data and network.
-        redrawn: draw others, independent of the original ones: a sanity check of a mask.
+    They are drawn at random, as the seed decides, or those of `--weights`; `redrawn` draws others,
+    independent of the original ones: a sanity check of a mask.
     """
     if job.trained is not None and not redrawn:
         return job.trained

@@ -9,6 +9,7 @@ from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config, SearchConfig, TrainingConfig
 from experiments.cifar.factories import needs_data, num_rounds
 from experiments.cifar.job import Job
+from experiments.shell.console import plural
 from experiments.training import summary as common
 from ntksap_jax import schedules
 
@@ -34,8 +35,8 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
         ),
         "sanity checks": ", ".join(_CHECKS[word] for word in config_lib.variants(config.search)),
         "search": _rounds(config, job.num_prunable),
-        "training": f"{_plural(training.epochs, 'epoch')} of "
-        f"{_plural(steps_per_epoch, 'step')} of {_plural(training.batch_size, 'image')}",
+        "training": f"{plural(training.epochs, 'epoch')} of "
+        f"{plural(steps_per_epoch, 'step')} of {plural(training.batch_size, 'image')}",
         "optimiser": f"SGD, {'Nesterov ' if training.nesterov else ''}momentum "
         f"{training.momentum:g}, weight decay {training.weight_decay:g}",
         "learning rate": _learning_rate(training),
@@ -71,10 +72,10 @@ def _rounds(config: Config, prunable: int) -> str:
     if len(counts) > 6:
         counts = [*counts[:4], "...", counts[-1]]
     parts = [
-        f"{_plural(num_rounds(options), 'round')} to density {options.density:.4g}",
+        f"{plural(num_rounds(options), 'round')} to density {options.density:.4g}",
         f"scope {options.scope}" if options.scope != "global" else "",
-        f"at least {_plural(options.min_weights, 'weight')} a layer" if options.min_weights else "",
-        f"at least {_plural(options.min_channels, 'channel')} a layer"
+        f"at least {plural(options.min_weights, 'weight')} a layer" if options.min_weights else "",
+        f"at least {plural(options.min_channels, 'channel')} a layer"
         if options.min_channels
         else "",
         f"weights kept: {' > '.join(counts)}",
@@ -85,12 +86,8 @@ def _rounds(config: Config, prunable: int) -> str:
 def _learning_rate(options: TrainingConfig) -> str:
     rate = f"{options.learning_rate:g}"
     if options.warmup_epochs:
-        rate = f"up to {rate} over {_plural(options.warmup_epochs, 'epoch')}"
+        rate = f"up to {rate} over {plural(options.warmup_epochs, 'epoch')}"
     if options.lr_schedule == "cosine":
         return f"{rate}, then along a cosine down to 0"
     drops = [str(epoch) for epoch in options.drop_epochs if epoch < options.epochs]
     return f"{rate}, times 0.1 after epoch {' and '.join(drops)}" if drops else f"{rate}, constant"
-
-
-def _plural(number: float, noun: str) -> str:
-    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"

@@ -44,13 +44,10 @@ def load(folder: Path, config: Config, shapes: Any) -> Any:
         if not (folder / "checkpoints").is_dir():
             raise UserError("it has no checkpoints")
         like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        try:
+        with errors.at("config.json"):
             mask = masks.create(like["params"], exclude=source.search.exclude)
-        except ValueError as error:
-            raise UserError(f"config.json: {error}") from error
-        state = steps.init_state(
-            like, steps.make_optimizer(source.training, steps_per_epoch=1), mask
-        )
+        optimizer = steps.make_optimizer(source.training, steps_per_epoch=1)
+        state = steps.init_state(like, optimizer, mask)
         run = run_folder.identity(folder, str(run_folder.read_summary(folder).get("mask_sha256")))
         with checkpoints.open_manager(folder / "checkpoints", read_only=True) as manager:
             try:

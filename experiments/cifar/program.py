@@ -11,7 +11,6 @@ It reads from top to bottom: plan, data and network, search, training, summary. 
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from experiments.cifar import config as config_lib
-from experiments.cifar import plan, search_files, search_stage, spectrum, summary, training_stage
+from experiments.cifar import plan, search_files, search_stage, summary, training_stage
 from experiments.cifar.config import Config
 from experiments.cifar.job import Job, init_variables, make_job
 from experiments.cifar.presets import PRESETS
@@ -34,57 +33,29 @@ PROG = "python -m experiments.cifar"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the program; mistakes and interruptions end it with one line and a non-zero code.
-
-    Args:
-        arguments: the words after the program's name; by default those of the command line.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    common.main(arguments, prog=PROG, presets=PRESETS, run=run)
+    """Runs the program; mistakes and interruptions end it with one line and a non-zero code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    common.main(words, prog=PROG, presets=PRESETS, run=run)
 
 
 def run(config: Config, console: Console) -> list[dict[str, Any]]:
-    """Carries out the configured run, and those it is to be compared with.
-
-    Args:
-        config: from the command line, checked.
-        console: where plan, progress and summary go.
-
-    Returns:
-        The summary of each run.
-
-    Raises:
-        UserError: something that the user can put right.
-        RunFailed: a score or loss that is not finite.
-        Preempted: SIGTERM came; what was done is saved.
-    """
+    """Carries out the configured run and those it is compared with: see `common.carry_out`."""
     criteria = dict.fromkeys((config.search.criterion, *config.compare))
     configs = [config_lib.with_criterion(config, criterion) for criterion in criteria]
-    runs = {config.runs_dir / config_lib.run_name(each): each for each in configs}
-    common.check(config, runs)
-    job = make_job(config)
-    spectrum.check(config, job)
-    with common.session(
+    return common.carry_out(
+        {config.runs_dir / config_lib.run_name(each): each for each in configs},
         config,
-        runs,
-        job.images,
-        plan=lambda: plan.describe(config, job, list(runs)),
-        console=console,
-    ) as session:
-        # Drawn once: compiling a draw for every shape of kernel takes longer on CPU than a round.
-        variables = None if common.is_all_done(runs) else init_variables(config, job)
-        summaries = common.carry_out(
-            runs, functools.partial(run_one, job, variables, session), session
-        )
-    if distributed.is_leader():
-        summary.show(list(runs), summaries, console)
-    return summaries
+        console,
+        make_job=make_job,
+        plan=plan.describe,
+        run_one=run_one,
+        show=summary.show,
+    )
 
 
-def run_one(
-    job: Job, variables: Any, session: Session, folder: Path, config: Config
-) -> dict[str, Any]:
+def run_one(job: Job, session: Session, folder: Path, config: Config) -> dict[str, Any]:
     """Searches and trains; writes everything to the run folder, and returns the summary."""
+    variables = init_variables(config, job)
     rounds, mask = search_stage.find_mask(config, job, variables["params"], folder, session)
     if config.search.redraw_weights:
         variables = init_variables(config, job, redrawn=True)

@@ -17,6 +17,7 @@ from experiments.cifar.config import Config
 from experiments.cifar.job import Job, make_keys
 from experiments.processes import distributed
 from experiments.shell import console as screen
+from experiments.shell import errors
 from experiments.shell.errors import Preempted, RunFailed, UserError
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
@@ -40,7 +41,8 @@ def find_mask(
         Preempted: SIGTERM came; the last round is saved.
     """
     options, criterion = config.search, CRITERIA[config.search.criterion]
-    dense = _dense(config, params)
+    with errors.at("the search cannot go on"):
+        dense = masks.create(params, exclude=options.exclude if criterion is not None else ())
     read = functools.cache(lambda: _read_former(folder, params, session.warn))
     rows, is_there, is_complete = distributed.from_leader(
         lambda: (read()[0], read()[1] is not None, read()[2])
@@ -52,18 +54,13 @@ def find_mask(
         _save_mask(folder, [], dense)
         return [], dense
 
-    keys = make_keys(config.seed)
+    keys, table, console = make_keys(config.seed), folder / "search.csv", session.console
     num_rounds = factories.num_rounds(options)
     with (
         screen.track(
-            session.console, "Pruning", done=len(rows), total=num_rounds, unit="round"
+            console, "Pruning", done=len(rows), total=num_rounds, unit="round"
         ) as progress,
-        tensorboard.events(
-            folder / "search.csv",
-            rows,
-            by="round",
-            wanted=session.tensorboard and distributed.is_leader(),
-        ) as add_event,
+        tensorboard.events(table, rows, by="round", wanted=session.tensorboard) as add_event,
     ):
 
         def on_round(info: RoundInfo, mask: Mask) -> None:
@@ -107,14 +104,6 @@ def find_mask(
         mask = masks.shuffle(keys.shuffle, mask)
     _save_mask(folder, rows, mask)
     return rows, mask
-
-
-def _dense(config: Config, params: Params) -> Mask:
-    is_searched = CRITERIA[config.search.criterion] is not None
-    try:
-        return masks.create(params, exclude=config.search.exclude if is_searched else ())
-    except ValueError as error:
-        raise UserError(f"the search cannot go on: {error}") from error
 
 
 def _save_mask(folder: Path, rows: list[Row], mask: Mask) -> None:

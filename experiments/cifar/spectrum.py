@@ -25,26 +25,11 @@ from experiments.storage import run_folder
 from ntksap_jax import ntk
 from ntksap_jax.types import Mask, Params
 
-MAX_EIGENVALUES = 4000
-"""More take minutes an epoch for the eigenvalues alone."""
-
 IMAGES = 0x5BEC
 """Folded into the key of the seed for the choice of images, which no other draw is to depend on."""
 
 EPOCH, DISTANCE, EIGENVALUE = "epoch", "kernel_distance", "eigenvalue_"
 """Columns of spectrum.csv; each eigenvalue's ends in its index."""
-
-
-def check(config: Config, job: Job) -> None:
-    """Raises a `UserError` if the spectrum that is asked for is too large."""
-    num_classes = job.images.dataset.num_classes
-    wanted = config.spectrum_samples * num_classes**2
-    if wanted > MAX_EIGENVALUES:
-        raise UserError(
-            f"--spectrum-samples: {config.spectrum_samples} images of each of {num_classes} "
-            f"classes with as many outputs give {wanted} eigenvalues, expected at most "
-            f"{MAX_EIGENVALUES}: at most {MAX_EIGENVALUES // num_classes**2} images a class here"
-        )
 
 
 def follow(
@@ -54,15 +39,7 @@ def follow(
 
     Of an interrupted run the kernel before training is computed again, by the same program from the
     same weights, and the rows of complete epochs are kept: the table becomes that of an undisturbed
-    run.
-
-    Args:
-        config: of the run; without `spectrum_samples` nothing is measured.
-        job: data and network.
-        params: the weights before training.
-        mask: what was kept.
-        folder: where spectrum.csv goes.
-        done: epochs that were trained before.
+    run. `params` are the weights before training, `done` the epochs that were trained before.
 
     Raises:
         UserError: spectrum.csv lacks rows of epochs that are done, or a class lacks images.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,18 @@ from experiments.training import summary as common
 from ntksap_jax import connectivity, flops, masks
 from ntksap_jax.types import Mask
 
-SUMMARY_HEADER = (
-    "criterion",
-    "density",
-    "weights kept",
-    "FLOPs kept",
-    "live channels",
-    "accuracy, last epoch",
-    "best epoch",
-    "search",
-    "training",
-)
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "criterion": lambda run: run["criterion"],
+    "density": lambda run: f"{run['density']:.4g}",
+    "weights kept": lambda run: f"{run['kept_weights']:,}",
+    "FLOPs kept": lambda run: f"{run['kept_flops'] / run['dense_flops']:.1%}",
+    "live channels": lambda run: f"{min(run['live_channels'].values()):.0%} at least",
+    "accuracy, last epoch": lambda run: f"{run['last_test_accuracy']:.2%}",
+    "best epoch": lambda run: f"{run['best_test_accuracy']:.2%} ({run['best_epoch']})",
+    "search": lambda run: screen.duration(run["search_seconds"]),
+    "training": lambda run: screen.duration(run["training_seconds"]),
+}
+"""Of the table: what they say of a run."""
 
 
 def make(
@@ -102,8 +103,7 @@ def show(folders: Sequence[Path], summaries: Sequence[dict[str, Any]], console: 
         console,
         f"{first['model']} on {first['dataset']}: {first['dense_parameters']:,} parameters, "
         f"{first['prunable_weights']:,} of them prunable",
-        SUMMARY_HEADER,
-        [_table_row(results) for results in summaries],
+        COLUMNS,
         folders=folders,
         summaries=summaries,
     )
@@ -128,17 +128,3 @@ def _title(summaries: Sequence[dict[str, Any]]) -> str:
     first = summaries[0]
     criterion = f", {first['criterion']}" if len(summaries) == 1 else ""
     return f"{first['model']} on {first['dataset']}{criterion}, density {first['density']:.3g}"
-
-
-def _table_row(results: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        results["criterion"],
-        f"{results['density']:.4g}",
-        f"{results['kept_weights']:,}",
-        f"{results['kept_flops'] / results['dense_flops']:.1%}",
-        f"{min(results['live_channels'].values()):.0%} at least",
-        f"{results['last_test_accuracy']:.2%}",
-        f"{results['best_test_accuracy']:.2%} ({results['best_epoch']})",
-        screen.duration(results["search_seconds"]),
-        screen.duration(results["training_seconds"]),
-    )

@@ -30,10 +30,10 @@ class Preempted(BaseException):
 
 @contextlib.contextmanager
 def at(where: str) -> Iterator[None]:
-    """Has the message of a `UserError` begin with the place it is about, if there is one."""
+    """Turns a `ValueError` into a `UserError` that begins with the place it is about, if any."""
     try:
         yield
-    except UserError as error:
+    except ValueError as error:
         raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -38,12 +38,9 @@ WITH_TRAINING = 2
 
 @matplotlib.rc_context(STYLE)
 def training_curves(runs: Mapping[str, Sequence[Row]], title: str) -> Figure:
-    """Draws loss and accuracy by epoch.
+    """Draws loss and accuracy by epoch, from rows of metrics.csv by the name of the run.
 
-    Args:
-        runs: rows of metrics.csv by the name of the run. Of one or two runs, training is drawn
-            too, dashed.
-        title: what was trained on what.
+    Of one or two runs, training is drawn too, dashed.
     """
     figure, (left, right) = new_figure(title, columns=2)
     for index, (name, rows) in enumerate(runs.items()):
@@ -71,12 +68,7 @@ def training_curves(runs: Mapping[str, Sequence[Row]], title: str) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def layer_densities(runs: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Draws the fraction of weights kept in each layer, first layer on top.
-
-    Args:
-        runs: density by path of the layer, by the name of the run.
-        title: what was pruned.
-    """
+    """Draws the fraction of weights kept in each layer, by path, first layer on top."""
     layers = list(next(iter(runs.values())))
     height = max(2.5, 1.0 + 0.19 * len(layers) * (0.6 + 0.4 * len(runs)))
     figure, (axes,) = new_figure(title, columns=1, height=height)
@@ -85,11 +77,8 @@ def layer_densities(runs: Mapping[str, Mapping[str, float]], title: str) -> Figu
         places = np.arange(len(layers)) + (index - (len(runs) - 1) / 2) * thickness
         widths, colour = [densities[layer] for layer in layers], COLOURS[index % len(COLOURS)]
         axes.barh(places, widths, thickness, color=colour, label=name)
-    axes.set_yticks(range(len(layers)), [layer.removesuffix("/kernel") for layer in layers])
-    axes.set_ylim(len(layers) - 0.4, -0.6)
-    axes.set(xlabel="density: fraction of the layer's weights kept")
+    name_layers(axes, layers, xlabel="density: fraction of the layer's weights kept")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(axis="y", visible=False)
     if len(runs) > 1:
         axes.legend(loc="best")
     return figure
@@ -97,12 +86,7 @@ def layer_densities(runs: Mapping[str, Mapping[str, float]], title: str) -> Figu
 
 @matplotlib.rc_context(STYLE)
 def search_rounds(rows: Sequence[Row], title: str) -> Figure:
-    """Draws the threshold of each round, and the trace where it was estimated.
-
-    Args:
-        rows: rows of search.csv.
-        title: what was pruned.
-    """
+    """Draws the threshold of each row of search.csv, and the trace where it was estimated."""
     quantities = {"threshold": "lowest score kept"}
     if "trace" in rows[0]:
         quantities["trace"] = "estimated trace of the NTK"
@@ -118,6 +102,14 @@ def search_rounds(rows: Sequence[Row], title: str) -> Figure:
         elif min(values) > 0:  # It changes by about the same factor every round.
             log_scale(axes)
     return figure
+
+
+def name_layers(axes: Axes, layers: Collection[str], *, xlabel: str) -> None:
+    """Names the bars of the layers, first layer on top."""
+    axes.set_yticks(range(len(layers)), [layer.removesuffix("/kernel") for layer in layers])
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.set(xlabel=xlabel)
+    axes.grid(axis="y", visible=False)
 
 
 def new_figure(title: str, *, columns: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:

@@ -34,11 +34,7 @@ def read_text(path: Path, *, largest: int = LARGEST) -> str:
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """Reads JSON that anybody may have written.
-
-    Args:
-        path: the file.
-        kind: what it must hold: dict or list.
+    """Reads JSON that anybody may have written: a dict, or what else is asked for.
 
     Raises:
         OSError: it cannot be read.

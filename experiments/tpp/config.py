@@ -19,7 +19,7 @@ from experiments.shell.configuration import (
     configuration,
     name_of,
 )
-from experiments.tpp.methods import METHODS, Method
+from experiments.tpp.methods import METHODS
 from experiments.tpp.networks import ARCHITECTURES
 from experiments.training.config import RunConfig, listed
 from ntksap_jax.structured import tpp
@@ -27,6 +27,14 @@ from ntksap_jax.structured import tpp
 _METHOD = name_of("method", METHODS)
 _Share = Annotated[float, Field(gt=0, lt=1)]
 _BUDGETS = ("flops_budget", "params_budget", "latency_budget")
+
+
+class Recipe(NamedTuple):
+    """Epochs and learning rates of a training without penalty."""
+
+    epochs: int
+    learning_rate: float
+    drop_epochs: tuple[int, ...]
 
 
 @configuration
@@ -39,6 +47,11 @@ class PretrainConfig:
     """Learning rate at first."""
     pretrain_drop_epochs: Epochs = (100, 150)
     """Epochs after which it is multiplied by 0.1."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the dense network is trained, and a small one that starts untrained."""
+        return Recipe(self.pretrain_epochs, self.pretrain_lr, self.pretrain_drop_epochs)
 
 
 @configuration
@@ -65,6 +78,13 @@ class RegulariseConfig:
     """orthconv-l1: stride of the convolution of filters with filters (published: 2; 1 has the
     identity at shift 0)."""
 
+    @property
+    def settings(self) -> tpp.Settings:
+        """What TPP adds to training."""
+        names = ("gram_weight", "update_interval", "increment", "stabilise_steps")
+        values = {name: getattr(self, name) for name in names}
+        return tpp.Settings(**values, zero_out_interval=self.zero_out_interval or None)
+
 
 @configuration
 class FinetuneConfig:
@@ -78,6 +98,13 @@ class FinetuneConfig:
     """Epochs after which it is multiplied by 0.1."""
     small_lr_drop_epochs: Epochs = (80,)
     """The same for a --finetune-lr of 0.001 or less."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the small network is fine-tuned."""
+        small = self.finetune_lr <= 1e-3
+        drop_epochs = self.small_lr_drop_epochs if small else self.finetune_drop_epochs
+        return Recipe(self.finetune_epochs, self.finetune_lr, drop_epochs)
 
 
 @configuration
@@ -151,10 +178,13 @@ class Config(RunConfig):
             raise ValueError(f"expected no --{others[0].replace('_', '-')} with it")
         return value
 
-
-def method_of(config: Config) -> Method:
-    """Returns what the configuration's method does."""
-    return METHODS[config.method]
+    @property
+    def budget(self) -> tuple[str, float] | None:
+        """Of what there is a budget, `flops`, `params` or `latency`, and the fraction left."""
+        for name in _BUDGETS:
+            if getattr(self, name) is not None:
+                return name.removesuffix("_budget"), getattr(self, name)
+        return None
 
 
 def with_method(config: Config, method: str) -> Config:
@@ -164,7 +194,7 @@ def with_method(config: Config, method: str) -> Config:
     out, are at their defaults: the dense network is one run whatever the others are pruned to.
     """
     config = dataclasses.replace(config, method=method, compare=())
-    use = method_of(config)
+    use = METHODS[method]
     if use.from_scratch or not use.prunes:
         config = dataclasses.replace(config, finetune=FinetuneConfig())
     if not use.prunes:
@@ -173,47 +203,10 @@ def with_method(config: Config, method: str) -> Config:
     return config
 
 
-def tpp_settings(config: Config) -> tpp.Settings:
-    """Returns what TPP adds to training."""
-    options = config.regularise
-    return tpp.Settings(
-        gram_weight=options.gram_weight,
-        update_interval=options.update_interval,
-        increment=options.increment,
-        stabilise_steps=options.stabilise_steps,
-        zero_out_interval=options.zero_out_interval or None,
-    )
-
-
-class Recipe(NamedTuple):
-    """Epochs and learning rates of a training without penalty."""
-
-    epochs: int
-    learning_rate: float
-    drop_epochs: tuple[int, ...]
-
-
-def pretraining(config: Config) -> Recipe:
-    """Returns how the dense network is trained, and a small one that starts untrained."""
-    options = config.pretrain
-    return Recipe(options.pretrain_epochs, options.pretrain_lr, options.pretrain_drop_epochs)
-
-
-def finetuning(config: Config) -> Recipe:
-    """Returns how the small network is fine-tuned."""
-    options = config.finetune
-    small = options.finetune_lr <= 1e-3
-    drop_epochs = options.small_lr_drop_epochs if small else options.finetune_drop_epochs
-    return Recipe(options.finetune_epochs, options.finetune_lr, drop_epochs)
-
-
 def size_name(config: Config) -> str:
     """Returns what is left, in short: `ratio0.8`, `flops0.3`, `params0.3` or `latency0.3`."""
-    for name in _BUDGETS:
-        budget = getattr(config, name)
-        if budget is not None:
-            return f"{name.removesuffix('_budget')}{budget:.4g}"
-    return f"ratio{config.ratio:.4g}"
+    what, fraction = config.budget or ("ratio", config.ratio)
+    return f"{what}{fraction:.4g}"
 
 
 def network_name(config: Config) -> str:
@@ -225,7 +218,7 @@ def network_name(config: Config) -> str:
 
 def run_name(config: Config) -> str:
     """Returns the name of the run folder, such as `cifar10-resnet56-tpp-ratio0.9-lr0.01-seed0`."""
-    method = method_of(config)
+    method = METHODS[config.method]
     parts = [
         network_name(config),
         config.method,

@@ -10,8 +10,7 @@ import flax.linen as nn
 import jax
 import optax
 
-from experiments import data
-from experiments.shell.errors import UserError
+from experiments.shell import errors
 from experiments.tpp import networks
 from experiments.tpp.config import Config
 from experiments.training import inputs, steps
@@ -34,21 +33,13 @@ class Keys(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Data and dense network.
+    """Data and dense network."""
 
-    Attributes:
-        keys: of the seed.
-        images: what is trained on, of the size that was asked for.
-        model: the dense network.
-        channels: its channels.
-        is_linear: whether it is a product of matrices.
-    """
-
-    keys: Keys
-    images: Inputs
-    model: nn.Module
-    channels: Channels
-    is_linear: bool
+    keys: Keys  # Of the seed.
+    images: Inputs  # What is trained on, of the size that was asked for.
+    model: nn.Module  # The dense network.
+    channels: Channels  # Those of the dense network.
+    is_linear: bool  # Whether it is a product of matrices.
 
 
 def make(config: Config) -> Job:
@@ -57,27 +48,13 @@ def make(config: Config) -> Job:
     Raises:
         UserError: data that are not there, or options that do not go together.
     """
-    dataset = data.load(
-        config.dataset,
-        data_dir=config.data_dir,
-        image_size=config.image_size,
-        num_workers=config.data_workers,
-    )
-    if isinstance(dataset, data.StreamedDataset) and not config.augment:
-        raise UserError(
-            f"--no-augment: the random crops of {config.dataset} are part of how it is read"
-        )
-    images = inputs.make(dataset, config.batch_size, augmented=config.augment)
+    images = inputs.load(config, config.batch_size, augmented=config.augment)
+    dataset, architecture = images.dataset, networks.ARCHITECTURES[config.model]
     model = networks.make(config.model, width=config.width, num_classes=dataset.num_classes)
-    try:
+    with errors.at(f"--model {config.model} cannot take the images of {config.dataset}"):
         channels = structured.trace(model, dataset.image_shape, train=False)
-    except ValueError as error:
-        raise UserError(
-            f"--model {config.model} cannot take the images of {config.dataset}: {error}"
-        ) from error
-    is_linear = networks.ARCHITECTURES[config.model].is_linear
     keys = Keys(*jax.random.split(jax.random.key(config.seed), len(Keys._fields)))
-    return Job(keys=keys, images=images, model=model, channels=channels, is_linear=is_linear)
+    return Job(keys, images, model, channels, architecture.is_linear)
 
 
 def sgd(config: Config, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:

@@ -6,26 +6,18 @@ from typing import Literal, NamedTuple
 
 
 class Method(NamedTuple):
-    """One way to a smaller network. By default: trained weights, L1, fine-tuning.
+    """One way to a smaller network. By default: trained weights, L1, fine-tuning."""
 
-    Attributes:
-        about: in words, for the plan.
-        prunes: whether anything is pruned at all.
-        criterion: before training: which criterion of the library scores the filters of the random
-            network; None chooses by the L1 norm of trained weights.
-        rounds: of that criterion; None for what the configuration says.
-        regulariser: training with a penalty before the filters are removed.
-        orthp: the remaining kernels are made orthogonal after that.
-        redraw: the pruned architecture gets fresh random weights.
-    """
-
-    about: str
-    prunes: bool = True
+    about: str  # In words, for the plan.
+    prunes: bool = True  # Whether anything is pruned at all.
+    # Before training: which criterion of the library scores the filters of the random network; None
+    # chooses by the L1 norm of trained weights.
     criterion: Literal["ntk_sap", "snip", "synflow"] | None = None
-    rounds: int | None = None
+    rounds: int | None = None  # Of that criterion; None for what the configuration says.
+    # Training with a penalty before the filters are removed.
     regulariser: Literal["tpp", "greg1", "kernorth", "orthconv"] | None = None
-    orthp: bool = False
-    redraw: bool = False
+    orthp: bool = False  # The remaining kernels are made orthogonal after that.
+    redraw: bool = False  # The pruned architecture gets fresh random weights.
 
     @property
     def from_scratch(self) -> bool:

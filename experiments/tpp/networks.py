@@ -12,17 +12,11 @@ from ntksap_jax import models
 
 
 class Architecture(NamedTuple):
-    """A network without its size.
+    """A network without its size."""
 
-    Attributes:
-        make: `make(width=..., num_classes=...)`.
-        width: of the source's network: of the hidden layers, or of the first stage.
-        is_linear: a product of matrices, whose Jacobian needs no data.
-    """
-
-    make: Callable[..., nn.Module]
-    width: int
-    is_linear: bool = False
+    make: Callable[..., nn.Module]  # `make(width=..., num_classes=...)`.
+    width: int  # Of the source's network: of the hidden layers, or of the first stage.
+    is_linear: bool = False  # A product of matrices, whose Jacobian needs no data.
 
 
 def _mlp(*, width: int, num_classes: int) -> nn.Module:
@@ -46,12 +40,6 @@ have."""
 
 
 def make(name: str, *, width: int | None, num_classes: int) -> nn.Module:
-    """Makes a network.
-
-    Args:
-        name: one of `ARCHITECTURES`.
-        width: instead of the source's.
-        num_classes: number of outputs.
-    """
+    """Makes one of `ARCHITECTURES`, of the source's width if none is given."""
     architecture = ARCHITECTURES[name]
     return architecture.make(width=width or architecture.width, num_classes=num_classes)

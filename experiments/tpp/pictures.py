@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.shell.pictures import COLOURS, STYLE, Row, new_figure
+from experiments.shell.pictures import COLOURS, STYLE, Row, name_layers, new_figure
 
 
 @matplotlib.rc_context(STYLE)
@@ -17,31 +19,25 @@ def regularisation(rows: Sequence[Row], title: str) -> Figure:
     has_sizes = "kept_size" in rows[0]
     figure, all_axes = new_figure(title, columns=1 + has_sizes)
     steps = [row["step"] for row in rows]
-    all_axes[0].plot(steps, [row["penalty"] for row in rows], color=COLOURS[0], label="penalty")
-    all_axes[0].plot(
-        steps, [row["strength"] for row in rows], "--", color=COLOURS[4], label="strength"
-    )
-    all_axes[0].set(xlabel="step", ylabel="part of the loss")
-    all_axes[0].set_yscale("log")
-    all_axes[0].legend()
-    if has_sizes:
-        for colour, what in zip(COLOURS, ("kept", "pruned"), strict=False):
-            layers = [name for name in rows[0] if name.startswith(f"{what}_size/")]
-            for name in layers:
-                values = [row[name] for row in rows]
-                all_axes[1].plot(steps, _positive(values), color=colour, linewidth=0.6, alpha=0.4)
-            mean = [row[f"{what}_size"] for row in rows]
-            all_axes[1].plot(steps, _positive(mean), color=colour, linewidth=2, label=what)
-        all_axes[1].set(xlabel="step", ylabel="mean |w| (thin: single layers)")
-        all_axes[1].set_yscale("log")
-        all_axes[1].legend()
+
+    def plot(axes: Axes, column: str, *style: str, **look: Any) -> None:
+        values = np.array([row[column] for row in rows], float)
+        # Without zeros, which a logarithmic axis cannot show.
+        axes.plot(steps, np.where(values > 0, values, np.nan), *style, **look)
+
+    plot(all_axes[0], "penalty", color=COLOURS[0], label="penalty")
+    plot(all_axes[0], "strength", "--", color=COLOURS[4], label="strength")
+    all_axes[0].set(ylabel="part of the loss")
+    for colour, what in zip(COLOURS, ("kept", "pruned") if has_sizes else (), strict=False):
+        for name in rows[0]:
+            if name.startswith(f"{what}_size/"):
+                plot(all_axes[1], name, color=colour, linewidth=0.6, alpha=0.4)
+        plot(all_axes[1], f"{what}_size", color=colour, linewidth=2, label=what)
+        all_axes[1].set(ylabel="mean |w| (thin: single layers)")
+    for axes in all_axes:
+        axes.set(xlabel="step", yscale="log")
+        axes.legend()
     return figure
-
-
-def _positive(values: Sequence[float]) -> np.ndarray:
-    """Leaves out zeros, which a logarithmic axis cannot show."""
-    array = np.asarray(values, float)
-    return np.where(array > 0, array, np.nan)
 
 
 @matplotlib.rc_context(STYLE)
@@ -53,9 +49,6 @@ def filters(counts: Mapping[str, Sequence[int]], title: str) -> Figure:
     kept, whole = (np.array(values) for values in zip(*counts.values(), strict=True))
     axes.barh(places, whole, 0.8, color="#dddddd", label="removed")
     axes.barh(places, kept, 0.8, color=COLOURS[0], label="kept")
-    axes.set_yticks(places, [path.removesuffix("/kernel") for path in counts])
-    axes.set_ylim(len(counts) - 0.4, -0.6)
-    axes.set(xlabel="filters")
-    axes.grid(axis="y", visible=False)
+    name_layers(axes, counts, xlabel="filters")
     axes.legend(loc="best")
     return figure

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.storage import run_folder
-from experiments.tpp import config as config_lib
 from experiments.tpp import networks, selection, shared
 from experiments.tpp.config import Config, Recipe
 from experiments.tpp.job import Job
@@ -28,9 +27,9 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
         "network": f"{config.model}{width}: {cost.params:,} parameters, {cost.flops:,} FLOPs",
         "methods": "\n".join(f"{name}: {METHODS[name].about}" for name in methods),
         "what goes": _size(config, job),
-        "pretraining": _training(config_lib.pretraining(config)),
+        "pretraining": _training(config.pretrain.recipe),
         "regularisation": _regularisation(config, methods),
-        "fine-tuning": _training(config_lib.finetuning(config)),
+        "fine-tuning": _training(config.finetune.recipe),
         "all training": f"{job.images.steps_per_epoch} steps an epoch of {config.batch_size} "
         f"images; momentum {config.momentum:g}, weight decay {config.weight_decay:g}",
         "dense network": f"{there} {dense}",
@@ -46,14 +45,10 @@ def _size(config: Config, job: Job) -> str:
     number = sum(ratio > 0 for ratio in selection.layer_ratios(config, job).values())
     of = f"{number} layers ({', '.join(config.patterns)}"
     of += f"; not {', '.join(config.skip)})" if config.skip else ")"
-    budgets = {
-        "FLOPs": config.flops_budget,
-        "parameters": config.params_budget,
-        "time": config.latency_budget,
-    }
-    for what, budget in budgets.items():
-        if budget is not None:
-            return f"filters of {of}, until {budget:g} of the {what} are left"
+    if config.budget is not None:
+        what, budget = config.budget
+        words = {"flops": "FLOPs", "params": "parameters", "latency": "time"}
+        return f"filters of {of}, until {budget:g} of the {words[what]} are left"
     left = selection.cost_left(config, job).flops / structured.cost(job.channels).flops
     return f"{config.ratio:g} of the filters of {of}; {left:.1%} of the FLOPs are left"
 
@@ -68,7 +63,7 @@ def _regularisation(config: Config, methods: Sequence[str]) -> str:
     options, lines = config.regularise, []
     kinds = {METHODS[name].regulariser for name in methods}
     if kinds & {"tpp", "greg1"}:
-        settings = config_lib.tpp_settings(config)
+        settings = options.settings
         lines.append(
             f"{tpp.num_steps(settings):,} steps, learning rate {options.reg_lr:g}; strength grows "
             f"by {settings.increment:g} every {settings.update_interval} steps to 1, then "

@@ -26,21 +26,15 @@ from ntksap_jax.structured import tpp_presets
 def _study(name: str, **values: Any) -> Config:
     """Returns the configuration of a study of the authors'."""
     recipe = tpp_presets.PRESETS[name]
-    settings = recipe.settings
+    names = ("gram_weight", "update_interval", "increment", "stabilise_steps", "zero_out_interval")
+    settings: Any = {name: getattr(recipe.settings, name) for name in names}
     return Config(
         patterns=recipe.patterns,
         skip=recipe.skip,
         batch_size=recipe.batch_size,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
-        regularise=RegulariseConfig(
-            reg_lr=recipe.learning_rate,
-            gram_weight=settings.gram_weight,
-            update_interval=settings.update_interval,
-            increment=settings.increment,
-            stabilise_steps=settings.stabilise_steps,
-            zero_out_interval=settings.zero_out_interval or 0,
-        ),
+        regularise=RegulariseConfig(reg_lr=recipe.learning_rate, **settings),
         finetune=FinetuneConfig(
             finetune_epochs=recipe.fine_tune_epochs,
             finetune_lr=recipe.fine_tune_rates[0],

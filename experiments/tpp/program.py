@@ -36,7 +36,7 @@ from typing import Any
 from rich.console import Console
 
 from experiments.processes import distributed
-from experiments.shell.errors import UserError
+from experiments.shell import errors
 from experiments.storage import files, run_folder
 from experiments.tpp import config as config_lib
 from experiments.tpp import job as job_lib
@@ -44,6 +44,7 @@ from experiments.tpp import measure, plan, regularise, selection, shared, summar
 from experiments.tpp.config import Config
 from experiments.tpp.job import Job
 from experiments.tpp.measure import Network
+from experiments.tpp.methods import METHODS
 from experiments.tpp.presets import PRESETS
 from experiments.training import program as common
 from experiments.training.loop import Session
@@ -60,39 +61,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Another program, which knows this one; this one knows no more than its name.
         os.execv(sys.executable, [sys.executable, "-m", "experiments.report", *arguments[1:]])
     else:
-        common.main(arguments, prog=PROG, presets=PRESETS, run=run)
+        more = f"{PROG} report RUNS_DIR makes tables and pictures of all runs in there.\n"
+        common.main(arguments, prog=PROG, presets=PRESETS, run=run, more=more)
 
 
 def run(config: Config, console: Console) -> list[dict[str, Any]]:
-    """Carries out the configured run and those it is compared with; returns their summaries.
-
-    Raises:
-        UserError: something that the user can put right.
-        RunFailed: a loss that is not finite.
-        Preempted: SIGTERM came; what was done is saved.
-    """
+    """Carries out the configured run and those it is compared with: see `common.carry_out`."""
     methods = dict.fromkeys((config.method, *config.compare))
     configs = [config_lib.with_method(config, method) for method in methods]
-    runs = {config.runs_dir / config_lib.run_name(each): each for each in configs}
-    common.check(config, runs)
-    job = job_lib.make(config)
-    selection.layer_ratios(config, job)  # Before anything is trained.
-    with common.session(
+
+    def make_job(config: Config) -> Job:
+        job = job_lib.make(config)
+        distributed.from_leader(functools.partial(selection.check, configs, job))
+        return job
+
+    return common.carry_out(
+        {config.runs_dir / config_lib.run_name(each): each for each in configs},
         config,
-        runs,
-        job.images,
-        plan=lambda: plan.describe(config, job, list(runs)),
-        console=console,
-    ) as session:
-        summaries = common.carry_out(runs, functools.partial(run_one, job, session), session)
-    if distributed.is_leader():
-        summary.show(list(runs), summaries, console)
-    return summaries
+        console,
+        make_job=make_job,
+        plan=plan.describe,
+        run_one=run_one,
+        show=summary.show,
+    )
 
 
 def run_one(job: Job, session: Session, folder: Path, config: Config) -> dict[str, Any]:
     """Carries out one run; writes everything to its folder, and returns the summary."""
-    method = config_lib.method_of(config)
+    method = METHODS[config.method]
     if method.criterion is not None:  # Pruned before training.
         start = job_lib.init_variables(job, job.model, job.keys.init)
     else:
@@ -119,7 +115,7 @@ def run_one(job: Job, session: Session, folder: Path, config: Config) -> dict[st
     epochs: list[run_folder.Row] = []
     if method.prunes:
         scratch = method.from_scratch
-        recipe = config_lib.pretraining(config) if scratch else config_lib.finetuning(config)
+        recipe = config.pretrain.recipe if scratch else config.finetune.recipe
         trained, epochs = training_stages.train(
             *(config, job, session, pruned, recipe),
             name="Training" if scratch else "Fine-tuning",
@@ -156,13 +152,11 @@ def remove(config: Config, job: Job, variables: Any, keep: selection.Keep) -> Ne
     Raises:
         UserError: filters that cannot go.
     """
-    method = config_lib.method_of(config)
+    method = METHODS[config.method]
     if not method.prunes:
         return Network(job.model, variables)
-    try:
+    with errors.at(f"--method {config.method}"):
         model, small = structured.shrink(job.model, variables, job.channels, keep)
-    except ValueError as error:
-        raise UserError(f"--method {config.method}: {error}") from error
     if method.redraw:
         small = job_lib.init_variables(job, model, job.keys.redrawn)
     if method.orthp:

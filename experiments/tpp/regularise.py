@@ -13,12 +13,12 @@ import optax
 from experiments.processes import distributed
 from experiments.shell import console as screen
 from experiments.shell.configuration import to_dict
-from experiments.shell.errors import UserError
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
 from experiments.tpp import shared
-from experiments.tpp.config import Config, method_of, tpp_settings
+from experiments.tpp.config import Config
 from experiments.tpp.job import Job, sgd
+from experiments.tpp.methods import METHODS
 from experiments.tpp.selection import Keep, indices_of
 from experiments.training import loop, steps
 from experiments.training.loop import Session, Stage
@@ -39,21 +39,17 @@ class Regulariser(NamedTuple):
 
 
 def make(config: Config, job: Job, keep: Keep) -> Regulariser:
-    """Makes the regulariser of the method; raises a `UserError` for settings it cannot follow."""
+    """Makes the regulariser of the method."""
     options, channels = config.regularise, job.channels
     inner = sgd(config, options.reg_lr)
-    kind = method_of(config).regulariser
+    kind = METHODS[config.method].regulariser
     if kind in ("tpp", "greg1"):
-        settings = tpp_settings(config)
+        settings = options.settings
         if kind == "greg1":
             names = ("gram_weight", "l2", "zero_out_interval")
             settings = settings._replace(**{n: getattr(baselines.GREG1, n) for n in names})
-        try:
-            optimizer = tpp.regularise(inner, channels, keep, settings)
-        except ValueError as error:
-            raise UserError(f"--method {config.method}: {error}") from error
         return Regulariser(
-            optimizer=optimizer,
+            optimizer=tpp.regularise(inner, channels, keep, settings),
             penalty=lambda params, step: tpp.penalty(
                 params, channels, keep, strength=tpp.strength(step, settings), settings=settings
             ),
@@ -85,7 +81,7 @@ def carry_out(
         The variables, and the rows of regularise.csv, which are copied into the run's folder.
 
     Raises:
-        UserError, RunFailed, Preempted: as `loop.train` and `make` do.
+        UserError, RunFailed, Preempted: as `loop.train` does.
     """
     identity = {
         **shared.dense_identity(config, job),

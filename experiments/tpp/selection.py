@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from rich.console import Console
 
 import ntksap_jax as nts
 from experiments import data
 from experiments.processes import distributed
 from experiments.shell import console as screen
+from experiments.shell import errors
 from experiments.shell.errors import UserError
 from experiments.storage import files, run_folder
 from experiments.tpp import measure
-from experiments.tpp.config import Config, method_of
+from experiments.tpp.config import Config
 from experiments.tpp.job import Job
-from experiments.tpp.methods import Method
+from experiments.tpp.methods import METHODS, Method
 from ntksap_jax import criteria, schedules, structured
-from ntksap_jax.structured import Cost
+from ntksap_jax.structured import Cost, tpp
 
 Keep = dict[str, np.ndarray]
 
@@ -30,54 +35,74 @@ LATENCY_REPEATS = 15
 """For --latency-budget: images a pass, and timed passes of each network that is tried."""
 
 
-def choose(config: Config, job: Job, variables: Any, console: Console) -> Keep:
-    """Chooses the filters of the dense network that stay.
+def check(configs: Sequence[Config], job: Job) -> None:
+    """Looks for what the methods of the runs cannot do, before anything is trained.
 
     Raises:
-        UserError: patterns that match nothing, a budget that cannot be reached.
+        UserError: patterns that match nothing, a budget that cannot be reached, too few steps.
     """
-    method = method_of(config)
+    for config in configs:
+        _check(config, job)
+
+
+def _check(config: Config, job: Job) -> None:
+    method, ratios = METHODS[config.method], layer_ratios(config, job)
+    if method.regulariser == "tpp":
+        try:
+            tpp.regularise(optax.identity(), job.channels, {}, config.regularise.settings)
+        except ValueError as error:
+            told = str(error).replace("stabilise_steps", "--stabilise-steps")
+            raise UserError(told.replace("zero_out_interval=", "--zero-out-interval ")) from error
+    if config.budget is None or not method.prunes:
+        return
+    what, density = config.budget
+    if what == "latency" and method.criterion is not None:
+        raise UserError(
+            f"--latency-budget: {config.method} prunes before training in many small steps, too "
+            "many to time each. Use --flops-budget"
+        )
+    scores = {
+        path: np.zeros(layer.num_filters)
+        for path, layer in job.channels.layers.items()
+        if layer.removable and (method.criterion is not None or ratios.get(path))
+    }
+    cost: Any = _untrained_latency(job) if what == "latency" else what
+    try:
+        structured.select_global(scores, job.channels, density=density, cost=cost)
+    except ValueError as error:
+        reason = str(error).removeprefix("density: ")
+        raise UserError(f"--{what}-budget {density:g}: {reason}") from error
+
+
+def choose(config: Config, job: Job, variables: Any, console: Console) -> Keep:
+    """Chooses the filters of the dense network that stay; see `check`."""
+    method = METHODS[config.method]
     if not method.prunes:
         return {}
-    try:
+    with errors.at(f"--method {config.method}"):
         if method.criterion is not None:
             return _search(config, job, method, variables, console)
         return by_l1(config, job, variables)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"--method {config.method}: {error}") from error
 
 
 def by_l1(config: Config, job: Job, variables: Any) -> Keep:
     """Chooses by the L1 norm of the filters, by ratio or budget."""
     ratios = layer_ratios(config, job)
     scores = structured.l1(variables["params"], job.channels)
-    layers = {path: scores[path] for path, ratio in ratios.items() if ratio > 0}
-    cost: Any
-    cost, budget = _budget(config)
-    if config.latency_budget is not None:
-        cost, budget = functools.partial(_latency, job, variables), config.latency_budget
-    if budget is None:
+    if config.budget is None:
         return structured.select(scores, ratios)
-    keep = structured.select_global(layers, job.channels, density=budget, cost=cost)
+    layers = {path: scores[path] for path, ratio in ratios.items() if ratio > 0}
+    what, density = config.budget
+    cost: Any = functools.partial(_latency, job, variables) if what == "latency" else what
+    keep = structured.select_global(layers, job.channels, density=density, cost=cost)
     return {path: kept for path, kept in keep.items() if path in layers}
 
 
 def layer_ratios(config: Config, job: Job) -> dict[str, float]:
     """Returns the ratio of each layer; raises a `UserError` for patterns that do not fit."""
-    try:
-        return structured.ratios(
-            job.channels, dict.fromkeys(config.patterns, config.ratio), skip=config.skip
-        )
-    except ValueError as error:
-        raise UserError(f"--patterns, --skip: {error}") from error
-
-
-def _budget(config: Config) -> tuple[Literal["flops", "params"], float | None]:
-    if config.params_budget is not None:
-        return "params", config.params_budget
-    return "flops", config.flops_budget
+    with errors.at("--patterns, --skip"):
+        patterns: Any = dict.fromkeys(config.patterns, config.ratio)
+        return structured.ratios(job.channels, patterns, skip=config.skip)
 
 
 def _latency(job: Job, variables: Any, keep: Mapping[str, Any]) -> float:
@@ -85,6 +110,15 @@ def _latency(job: Job, variables: Any, keep: Mapping[str, Any]) -> float:
     network = measure.Network(*structured.shrink(job.model, variables, job.channels, keep))
     shape = (LATENCY_BATCH_SIZE, *job.images.dataset.image_shape)
     return measure.latency_at({"": network}, shape, repeats=LATENCY_REPEATS)[""][1]
+
+
+def _untrained_latency(job: Job) -> Callable[[Mapping[str, Any]], float]:
+    """Times the dense network and the smallest one, of which `select_global` asks first."""
+    example = jnp.zeros((1, *job.images.dataset.image_shape))
+    shapes = jax.eval_shape(job.model.init, jax.random.key(0), example)
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    calls = itertools.count()
+    return lambda keep: _latency(job, variables, keep) if next(calls) < 2 else 0.0
 
 
 def cost_left(config: Config, job: Job) -> Cost:
@@ -99,14 +133,8 @@ def cost_left(config: Config, job: Job) -> Cost:
 
 
 def _search(config: Config, job: Job, method: Method, variables: Any, console: Console) -> Keep:
-    if config.latency_budget is not None:
-        raise UserError(
-            f"--latency-budget: {config.method} prunes before training in many small steps, too "
-            "many to time each. Use --flops-budget"
-        )
-    kind, budget = _budget(config)
-    if budget is None:
-        budget = cost_left(config, job).flops / structured.cost(job.channels).flops
+    by_ratio = cost_left(config, job).flops / structured.cost(job.channels).flops
+    kind, budget = config.budget or ("flops", by_ratio)
     rounds = method.rounds or config.search.rounds
     batch = None
     if method.criterion == "snip":
@@ -128,7 +156,7 @@ def _search(config: Config, job: Job, method: Method, variables: Any, console: C
         return structured.prune(
             *(job.keys.search, variables["params"], score, job.channels),
             schedule=schedules.exponential(budget, rounds=rounds),
-            cost=kind,
+            cost=cast(Any, kind),
             batch=batch,
             on_round=lambda index, keep: tracker.advance(),
         )
@@ -143,7 +171,7 @@ def load_or_choose(path: Path, config: Config, job: Job, variables: Any, console
     The file holds `{layer: indices of the filters that stay}` as JSON, with its SHA-256.
 
     Raises:
-        UserError: the file is damaged, or as `choose` does.
+        UserError: the file is damaged.
     """
 
     def read_or_choose() -> dict[str, list[int]]:

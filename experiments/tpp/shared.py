@@ -40,13 +40,7 @@ def dense_folder(config: Config, job: Job) -> Path:
 
 
 def path(config: Config, kind: str, identity: Mapping[str, Any]) -> Path:
-    """Returns the folder `kind/network-seed-digest` of `--runs-dir`.
-
-    Args:
-        config: of a run.
-        kind: what is in the folder.
-        identity: all that it depends on.
-    """
+    """Returns the folder `kind/network-seed-digest` of `--runs-dir` for what has this identity."""
     digest = files.digest(identity)[:10]
     return config.runs_dir / kind / f"{network_name(config)}-seed{config.seed}-{digest}"
 

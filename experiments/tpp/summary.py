@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,20 @@ from experiments.training import summary as common
 from experiments.training.steps import Score
 from ntksap_jax import structured
 
-# "speed-up" is that in FLOPs; the columns after it are measured.
-HEADER = (
-    *("method", "parameters", "FLOPs", "speed-up", "batch 1", "batch 128"),
-    *("pruned", "last epoch", "best epoch", "JSV pruned", "JSV at the end"),
-)
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "method": lambda run: run["method"],
+    "parameters": lambda run: f"{run['parameters']:,}",
+    "FLOPs": lambda run: f"{run['flops']:,}",
+    "speed-up": lambda run: f"{run['speedup_flops']:.2f}x",  # In FLOPs; the next two are measured.
+    "batch 1": lambda run: f"{run['speedup_measured']['1']:.2f}x",
+    "batch 128": lambda run: f"{run['speedup_measured']['128']:.2f}x",
+    "pruned": lambda run: f"{run['pruned_accuracy']:.2%}",
+    "last epoch": lambda run: f"{run['last_accuracy']:.2%}",
+    "best epoch": lambda run: f"{run['best_accuracy']:.2%}",
+    "JSV pruned": lambda run: f"{run['pruned_jsv']['mean']:.4f}",
+    "JSV at the end": lambda run: f"{run['final_jsv']['mean']:.4f}",
+}
+"""Of the table: what they say of a run."""
 
 
 def make(
@@ -42,15 +51,8 @@ def make(
 ) -> dict[str, Any]:
     """Measures the network before and after, and returns what goes into summary.json.
 
-    Args:
-        config: of the run.
-        job: data and dense network.
-        keep: the filters that stay.
-        start: variables of the dense network.
-        pruned: the small network right after pruning.
-        pruned_score: its loss and accuracy.
-        final: the small network at the end.
-        epochs: rows of metrics.csv; none if it was not trained.
+    `start` are the variables of the dense network; `pruned` is the small network right after
+    pruning, `final` that at the end; without training there are no `epochs`.
     """
     whole, left = structured.cost(job.channels), structured.cost(job.channels, keep)
     if job.is_linear:
@@ -119,23 +121,7 @@ def show(folders: Sequence[Path], summaries: Sequence[dict[str, Any]], console: 
         console,
         f"{first['network']}: {first['dense_parameters']:,} parameters, "
         f"{first['dense_flops']:,} FLOPs{accuracy}",
-        HEADER,
-        [_table_row(results) for results in summaries],
+        COLUMNS,
         folders=folders,
         summaries=summaries,
-    )
-
-
-def _table_row(results: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        results["method"],
-        f"{results['parameters']:,}",
-        f"{results['flops']:,}",
-        f"{results['speedup_flops']:.2f}x",
-        *(f"{ratio:.2f}x" for ratio in results["speedup_measured"].values()),
-        f"{results['pruned_accuracy']:.2%}",
-        f"{results['last_accuracy']:.2%}",
-        f"{results['best_accuracy']:.2%}",
-        f"{results['pruned_jsv']['mean']:.4f}",
-        f"{results['final_jsv']['mean']:.4f}",
     )

@@ -12,7 +12,7 @@ from experiments.shell import console as screen
 from experiments.storage import run_folder
 from experiments.storage.run_folder import Row
 from experiments.tpp import measure, shared
-from experiments.tpp.config import Config, Recipe, pretraining
+from experiments.tpp.config import Config, Recipe
 from experiments.tpp.job import Job, init_variables, sgd
 from experiments.tpp.measure import Network
 from experiments.training import inputs, loop, steps
@@ -31,7 +31,7 @@ def pretrained(config: Config, job: Job, session: Session) -> Any:
     identity = shared.dense_identity(config, job)
     with shared.folder(config, "dense", identity, session.stop_requested) as (folder, run):
         variables, rows = train(
-            *(config, job, session, start, pretraining(config)),
+            *(config, job, session, start, config.pretrain.recipe),
             name="Pretraining",
             folder=folder,
             run=run,
@@ -56,16 +56,8 @@ def train(
 ) -> tuple[Any, list[Row]]:
     """Trains a network, with a row of metrics.csv for each epoch; see `loop.train`.
 
-    Args:
-        config: of the run.
-        job: the data.
-        session: how the program runs.
-        network: dense or small, with its variables at the beginning.
-        recipe: epochs and learning rates.
-        name: of the stage, for the screen.
-        folder: where its checkpoints and its table go.
-        run: identifies what is computed.
-        key: decides order and augmentation of the images.
+    `network` is dense or small, with its variables at the beginning; `key` decides the order and
+    the augmentation of the images. The others are as in `Stage`.
     """
     per_epoch = job.images.steps_per_epoch
     schedule = steps.drops(recipe.learning_rate, recipe.drop_epochs, steps_per_epoch=per_epoch)

@@ -43,17 +43,17 @@ class Sums(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a training came to, besides its state.
+    """What a training came to, besides its state."""
 
-    Attributes:
-        rows: of its table, those that are complete.
-        sums: of the row that is going on.
-        seconds: that this row took so far.
-    """
+    rows: tuple[Row, ...] = ()  # Of its table, those that are complete.
+    sums: Sums = Sums()  # Of the row that is going on.
+    seconds: float = 0.0  # That this row took so far.
 
-    rows: tuple[Row, ...] = ()
-    sums: Sums = Sums()
-    seconds: float = 0.0
+    @classmethod
+    def of(cls, values: Any) -> Progress:
+        """Returns it again from what JSON made of it."""
+        rows, sums, seconds = values
+        return cls(tuple(rows), Sums(*sums), seconds)
 
 
 class Damaged(Exception):
@@ -191,8 +191,7 @@ def restore(
         record = files.unseal(restored.record)
         if (record["run"], record["step"]) != (run, step):
             raise ValueError("it is of another run")
-        rows, sums, seconds = record["progress"]
-        progress = Progress(tuple(rows), Sums(*sums), seconds)
+        progress = Progress.of(record["progress"])
         restored = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )

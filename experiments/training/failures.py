@@ -25,11 +25,7 @@ from ntksap_jax import masks
 def save(folder: Path, about: Mapping[str, Any], key: jax.Array, **trees: Any) -> str:
     """Writes what led to a failure into the folder `failure` of a run, and returns that.
 
-    Args:
-        folder: the run folder.
-        about: what happened, as JSON.
-        key: what was drawn at random.
-        **trees: pytrees of arrays, each for a file.
+    `about` says what happened; each of the trees, of arrays, gets a file.
     """
     path = folder / "failure"
     shutil.rmtree(path, ignore_errors=True)

@@ -12,45 +12,48 @@ import numpy as np
 from experiments import data
 from experiments.processes import distributed
 from experiments.shell.errors import UserError
+from experiments.training.config import RunConfig
 from experiments.training.steps import EvalStep, Score, TrainState
 
 EVAL_BATCH_SIZE = 500
 
 
 class Inputs(NamedTuple):
-    """A data set, in memory or streamed, and the devices that its batches are split over.
+    """A data set, in memory or streamed, and the devices that its batches are split over."""
 
-    Attributes:
-        dataset: from `data.load`.
-        batch_size: images a step, over all devices.
-        mesh: all devices.
-        augment: `augment(key, images) -> inputs`, for training.
-        normalise: `normalise(images) -> inputs`, for evaluation.
-        steps_per_epoch: full batches of the training set.
-    """
-
-    dataset: data.Dataset | data.StreamedDataset
-    batch_size: int
-    mesh: jax.sharding.Mesh
+    dataset: data.Dataset | data.StreamedDataset  # From `data.load`.
+    batch_size: int  # Images a step, over all devices.
+    mesh: jax.sharding.Mesh  # All devices.
+    # `augment(key, images) -> inputs`, for training.
     augment: Callable[[jax.Array, jax.Array], jax.Array]
-    normalise: Callable[[jax.Array], jax.Array]
-    steps_per_epoch: int
+    normalise: Callable[[jax.Array], jax.Array]  # `normalise(images) -> inputs`, for evaluation.
+    steps_per_epoch: int  # Full batches of the training set.
+
+
+def load(config: RunConfig, batch_size: int, *, augmented: bool = True) -> Inputs:
+    """Loads the data set that a configuration names; see `make`."""
+    dataset = data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+        num_workers=config.data_workers,
+    )
+    return make(dataset, batch_size, augmented=augmented)
 
 
 def make(
     dataset: data.Dataset | data.StreamedDataset, batch_size: int, *, augmented: bool = True
 ) -> Inputs:
-    """Makes what a run trains on.
-
-    Args:
-        dataset: from `data.load`.
-        batch_size: images a step.
-        augmented: with random crops and flips, where the data set has them.
+    """Makes what a run trains on, `augmented` by the crops and flips that the data set has.
 
     Raises:
-        UserError: the batch size does not go with the images or the devices.
+        UserError: the batch size or the augmentation does not go with the images or the devices.
     """
     mesh = distributed.data_mesh()
+    if isinstance(dataset, data.StreamedDataset) and not augmented:
+        raise UserError(
+            f"--no-augment: the random crops of {dataset.name} are part of how it is read"
+        )
     if batch_size > dataset.num_train:
         raise UserError(
             f"--batch-size: {batch_size} is more than the {dataset.num_train} training images"
@@ -76,10 +79,8 @@ def make(
 def train_batches(inputs: Inputs, key: jax.Array, *, start: int) -> Iterator[tuple[Any, Any]]:
     """Yields images and labels on the devices, epoch after epoch without end.
 
-    Args:
-        inputs: what to read.
-        key: decides the order (and what is augmented on the way, in a streamed data set).
-        start: steps that were taken before.
+    The key decides the order (and what is augmented on the way, in a streamed data set); `start`
+    steps were taken before.
     """
     before, first = divmod(start, inputs.steps_per_epoch)
     while True:
@@ -95,10 +96,7 @@ def train_batches(inputs: Inputs, key: jax.Array, *, start: int) -> Iterator[tup
 def evaluate(inputs: Inputs, state: TrainState, *, eval_step: EvalStep) -> Score:
     """Measures loss and accuracy on the test set; all processes take part.
 
-    Args:
-        inputs: what to read.
-        state: the trained state, on all devices.
-        eval_step: from `steps.make_eval_step`.
+    The state is on all devices; the step is from `steps.make_eval_step`.
     """
     size = -(-EVAL_BATCH_SIZE // inputs.mesh.size) * inputs.mesh.size
     batches = inputs.dataset.test_batches(size, part=distributed.part())

@@ -34,19 +34,13 @@ CHECK_EVERY = 50
 
 
 class Session(NamedTuple):
-    """How a program runs, whatever it computes.
+    """How a program runs, whatever it computes."""
 
-    Attributes:
-        console: where progress goes.
-        stop_requested: says whether SIGTERM came; all processes ask equally often.
-        save_minutes: between two checkpoints within a row.
-        tensorboard: whether tables are written as TensorBoard events too.
-    """
-
-    console: Console
+    console: Console  # Where progress goes.
+    # Says whether SIGTERM came; all processes ask equally often.
     stop_requested: Callable[[], bool]
-    save_minutes: float
-    tensorboard: bool = False
+    save_minutes: float  # Between two checkpoints within a row.
+    tensorboard: bool = False  # Whether tables are written as TensorBoard events too.
 
     def warn(self, text: str) -> None:
         """Prints a warning, a line of its own."""
@@ -54,49 +48,32 @@ class Session(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What is trained, and how.
+    """What is trained, and how."""
 
-    Attributes:
-        name: in a word, for the screen.
-        folder: where `checkpoints/`, the table and, if it comes to that, `failure/` go.
-        table: file name of the table, with a row for every `row_steps` steps.
-        run: identifies what is computed, for the checkpoints.
-        order_key: decides which images form a batch.
-        augmentation_key: decides how they are augmented.
-        train_step: from `steps.make_train_step`.
-        learning_rate: by step, for the table.
-        num_steps: length.
-        row_steps: steps from one row of the table to the next.
-        measure: `measure(state) -> columns`, after the last step of each row; the state is on all
-            devices, and all processes call it.
-        describe: `describe(row) -> text` for the screen.
-        advice: what to try if the loss is not finite.
-        follow: `follow(number of rows) -> after_row(number, params)`: called by the leader before
-            the first step, and what it returns after each row.
-    """
-
-    name: str
-    folder: Path
-    table: str
-    run: str
-    order_key: jax.Array
-    augmentation_key: jax.Array
-    train_step: TrainStep
-    learning_rate: optax.Schedule
-    num_steps: int
-    row_steps: int
+    name: str  # In a word, for the screen.
+    folder: Path  # Where `checkpoints/`, the table and, if it comes to that, `failure/` go.
+    table: str  # File name of the table, with a row for every `row_steps` steps.
+    run: str  # Identifies what is computed, for the checkpoints.
+    order_key: jax.Array  # Decides which images form a batch.
+    augmentation_key: jax.Array  # Decides how they are augmented.
+    train_step: TrainStep  # From `steps.make_train_step`.
+    learning_rate: optax.Schedule  # By step, for the table.
+    num_steps: int  # Length.
+    row_steps: int  # Steps from one row of the table to the next.
+    # `measure(state) -> columns`, after the last step of each row; the state is on all devices, and
+    # all processes call it.
     measure: Callable[[TrainState], dict[str, float]]
-    describe: Callable[[Row], str]
-    advice: str
+    describe: Callable[[Row], str]  # `describe(row) -> text` for the screen.
+    advice: str  # What to try if the loss is not finite.
+    # `follow(number of rows) -> after_row(number, params)`: called by the leader before the first
+    # step, and what it returns after each row.
     follow: Callable[[int], Callable[[int, Any], None]] = lambda done: lambda number, params: None
 
 
 class Diverged(Exception):
     """The loss became infinite or NaN.
 
-    Attributes:
-        step: the number of the first such step, from 1 over the whole stage.
-        state: before that step or one a little earlier; `state.step` says which.
+    First so at `step`, from 1 over the whole stage; `state` is that before it or a little earlier.
     """
 
     def __init__(self, step: int, state: TrainState, cause: str = "the loss is not finite") -> None:
@@ -108,12 +85,6 @@ def train(
     stage: Stage, state: TrainState, images: Inputs, session: Session
 ) -> tuple[dict[str, Any], list[Row]]:
     """Trains to the end of the stage, on from its last intact checkpoint.
-
-    Args:
-        stage: what to do.
-        state: at the beginning of the stage.
-        images: what is trained on.
-        session: how the program runs.
 
     Returns:
         The variables at the end, on one device, and the rows of the table.
@@ -132,10 +103,9 @@ def train(
         state = distributed.replicate(state, images.mesh)
         rows, sums, start = list(progress.rows), progress.sums, int(state.step)
         record = stack.enter_context(_recorder(stage, rows, session))
+        console, end = session.console, stage.num_steps
         tracker = stack.enter_context(
-            screen.track(
-                session.console, stage.name, done=start, total=stage.num_steps, unit="step"
-            )
+            screen.track(console, stage.name, done=start, total=end, unit="step")
         )
         batches = inputs.train_batches(images, stage.order_key, start=start)
         begun, saved = time.perf_counter() - progress.seconds, time.monotonic()
@@ -159,7 +129,7 @@ def train(
             checked = state
 
         try:
-            for step in range(start + 1, stage.num_steps + 1):
+            for step in range(start + 1, end + 1):
                 try:
                     state, metrics = stage.train_step(key, state, *next(batches))
                 except FloatingPointError as error:
@@ -167,7 +137,7 @@ def train(
                     raise Diverged(step, state, what) from error
                 pending.append(metrics)
                 tracker.advance()
-                ends_row = step % stage.row_steps == 0 or step == stage.num_steps
+                ends_row = step % stage.row_steps == 0 or step == end
                 must_look = ends_row or len(pending) == CHECK_EVERY
                 if must_look:
                     look()
@@ -212,17 +182,17 @@ def _restore(
     stage: Stage, state: TrainState, manager: ocp.CheckpointManager | None, session: Session
 ) -> tuple[TrainState, Progress]:
     """Returns state and progress of the last intact checkpoint; if there is none, of the start."""
-    there = None
+    last_state, last_progress = state, Progress()
     if manager is not None:
         there = checkpoints.restore_last(manager, state, run=stage.run, say=session.warn)
-        if there is None and (stage.folder / stage.table).exists():
+        if there is not None:
+            last_state, last_progress = there
+        elif (stage.folder / stage.table).exists():
             session.warn(
                 "no checkpoint was complete yet: the training begins again with its first epoch"
             )
-    last_state, last_progress = (state, Progress()) if there is None else there
     state = distributed.arrays_from_leader(lambda: last_state, like=state)
-    rows, sums, seconds = distributed.from_leader(lambda: last_progress)
-    return state, Progress(tuple(rows), Sums(*sums), seconds)
+    return state, Progress.of(distributed.from_leader(lambda: last_progress))
 
 
 @contextlib.contextmanager
@@ -260,12 +230,7 @@ def _failure(stage: Stage, images: Inputs, error: Diverged) -> RunFailed:
         state, _ = stage.train_step(stage.augmentation_key, state, *next(batches))
     state, batch = distributed.local(state), distributed.gathered(next(batches))
     epoch = -(-error.step // images.steps_per_epoch)
-    about = {
-        "error": str(error),
-        "stage": stage.name,
-        "epoch": epoch,
-        "step": error.step,
-    }
+    about = {"error": str(error), "stage": stage.name, "epoch": epoch, "step": error.step}
     # The others wait for it: who fails first ends all.
     place = distributed.from_leader(
         lambda: failures.save(stage.folder, about, stage.augmentation_key, state=state, batch=batch)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,53 +37,84 @@ def main(
     prog: str,
     presets: Mapping[str, tuple[str, C]],
     run: Callable[[C, Console], Any],
+    more: str = "",
 ) -> None:
     """Runs a program; mistakes and interruptions end it with one line and a non-zero code.
 
-    Args:
-        arguments: the words after the program's name.
-        prog: the program's name.
-        presets: name to (one line for the help, configuration).
-        run: carries it out.
+    Presets, name and further lines of the help are those of `command_line.parse`; `run` carries a
+    configuration out.
     """
     again = [*(word for word in arguments if word != "--resume"), "--resume"]
     with exits.in_one_line(prog, again):
-        config = command_line.parse(arguments, presets, prog=prog)
+        config = command_line.parse(arguments, presets, prog=prog, more=more)
         # Within, too: by their exit codes processes tell each other how they end.
         with joining.joined(config.processes), exits.in_one_line(prog, again):
             run(config, screen.open_console(quiet=not distributed.is_leader()))
 
 
-def check(config: RunConfig, runs: Mapping[Path, Any]) -> None:
-    """Raises a `UserError` unless the runs can start or go on; then connects all devices."""
+def carry_out(
+    runs: Mapping[Path, C],
+    config: C,
+    console: Console,
+    *,
+    make_job: Callable[[C], Any],
+    plan: Callable[[C, Any, Sequence[Path]], list[tuple[str, str]]],
+    run_one: Callable[[Any, Session, Path, C], Summary],
+    show: Callable[[Sequence[Path], Sequence[Summary], Console], None],
+) -> list[Summary]:
+    """Carries out the runs that are not complete; returns the summaries of all.
+
+    Args:
+        runs: folder to configuration.
+        config: of the command.
+        console: where plan, progress and summary go.
+        make_job: makes what the runs have in common, of which this uses `images`.
+        plan: makes the plan, as (name, value) rows.
+        run_one: carries out a run.
+        show: prints the summary.
+
+    Raises:
+        UserError: something that the user can put right.
+        RunFailed: processes differ in their options, or numbers are not finite.
+        Preempted: SIGTERM came; what was done is saved.
+    """
     tensorboard.check(config.tensorboard)
-    if distributed.is_leader():
-        for folder, each in runs.items():
-            run_folder.check(folder, to_dict(each))
+    _check(runs)
     distributed.meet()
+    job, folders = make_job(config), list(runs)
+    with _session(config, runs, job.images, console, lambda: plan(config, job, folders)) as session:
+        summaries = []
+        for folder, each in runs.items():
+            done = distributed.from_leader(functools.partial(_summary, folder))
+            if done is None:
+                if session.stop_requested():
+                    raise Preempted
+                console.rule(folder.name, align="left", style="dim")
+                done = run_one(job, session, folder, each)
+            summaries.append(done)
+    if distributed.is_leader():
+        show(folders, summaries, console)
+    return summaries
+
+
+def _check(runs: Mapping[Path, Any]) -> None:
+    for folder, config in runs.items() if distributed.is_leader() else ():
+        run_folder.check(folder, to_dict(config))
+
+
+def _summary(folder: Path) -> Summary | None:
+    return run_folder.read_summary(folder) if run_folder.is_complete(folder) else None
 
 
 @contextlib.contextmanager
-def session(
+def _session(
     config: RunConfig,
     runs: Mapping[Path, Any],
     images: Inputs,
-    *,
-    plan: Callable[[], list[tuple[str, str]]],
     console: Console,
+    plan: Callable[[], list[tuple[str, str]]],
 ) -> Iterator[Session]:
-    """Locks and prepares the folders of the runs and shows the plan; yields how they run.
-
-    Args:
-        config: of the command.
-        runs: folder to configuration, checked.
-        images: what is trained on.
-        plan: makes the plan as (name, value) rows.
-        console: where plan, progress and summary go.
-
-    Raises:
-        RunFailed: processes differ in their options, or `--debug-nans` found something.
-    """
+    """Locks and prepares the folders of the runs and shows the plan; yields how they run."""
     distributed.check_same(lambda: _facts(config, images))
     is_leader = distributed.is_leader()
     with contextlib.ExitStack() as stack:
@@ -92,16 +123,16 @@ def session(
             stop_requested = stack.enter_context(interruption.deferred())
         if config.debug_nans:
             stack.enter_context(jax.debug_nans(True))
-        for folder, each in runs.items() if is_leader else ():
+        for folder in runs if is_leader else ():
             run_folder.make(folder)
             stack.enter_context(locking.hold(folder))
-            # Again: another program may have been there until now.
-            run_folder.check(folder, to_dict(each))
+        _check(runs)  # Again: another program may have been there until now.
         screen.show_plan(console, "Plan", plan())
         for folder, each in runs.items() if is_leader else ():
             run_folder.prepare(folder, to_dict(each), data_source=images.dataset.source)
         try:
-            yield Session(console, stop_requested, config.save_minutes, config.tensorboard)
+            events = config.tensorboard and is_leader
+            yield Session(console, stop_requested, config.save_minutes, tensorboard=events)
         except FloatingPointError as error:
             raise RunFailed(f"--debug-nans found an {failures.operation(error)}") from error
 
@@ -117,26 +148,3 @@ def _facts(config: RunConfig, images: Inputs) -> dict[str, str]:
         "images": images.dataset.source,
         "versions": f"jax {jax.__version__}, flax {flax.__version__}, optax {optax.__version__}",
     }
-
-
-def carry_out(
-    runs: Mapping[Path, C], run_one: Callable[[Path, C], Summary], at: Session
-) -> list[Summary]:
-    """Carries out the runs that are not complete; returns the summaries of all."""
-    summaries = []
-    for folder, config in runs.items():
-        if is_all_done([folder]):
-            summaries.append(
-                distributed.from_leader(functools.partial(run_folder.read_summary, folder))
-            )
-        elif at.stop_requested():
-            raise Preempted
-        else:
-            at.console.rule(folder.name, align="left", style="dim")
-            summaries.append(run_one(folder, config))
-    return summaries
-
-
-def is_all_done(runs: Iterable[Path]) -> bool:
-    """Says whether all runs are complete."""
-    return distributed.from_leader(lambda: all(map(run_folder.is_complete, runs)))

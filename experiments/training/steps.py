@@ -25,19 +25,12 @@ EvalStep = Callable[..., "Totals"]
 
 
 class TrainState(NamedTuple):
-    """All that a checkpoint holds.
+    """All that a checkpoint holds."""
 
-    Attributes:
-        step: how many were taken.
-        params: the weights.
-        batch_stats: running statistics; empty if the network has none.
-        opt_state: of the optimiser; of a masked network it carries the mask, see
-            `nts.constrain_to_mask`.
-    """
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
+    step: jax.Array  # How many were taken.
+    params: Any  # The weights.
+    batch_stats: Any  # Running statistics; empty if the network has none.
+    # Of the optimiser; of a masked network it carries the mask, see `nts.constrain_to_mask`.
     opt_state: Any
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,14 @@ def common(config: Any, images: Inputs, epochs: Sequence[run_folder.Row]) -> dic
 def show(
     console: Console,
     title: str,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    columns: Mapping[str, Callable[[dict[str, Any]], str]],
     *,
     folders: Sequence[Path],
-    summaries: Sequence[Mapping[str, Any]],
+    summaries: Sequence[dict[str, Any]],
 ) -> None:
     """Prints the table that a program ends with."""
-    screen.show_table(console, title, header, rows)
+    rows = [[text(results) for text in columns.values()] for results in summaries]
+    screen.show_table(console, title, list(columns), rows)
     if summaries[0]["dataset_note"]:
         console.print(f"{summaries[0]['dataset']}: {summaries[0]['dataset_note']}")
     for folder in folders:
