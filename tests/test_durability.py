@@ -197,7 +197,7 @@ def half_done(tmp_path_factory):
     return runs / NAME
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_damage_anywhere_is_recovered_from_or_an_error(
     undisturbed, half_done, tmp_path, seed, capfd
 ):

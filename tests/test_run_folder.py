@@ -4,7 +4,6 @@ import json
 
 import jax
 import pytest
-from matplotlib.figure import Figure
 
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
@@ -80,16 +79,6 @@ def test_tables_keep_numbers_exactly(tmp_path):
     run_folder.write_table(tmp_path / "metrics.csv", rows)
     assert run_folder.read_table(tmp_path / "metrics.csv") == rows
     assert run_folder.read_table(tmp_path / "none.csv") == []
-
-
-def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "metrics.csv"
-    run_folder.write_table(path, [{"epoch": 1}])
-    with pytest.raises(ValueError, match="fields not in fieldnames"):
-        run_folder.write_table(path, [{"epoch": 1}, {"epoch": 2, "surplus": 3}])
-    assert run_folder.read_table(path) == [{"epoch": 1}]
-    run_folder.write_picture(tmp_path / "picture.png", Figure())
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.csv", "picture.png"]
 
 
 def test_what_killed_programs_wrote_aside_is_removed(tmp_path):

@@ -129,4 +129,4 @@ def test_every_criterion_can_be_chosen(name):
     made = job.make_job(config)
     assert callable(factories.make_score(made.network, config.search))
     one_shot = {"random", "erk", "magnitude", "snip", "grasp"}
-    assert factories.num_rounds(config.search) == (1 if name in one_shot else 20)
+    assert config.search.num_rounds == (1 if name in one_shot else 20)

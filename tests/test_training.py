@@ -298,8 +298,9 @@ def test_a_stage_takes_a_step_a_batch_and_its_rows_are_means():
     assert rows[-1]["bias"] == float(jnp.sum(state.params["fc"]["bias"]))
 
 
-@pytest.mark.parametrize("check_every", [2, 50])
-@pytest.mark.parametrize("step", range(1, 7))
+@pytest.mark.parametrize(
+    ("step", "check_every"), [(1, 2), (2, 50), (3, 2), (4, 2), (5, 50), (6, 50)]
+)
 def test_a_stage_that_was_ended_anywhere_goes_on_bit_for_bit(
     tmp_path, monkeypatch, step, check_every
 ):
@@ -315,7 +316,7 @@ def test_a_stage_that_was_ended_anywhere_goes_on_bit_for_bit(
     assert without_seconds(rows) == undisturbed()[1]
 
 
-@pytest.mark.parametrize("check_every", [1, 2, 50])
+@pytest.mark.parametrize("check_every", [2, 50])
 def test_a_loss_that_is_not_finite_stops_training_and_what_led_there_is_kept(
     tmp_path, monkeypatch, check_every
 ):

@@ -50,15 +50,6 @@ def test_any_configuration_is_valid_or_the_field_is_named(tmp_path, values):
     assert len(os.fsencode(name)) < 255
 
 
-@fuzzed
-@given(st.binary(max_size=60) | st.sampled_from([b"[" * 10**5, b'{"a":' * 10**5, b"9" * 10**5]))
-def test_any_bytes_for_json_are_refused_or_read(tmp_path, data):
-    path = tmp_path / "config.json"
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="cannot read .*config.json"):
-        run_folder.read_config(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -149,9 +140,7 @@ def test_any_grid_is_cells_or_an_error_that_names_the_file(tmp_path, data):
     [
         ("[grid]\nseed = " + "[" * 10_000, "nested too deeply|cannot read"),
         ("a." * 2000 + "b = 1", "what JSON can hold|cannot read"),
-        ("[set]\n" + "a." * 2000 + "b = 1\n[grid]\nseed = [0]", "what JSON can hold|cannot read"),
         ("[grid]\nseed = [0x" + "f" * 20_000 + "]", "expected what JSON can hold"),
-        ("[grid]\nlearning_rate = [0x" + "f" * 20_000 + "]", "expected what JSON can hold"),
         ("#" * (grid.LARGEST + 1), "expected at most 65536"),
         (
             "[grid]\n"
@@ -166,9 +155,7 @@ def test_any_grid_is_cells_or_an_error_that_names_the_file(tmp_path, data):
             "weights: .*printable",
         ),
         ("[grid]\nlabel = ['../../x']", "label: expected at most 100 letters"),
-        (f"[grid]\nlabel = ['{'x' * 101}']", "label: expected at most 100 letters"),
         ("[grid]\nscope = ['block:99999999999999x1']", "scope: expected"),
-        ("[grid]\nepochs = [2147483648]", "epochs: expected less than 2147483648"),
     ],
 )
 def test_a_grid_that_asks_for_too_much_is_refused(tmp_path, text, why):

@@ -84,7 +84,7 @@ def _sample(case: Case) -> Steps:
 def _criterion(case: Case) -> Steps:
     network = _network(case)
     config = SearchConfig(criterion=case.criterion, noise_batch_size=case.batch_size)
-    batch = _images_and_labels(case) if factories.needs_data(config) else None
+    batch = _images_and_labels(case) if config.needs_data else None
     return _scoring(network, factories.make_score(network, config), batch=batch)
 
 

@@ -75,6 +75,19 @@ class SearchConfig:
     calibrate: Literal["one_pass", "two_pass"] = "one_pass"
     """NTK-SAP: how batch statistics are taken (authors' code: two_pass)."""
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether the search looks at training images."""
+        criterion = CRITERIA[self.criterion]
+        data_for_ntk_sap = self.criterion == "ntk_sap" and self.inputs == "data"
+        return criterion is not None and (criterion.needs_data or data_for_ntk_sap)
+
+    @property
+    def num_rounds(self) -> int:
+        """The number of rounds that the search takes: one for one-shot criteria."""
+        criterion = CRITERIA[self.criterion]
+        return 1 if criterion is not None and criterion.one_shot else self.rounds
+
     @field_validator("scope")
     @classmethod
     def _keeps_the_density(cls, value: str, info: ValidationInfo) -> str:

@@ -14,19 +14,6 @@ from ntksap_jax import criteria, ntk
 from ntksap_jax.types import Network, ScoreFn
 
 
-def needs_data(search: SearchConfig) -> bool:
-    """Says whether the search looks at training images."""
-    criterion = CRITERIA[search.criterion]
-    data_for_ntk_sap = search.criterion == "ntk_sap" and search.inputs == "data"
-    return criterion is not None and (criterion.needs_data or data_for_ntk_sap)
-
-
-def num_rounds(search: SearchConfig) -> int:
-    """Returns the number of rounds that the search takes: one for one-shot criteria."""
-    criterion = CRITERIA[search.criterion]
-    return 1 if criterion is not None and criterion.one_shot else search.rounds
-
-
 def make_score(
     network: Network, search: SearchConfig, *, samples: NamedSharding | None = None
 ) -> ScoreFn:

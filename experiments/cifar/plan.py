@@ -7,7 +7,6 @@ from pathlib import Path
 
 from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config, SearchConfig, TrainingConfig
-from experiments.cifar.factories import needs_data, num_rounds
 from experiments.cifar.job import Job
 from experiments.shell.console import plural
 from experiments.training import summary as common
@@ -53,9 +52,9 @@ def _criterion(options: SearchConfig) -> str:
         return "dense: nothing is pruned"
     data = f"{options.samples_per_class} training images a class"
     if options.criterion != "ntk_sap":
-        return f"{options.criterion}, on {data}" if needs_data(options) else options.criterion
+        return f"{options.criterion}, on {data}" if options.needs_data else options.criterion
     spread = f" (sigma {options.sigma:g})" if options.estimator == "finite_difference" else ""
-    inputs = data if needs_data(options) else f"{options.noise_batch_size} Gaussian inputs"
+    inputs = data if options.needs_data else f"{options.noise_batch_size} Gaussian inputs"
     return (
         f"ntk_sap, estimator {options.estimator}{spread}; {options.num_samples} samples a round of "
         f"{inputs} and {'fresh' if options.reinit else 'the given'} weights; batch statistics in "
@@ -67,12 +66,12 @@ def _rounds(config: Config, prunable: int) -> str:
     options = config.search
     if {options.criterion, *config.compare} == {"dense"}:
         return ""
-    densities = schedules.exponential(options.density, rounds=num_rounds(options))
+    densities = schedules.exponential(options.density, rounds=options.num_rounds)
     counts = [f"{round(density * prunable):,}" for density in (1.0, *densities)]
     if len(counts) > 6:
         counts = [*counts[:4], "...", counts[-1]]
     parts = [
-        f"{plural(num_rounds(options), 'round')} to density {options.density:.4g}",
+        f"{plural(options.num_rounds, 'round')} to density {options.density:.4g}",
         f"scope {options.scope}" if options.scope != "global" else "",
         f"at least {plural(options.min_weights, 'weight')} a layer" if options.min_weights else "",
         f"at least {plural(options.min_channels, 'channel')} a layer"

@@ -55,7 +55,7 @@ def find_mask(
         return [], dense
 
     keys, table, console = make_keys(config.seed), folder / "search.csv", session.console
-    num_rounds = factories.num_rounds(options)
+    num_rounds = options.num_rounds
     with (
         screen.track(
             console, "Pruning", done=len(rows), total=num_rounds, unit="round"
@@ -141,7 +141,7 @@ def _read_former(
 
 def pruning_batch(config: Config, job: Job) -> Any:
     """Returns the training images that the search looks at, if it does; the seed chooses them."""
-    if not factories.needs_data(config.search):
+    if not config.search.needs_data:
         return None
     return data.pruning_batch(
         job.images.dataset, make_keys(config.seed).pruning_batch, config.search.samples_per_class

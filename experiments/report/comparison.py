@@ -51,6 +51,11 @@ def compare(section: Section) -> list[Comparison]:
     return comparisons
 
 
+def same_set_up(comparisons: Sequence[Comparison]) -> dict[str, tuple[Point, ...]]:
+    """Returns the curves that were measured in the section's own set-up, by criterion."""
+    return {name: points for it in comparisons if it.is_same for name, points in it.curves.items()}
+
+
 def label(comparisons: Sequence[Comparison]) -> str:
     """Names published curves of another set-up, all of one network: its training, the papers."""
     first, *rest = comparisons

@@ -146,7 +146,7 @@ def _chapter(section: Section) -> dict[str, Any]:
         "section": section,
         "published": setups.partition(comparisons, lambda paper: paper.differences),
         "search_differences": comparison.search_differences(section) if comparisons else [],
-        "accuracies": tables.accuracies(section, comparisons),
+        "accuracies": tables.accuracies(section, comparison.same_set_up(comparisons)),
         "verdicts": numbers.verdicts(section),
         "kept": tables.kept(section),
         "spectra": {density: table for density, table in compared.items() if table is not None},

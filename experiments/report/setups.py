@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.cifar import choices, factories
+from experiments.cifar import choices
 from experiments.cifar.config import TrainingConfig
 from experiments.report.runs import Run
 from experiments.shell.errors import UserError
@@ -215,7 +215,7 @@ def _options(run: Run) -> dict[str, Any]:
     if search.criterion == DENSE:
         return criterion
     names = [*VARIANTS, "scope", "min_weights", "min_channels", "rounds"]
-    if factories.needs_data(search):
+    if search.needs_data:
         names.append("samples_per_class")
     if search.criterion == "ntk_sap":
         names += ["reinit", "inputs", "estimator", "num_samples", "calibrate"]
@@ -224,7 +224,7 @@ def _options(run: Run) -> dict[str, Any]:
         if search.inputs == "noise":
             names.append("noise_batch_size")
     values = {name: getattr(search, name) for name in names}
-    return {**criterion, **values, "rounds": factories.num_rounds(search)}
+    return {**criterion, **values, "rounds": search.num_rounds}
 
 
 def _checks(options: Mapping[str, Any]) -> list[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments.report import numbers
-from experiments.report.comparison import Comparison
 from experiments.report.numbers import Spread
 from experiments.report.published import Point
 from experiments.report.runs import Summary
@@ -40,7 +39,7 @@ class Table(NamedTuple):
 # -- For readers ---------------------------------------------------------------------------------
 
 
-def accuracies(section: Section, comparisons: Sequence[Comparison]) -> Table:
+def accuracies(section: Section, published: Mapping[str, Sequence[Point]]) -> Table:
     """Criteria by densities; the best is bold where it leads by more than the pooled deviation.
 
     Rows of what was published in the same set-up follow, at our densities.
@@ -57,11 +56,9 @@ def accuracies(section: Section, comparisons: Sequence[Comparison]) -> Table:
         }
         ours = (entries.get(density, Entry(NOTHING)) for density in columns)
         rows.append((Entry(line.name), *ours))
-    for comparison in comparisons:
-        if comparison.is_same:
-            for name, points in comparison.curves.items():
-                theirs = (_published(points, density) for density in columns)
-                rows.append((Entry(f"{name}, published"), *theirs))
+    for name, points in published.items():
+        theirs = (_published(points, density) for density in columns)
+        rows.append((Entry(f"{name}, published"), *theirs))
     return Table(("criterion", *map(density_text, columns)), rows)
 
 

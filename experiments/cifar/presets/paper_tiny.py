@@ -18,14 +18,18 @@ Published validation accuracy (the paper's Table 14, mean and deviation over see
 Hardware: a GPU, and about as many `--data-workers` as there are cores.
 """
 
-import dataclasses
-
-from experiments.cifar.config import Config, TrainingConfig
-from experiments.cifar.presets import paper_cifar100
+from experiments.cifar.config import Config, SearchConfig, TrainingConfig
 
 CONFIG = Config(
     dataset="tiny_imagenet",
     model="resnet18",
-    search=dataclasses.replace(paper_cifar100.CONFIG.search, num_samples=8),
+    search=SearchConfig(
+        density=0.8**14,
+        rounds=100,
+        estimator="finite_difference",
+        num_samples=8,
+        noise_batch_size=250,
+        calibrate="two_pass",
+    ),
     training=TrainingConfig(epochs=200, batch_size=256, learning_rate=0.2, drop_epochs=(100, 150)),
 )
