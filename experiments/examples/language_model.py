@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import pydoc_data.topics
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,21 +28,10 @@ import optax
 import ntksap_jax as nts
 from experiments.examples import shared
 from ntksap_jax import criteria, masks, schedules
-from ntksap_jax.types import Key, Mask, Network, Params
+from ntksap_jax.types import Key, Network, Params
 
 VOCABULARY = 128
 """Characters beyond ASCII become a question mark."""
-
-
-class Run(NamedTuple):
-    """A network that was pruned (or not) and trained."""
-
-    method: str
-    mask: Mask
-    params: Params
-    losses: np.ndarray
-    nats: float
-    """Cross-entropy in nats a character, on text that training has not seen."""
 
 
 def read_text() -> tuple[jax.Array, jax.Array]:
@@ -103,7 +92,7 @@ def main(
     steps: int = 250,
     batch_size: int = 32,
     test_windows: int = 256,
-) -> list[Run]:
+) -> list[shared.Run]:
     """Compares dense, random, and NTK-SAP by noise, random characters and real text."""
     train_text, test_text = read_text()
     model = LanguageModel(features, depth, num_heads)
@@ -137,16 +126,16 @@ def main(
     train = shared.make_train(loss_fn, optimizer, steps=steps)
     test = draw_windows(text_key, test_text, test_windows, length + 1)
     test_loss = jax.jit(lambda params: cross_entropy(network, params, test))
-    runs = []
-    for method, mask in to_train.items():
-        trained, _, losses = train(train_key, params, mask, 5e-3)
-        nats = float(test_loss(trained))
-        runs.append(Run(method, mask, trained, np.asarray(losses), nats))
+
+    def measure(params: Params, _: None) -> dict[str, float]:
+        return {"nats": float(test_loss(params))}
+
+    runs = shared.train_each(train, train_key, params, to_train, 5e-3, measure=measure)
     show(runs, entropy_of_characters(train_text, test_text))
     return runs
 
 
-def show(runs: Sequence[Run], without_context: float) -> None:
+def show(runs: Sequence[shared.Run], without_context: float) -> None:
     """Prints a row for each network: what it keeps, and how well it tells the next character."""
     columns = ("kept by", "weights", "attention", "MLP", "head", "nats/char", "bits")
     parts = ("attention", "mlp", "head")
@@ -155,13 +144,16 @@ def show(runs: Sequence[Run], without_context: float) -> None:
             run.method,
             f"{masks.num_kept(run.mask):,}",
             *(f"{shared.density_of(part, run.mask):.3f}" for part in parts),
-            f"{run.nats:.3f}",
-            f"{run.nats / np.log(2):.3f}",
+            *both_units(run.results["nats"]),
         )
         for run in runs
     ]
-    frequency = ("by frequency", *[""] * 4, f"{without_context:.3f}")
-    shared.show(columns, [*rows, (*frequency, f"{without_context / np.log(2):.3f}")])
+    shared.show(columns, [*rows, ("by frequency", *[""] * 4, *both_units(without_context))])
+
+
+def both_units(nats: float) -> tuple[str, str]:
+    """Returns an entropy in nats and in bits."""
+    return f"{nats:.3f}", f"{nats / np.log(2):.3f}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,24 +28,12 @@ import optax
 import ntksap_jax as nts
 from experiments.examples import shared
 from ntksap_jax import criteria, masks, schedules
-from ntksap_jax.types import Key, Mask, Network, Params
+from ntksap_jax.types import Key, Network, Params
 
 BOUNDARY_WEIGHT = 100.0
 """Of the mean squared error on the boundary, beside that of the equation inside."""
 
 Outputs = dict[str, jax.Array]
-
-
-class Run(NamedTuple):
-    """A network that was pruned (or not) and trained."""
-
-    method: str
-    seed: int
-    mask: Mask
-    params: Params
-    losses: np.ndarray
-    error: float
-    """Relative L2 error of u on a grid."""
 
 
 def solution(point: jax.Array) -> jax.Array:
@@ -153,7 +141,7 @@ def main(
     steps: int = 1500,
     num_points: int = 160,
     seeds: Sequence[int] = (0, 1, 2),
-) -> list[Run]:
+) -> list[shared.Run]:
     """Compares dense, random, and pruned by the kernel of the outputs and of the residual."""
     network = make_network(width, depth)
 
@@ -169,26 +157,27 @@ def main(
         "NTK of the residual": criteria.ntk_sap(network, inputs=draw_points, output_fn=residual),
     }
     schedule = schedules.exponential(density, rounds=rounds)
+
+    def measure(params: Params, _: None) -> dict[str, float]:
+        return {"error": relative_error(network, params)}
+
     runs = []
     for seed in seeds:
         init_key, mask_key, train_key = jax.random.split(jax.random.key(seed), 3)
         params = network.init(init_key)
         to_train = shared.make_masks(mask_key, params, scores, schedule=schedule)
-        for method, mask in to_train.items():
-            trained, _, losses = train(train_key, params, mask, 5e-3)
-            error = relative_error(network, trained)
-            runs.append(Run(method, seed, mask, trained, np.asarray(losses), error))
+        runs += shared.train_each(train, train_key, params, to_train, 5e-3, measure=measure)
     show(runs)
     return runs
 
 
-def show(runs: Sequence[Run]) -> None:
+def show(runs: Sequence[shared.Run]) -> None:
     """Prints a row for each method: median and range over the seeds."""
     columns = ("kept by", "weights", "loss", "relative error", "kept of each layer")
     rows = []
     for method in dict.fromkeys(run.method for run in runs):
         of_method = [run for run in runs if run.method == method]
-        errors = [100 * run.error for run in of_method]
+        errors = [100 * run.results["error"] for run in of_method]
         layers = masks.layer_densities(of_method[0].mask).values()
         loss = np.median([run.losses[-100:].mean() for run in of_method])
         error = f"{np.median(errors):.1f} ({min(errors):.1f} to {max(errors):.1f}) %"

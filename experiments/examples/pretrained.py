@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,24 +26,9 @@ import ntksap_jax as nts
 from experiments import data
 from experiments.examples import shared
 from ntksap_jax import criteria, masks, ops, schedules
-from ntksap_jax.types import Key, Mask, Params
+from ntksap_jax.types import Key, Params
 
 Variables = dict[str, Any]
-
-
-class Run(NamedTuple):
-    """A trained network that was pruned (or not) and trained on."""
-
-    method: str
-    mask: Mask
-    params: Params
-    losses: np.ndarray
-    pruned_accuracy: float
-    """On test images, right after pruning."""
-    measured_accuracy: float
-    """The same with averages measured anew, on the training images: no weight was changed."""
-    accuracy: float
-    """After training on."""
 
 
 # `nts.linen` puts this function into every convolution for scoring. The training below, which
@@ -121,7 +106,7 @@ def main(
     per_class: int = 10,
     steps: int = 200,
     batch_size: int = 64,
-) -> list[Run]:
+) -> list[shared.Run]:
     """Trains a network on the digits, prunes it by several criteria, and trains each on."""
     dataset: Any = data.load("digits")
     model = ConvNet(tuple(channels), dataset.num_classes)
@@ -148,26 +133,22 @@ def main(
     }
     to_tune = shared.make_masks(mask_key, params, scores, schedule=schedule, batch=batch)
 
-    runs = []
-    for method, mask in to_tune.items():
-        pruned = {"params": masks.apply(mask, params), "batch_stats": stats}
-        tuned, tuned_stats, losses = train(tune_key, params, mask, 0.02, stats)
-        after = accuracy({"params": tuned, "batch_stats": tuned_stats})
-        before = accuracy(pruned), accuracy(pruned, anew=True)
-        runs.append(Run(method, mask, tuned, np.asarray(losses), *before, after))
-    show(runs)
-    return runs
+    def measure(params: Params, stats: Any) -> dict[str, float]:
+        return {"trained on": accuracy({"params": params, "batch_stats": stats})}
 
-
-def show(runs: Sequence[Run]) -> None:
-    """Prints a row for each criterion."""
-    columns = ("kept by", "weights", "just pruned", "averages anew", "trained on")
-    rows = []
+    runs = shared.train_each(train, tune_key, params, to_tune, 0.02, state=stats, measure=measure)
     for run in runs:
-        accuracies = (run.pruned_accuracy, run.measured_accuracy, run.accuracy)
-        kept = f"{masks.num_kept(run.mask):,}"
-        rows.append((run.method, kept, *(f"{accuracy:.1%}" for accuracy in accuracies)))
-    shared.show(columns, rows)
+        pruned = {"params": masks.apply(run.mask, params), "batch_stats": stats}
+        run.results["just pruned"] = accuracy(pruned)
+        # Averages measured on the training images; no weight is changed.
+        run.results["averages anew"] = accuracy(pruned, anew=True)
+    columns = ("just pruned", "averages anew", "trained on")
+    rows = [
+        (run.method, f"{masks.num_kept(run.mask):,}", *(f"{run.results[c]:.1%}" for c in columns))
+        for run in runs
+    ]
+    shared.show(("kept by", "weights", *columns), rows)
+    return runs
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,24 @@ from ntksap_jax import constrain_to_mask, masks, prune
 from ntksap_jax.types import Key, Mask, Params, ScoreFn
 
 Train = Callable[..., tuple[Params, Any, jax.Array]]
+
+
+class Run(NamedTuple):
+    """A network that was pruned (or not) and trained.
+
+    Attributes:
+        method: what pruned it.
+        mask: of the weights that are left.
+        params: after training.
+        losses: of every step.
+        results: what was measured in the end, by name.
+    """
+
+    method: str
+    mask: Mask
+    params: Params
+    losses: np.ndarray
+    results: dict[str, float]
 
 
 def make_train(
@@ -61,6 +80,25 @@ def make_masks(
     """Prunes by each score, with options for `prune`; "dense" is the mask that keeps everything."""
     pruned = {name: prune(key, params, score, **options)[0] for name, score in scores.items()}
     return {"dense": masks.create(params), **pruned}
+
+
+def train_each(
+    train: Train,
+    key: Key,
+    params: Params,
+    to_train: Mapping[str, Mask],
+    rate: float,
+    *,
+    state: Any = None,
+    measure: Callable[[Params, Any], dict[str, float]],
+) -> list[Run]:
+    """Trains from the same params under each mask; `measure(params, state)` says how well."""
+    runs = []
+    for method, mask in to_train.items():
+        trained, trained_state, losses = train(key, params, mask, rate, state)
+        results = measure(trained, trained_state)
+        runs.append(Run(method, mask, trained, np.asarray(losses), results))
+    return runs
 
 
 def density_of(pattern: str, mask: Mask) -> float:

@@ -18,12 +18,10 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import ntksap_jax as nts
@@ -32,7 +30,7 @@ from experiments.examples import shared
 from experiments.shell import exits
 from experiments.shell.errors import UserError
 from ntksap_jax import criteria, masks, schedules
-from ntksap_jax.types import Key, Mask, Params
+from ntksap_jax.types import Key, Params
 
 IMAGE_SIZE = 32
 
@@ -46,17 +44,6 @@ ROLES = {
     "head": r"^head/kernel$",
 }
 """Parts of the network, by the paths of their weights."""
-
-
-class Run(NamedTuple):
-    """A network that was pruned (or not) and trained."""
-
-    method: str
-    mask: Mask
-    params: Params
-    losses: np.ndarray
-    accuracy: float
-    """On test images."""
 
 
 class VisionTransformer(nn.Module):
@@ -100,7 +87,7 @@ def main(
     score_size: int = 32,
     steps: int = 300,
     batch_size: int = 64,
-) -> list[Run]:
+) -> list[shared.Run]:
     """Compares dense, random and NTK-SAP, and shows what they keep of each part."""
     dataset = data.load(name)
     if not isinstance(dataset, data.Dataset):
@@ -134,21 +121,21 @@ def main(
         predicted = jnp.argmax(network.apply(params, test_inputs), axis=-1)
         return jnp.mean(predicted == jnp.asarray(dataset.test_labels))
 
-    runs = []
-    for method, mask in to_train.items():
-        trained, _, losses = train(train_key, params, mask, 2e-3)
-        runs.append(Run(method, mask, trained, np.asarray(losses), float(accuracy(trained))))
+    def measure(params: Params, _: None) -> dict[str, float]:
+        return {"accuracy": float(accuracy(params))}
+
+    runs = shared.train_each(train, train_key, params, to_train, 2e-3, measure=measure)
     show(runs)
     return runs
 
 
-def show(runs: Sequence[Run]) -> None:
+def show(runs: Sequence[shared.Run]) -> None:
     """Prints a column for each mask: how much it keeps of each part, and the accuracy."""
     rows = [
         [role, *(f"{shared.density_of(pattern, run.mask):.3f}" for run in runs)]
         for role, pattern in ROLES.items()
     ]
-    accuracies = [f"{run.accuracy:.1%}" for run in runs]
+    accuracies = [f"{run.results['accuracy']:.1%}" for run in runs]
     weights = [f"{masks.num_kept(run.mask):,}" for run in runs]
     columns = ["", *(run.method for run in runs)]
     shared.show(columns, [["weights", *weights], *rows, ["test accuracy", *accuracies]])
