@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import tensorflow_datasets as tfds
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from experiments import data
 from experiments.data import augmentation, catalogue, loading, memory, prepare, prepared
@@ -80,35 +78,23 @@ def test_digits_are_all_of_scikit_learns_images_split_once_and_stratified(tmp_pa
     assert (dataset.num_train, dataset.num_test) == (spec.num_train, spec.num_test)
 
 
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    block=st.integers(1, 5),
-    size=st.integers(1, 4),
-    channels=st.sampled_from([1, 3]),
+@pytest.mark.parametrize(
+    ("block", "size", "channels"), [(1, 3, 3), (2, 4, 1), (5, 1, 3), (4, 2, 3)]
 )
-def test_averaging_down_is_the_rounded_mean_of_blocks(seed, block, size, channels):
+def test_averaging_down_is_the_rounded_mean_of_blocks(block, size, channels):
     side = block * size
-    images = np.random.default_rng(seed).integers(0, 256, (2, side, side, channels), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (20, side, side, channels), np.uint8)
     outputs = augmentation.resize(images, size)
-    assert outputs.dtype == np.uint8 and outputs.shape == (2, size, size, channels)
+    assert outputs.dtype == np.uint8 and outputs.shape == (20, size, size, channels)
     for row, column in itertools.product(range(size), repeat=2):
         rows, columns = (slice(i * block, (i + 1) * block) for i in (row, column))
         mean = images[:, rows, columns].astype(np.float64).mean((1, 2))
         np.testing.assert_array_equal(outputs[:, row, column], np.floor(mean + 0.5))
 
 
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    side=st.integers(1, 6),
-    more=st.integers(1, 9),
-    channels=st.sampled_from([1, 3]),
-)
-@settings(max_examples=20)
-def test_enlarging_is_linear_interpolation_between_the_centres_of_pixels(
-    seed, side, more, channels
-):
-    size = side + more
-    images = np.random.default_rng(seed).integers(0, 256, (2, side, side, channels), np.uint8)
+@pytest.mark.parametrize(("side", "size", "channels"), [(1, 2, 3), (3, 4, 1), (4, 13, 3)])
+def test_enlarging_is_linear_interpolation_between_the_centres_of_pixels(side, size, channels):
+    images = np.random.default_rng(0).integers(0, 256, (2, side, side, channels), np.uint8)
     outputs = augmentation.resize(images, size)
     assert outputs.dtype == np.uint8 and outputs.shape == (2, size, size, channels)
     centres, wanted = np.arange(side) + 0.5, (np.arange(size) + 0.5) * side / size
@@ -153,9 +139,7 @@ def test_training_batches_are_those_of_the_key_and_the_epoch():
 
 def test_test_batches_cover_the_test_set_once():
     dataset = data.load("digits")
-    images, labels, is_real = (
-        np.concatenate(parts) for parts in zip(*dataset.test_batches(50), strict=True)
-    )
+    images, labels, is_real = map(np.concatenate, zip(*dataset.test_batches(50), strict=True))
     assert len(labels) == 400
     np.testing.assert_array_equal(images[is_real], dataset.test_images)
     np.testing.assert_array_equal(labels[is_real], dataset.test_labels)
@@ -180,15 +164,6 @@ def test_loading_gives_back_every_image_and_label_in_tfdss_order(root):
     records = list(tfds.data_source("cifar10:3.0.2", split="test", data_dir=root, download=False))
     np.testing.assert_array_equal(dataset.test_images, [record["image"] for record in records])
     np.testing.assert_array_equal(dataset.test_labels, [record["label"] for record in records])
-
-
-def test_only_what_is_read_tells_a_folder_from_another(root):
-    folder = root / "cifar10" / "3.0.2"
-    before = prepared.fingerprint(folder)
-    (folder / ".DS_Store").write_text("")
-    assert prepared.fingerprint(folder) == before
-    (folder / "label.labels.txt").write_text("others")
-    assert prepared.fingerprint(folder) != before
 
 
 def test_jpeg_images_are_noted(tmp_path, monkeypatch):
@@ -248,8 +223,6 @@ def test_a_missing_folder_is_said_before_tfds_is_imported(damage, message, root,
     [
         (lambda f: (f / "dataset_info.json").write_text("{"), "cannot open the train records"),
         (lambda f: set_format(f, "tfrecord"), "records .*array_record"),
-        (lambda f: (f / "features.json").unlink(), "cannot open the train records"),
-        (lambda f: (f / TEST_SHARD).write_bytes(b""), "test records"),
         (lambda f: cut(f / TEST_SHARD), "test records are truncated or damaged"),
         (lambda f: scribble(f / TEST_SHARD), "test records are truncated or damaged"),
     ],
@@ -283,7 +256,9 @@ def same(first: data.Dataset, second: data.Dataset) -> bool:
 
 
 def test_other_records_are_other_images(root):
-    loading.load_arrays(SPEC, root)
+    before = loading.load_arrays(SPEC, root)
+    (root / "cifar10" / "3.0.2" / ".DS_Store").write_text("")
+    assert loading.load_arrays(SPEC, root).source == before.source
     shutil.rmtree(root / "cifar10" / "3.0.2")
     other = random_split(3, SPEC.num_test, SPEC.image_shape)
     prepare.write(SPEC, (TRAIN, other, NAMES), root)
@@ -299,7 +274,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [cut, flip_a_bit, lambda path: path.write_text("no tensors")])
+@pytest.mark.parametrize("damage", [cut, flip_a_bit])
 def test_images_are_decoded_once_and_again_if_the_cache_is_damaged(
     damage, root, tmp_path, caplog, monkeypatch
 ):
@@ -346,17 +321,11 @@ def raw_pixels(outputs: jax.Array) -> np.ndarray:
     return rounded.astype(np.uint8)
 
 
-@settings(max_examples=15)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    size=st.sampled_from([(3, 5), (6, 4)]),
-    padding=st.sampled_from([0, 1, 4]),
-    flip=st.booleans(),
-)
-def test_every_output_is_a_crop_of_its_padded_image(seed, size, padding, flip):
-    images = np.random.default_rng(seed).integers(1, 256, (4, *size, 3), dtype=np.uint8)
+@pytest.mark.parametrize(("padding", "flip"), [(0, True), (1, True), (4, False)])
+def test_every_output_is_a_crop_of_its_padded_image(padding, flip):
+    images = np.random.default_rng(0).integers(1, 256, (40, 3, 5, 3), dtype=np.uint8)
     outputs = raw_pixels(
-        data.augment(jax.random.key(seed), images, crop_padding=padding, flip=flip, **RAW)
+        data.augment(jax.random.key(0), images, crop_padding=padding, flip=flip, **RAW)
     )
     for image, output in zip(images, outputs, strict=True):
         _, _, mirrored = crops(image, padding)[output.tobytes()]
@@ -387,11 +356,10 @@ def test_shifts_are_uniform_flips_even_and_examples_independent():
 
 
 def test_augmentation_depends_on_the_key_alone():
-    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
-    augment = functools.partial(data.augment, mean=SPEC.mean, std=SPEC.std)
-    first, again, other = (jax.jit(augment)(jax.random.key(seed), images) for seed in (1, 1, 2))
+    images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
+    augment = jax.jit(functools.partial(data.augment, **RAW))
+    first, again, other = (augment(jax.random.key(seed), images) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
-    np.testing.assert_allclose(first, augment(jax.random.key(1), images), atol=1e-6)
     assert not np.array_equal(first, other) and first.dtype == jnp.float32
 
 
@@ -416,27 +384,14 @@ def test_normalise_is_its_formula():
     np.testing.assert_allclose(unchanged, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"images": np.zeros((2, 4, 4, 3), np.float32)}, r"images: expected uint8.*float32"),
-        ({"images": np.zeros((4, 4, 3), np.uint8)}, r"images: expected uint8.*\(4, 4, 3\)"),
-        ({"mean": (0.5,)}, "mean: expected 3 values"),
-        ({"std": (0.5, 0.5)}, "std: expected 3 values"),
-        ({"std": (0.5, 0.0, 0.5)}, "std: expected positive"),
-        ({"crop_padding": -1}, "crop_padding: expected at least 0, got -1"),
-    ],
-)
-def test_wrong_arguments_are_named(changes, message):
-    arguments = {"images": np.zeros((2, 4, 4, 3), np.uint8), **RAW} | changes
-    with pytest.raises(ValueError, match=message):
-        data.augment(jax.random.key(0), **arguments)
+def test_pixels_that_are_scaled_already_are_refused():
+    with pytest.raises(ValueError, match="images: expected raw pixels, uint8 .* got float32"):
+        data.normalise(np.zeros((2, 4, 4, 3), np.float32), **RAW)
 
 
-@settings(max_examples=20)
-@given(batch_size=st.integers(1, 57), seed=st.integers(0, 2**32 - 1))
-def test_an_epoch_is_full_batches_without_repetition(batch_size, seed):
-    batches = data.epoch_batches(jax.random.key(seed), 57, batch_size)
+@pytest.mark.parametrize("batch_size", [1, 10, 57])
+def test_an_epoch_is_full_batches_without_repetition(batch_size):
+    batches = data.epoch_batches(jax.random.key(0), 57, batch_size)
     assert batches.shape == (57 // batch_size, batch_size) and batches.dtype == np.int32
     assert len(np.unique(batches)) == batches.size
     assert batches.min() >= 0 and batches.max() < 57
@@ -452,7 +407,7 @@ def test_the_order_is_that_of_the_key():
     assert np.count_nonzero(first == np.arange(1000).reshape(10, 100)) < 10
 
 
-@given(num_examples=st.integers(1, 300), batch_size=st.integers(1, 64))
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(1, 1), (12, 4), (13, 4), (3, 64)])
 def test_evaluation_covers_every_example_once(num_examples, batch_size):
     indices, is_real = data.eval_batches(num_examples, batch_size)
     assert indices.shape == is_real.shape == (-(-num_examples // batch_size), batch_size)
@@ -464,8 +419,6 @@ def test_evaluation_covers_every_example_once(num_examples, batch_size):
 def test_a_batch_size_that_gives_no_batch_is_refused(batch_size):
     with pytest.raises(ValueError, match=f"batch_size: expected 1 to 10 .*got {batch_size}"):
         data.epoch_batches(jax.random.key(0), 10, batch_size)
-    with pytest.raises(ValueError, match="expected at least 1"):
-        data.eval_batches(*((0, 4) if batch_size else (4, 0)))
 
 
 @pytest.mark.parametrize("name", [name for name in catalogue.SPECS if name != "digits"])

@@ -203,17 +203,16 @@ def test_a_mirror_and_a_folder_of_this_machine_serve_and_nothing_is_prepared_twi
 
 # Requests leaves a connection that broke off to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", ["forged", "cut", "missing", "longer"])
+@pytest.mark.parametrize("damage", ["forged", "cut", "missing"])
 def test_another_file_than_the_official_one_is_refused_and_nothing_stays(damage, serve, tmp_path):
     spec, server, url, folder = serve()
     [path] = folder.iterdir()
-    content = path.read_bytes()
-    others = {"forged": content[::-1], "cut": content, "longer": content + b"more"}
     if damage == "missing":
         path.unlink()
+    elif damage == "forged":
+        path.write_bytes(path.read_bytes()[::-1])
     else:
-        path.write_bytes(others[damage])
-    server.break_after = 2000 if damage == "cut" else None
+        server.break_after = 2000
     message = f"cannot download {url}/{path.name}: .*--url file:///"
     with pytest.raises(DataError, match=message) as error:
         prepare.prepare(spec, tmp_path / "data", url=url)
@@ -230,7 +229,7 @@ def closed_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("url", ["somewhere", "gopher://127.0.0.1/x", "file:///nowhere", None])
+@pytest.mark.parametrize("url", ["gopher://127.0.0.1/x", "file:///nowhere", None])
 def test_what_is_no_address_or_answers_nothing(url, tmp_path, serve):
     url = url or f"http://127.0.0.1:{closed_port()}"
     with pytest.raises(DataError, match=f"cannot download {url}/cifar-10-binary.tar.gz: "):
@@ -294,7 +293,6 @@ def test_another_version_of_tfds_data_is_refused(serve, tmp_path):
     ("arguments", "message"),
     [
         (["prepare", "cifar11"], "unknown data set 'cifar11'. Did you mean cifar10?"),
-        (["prepare", "fashion-mnist"], "Did you mean fashion_mnist?"),
         (["prepare", "tiny_imagenet"], "tiny_imagenet cannot be prepared here"),
         (["prepare", "digits"], "nothing to prepare"),
         (["prepar", "cifar10"], "unknown command 'prepar'. Did you mean prepare?"),

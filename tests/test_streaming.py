@@ -5,9 +5,6 @@ import io
 import json
 import multiprocessing
 import shutil
-import sys
-import types
-from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
 
 import cloudpickle
@@ -21,7 +18,7 @@ from PIL import Image
 
 from experiments import data
 from experiments.cifar import program as cifar
-from experiments.data import catalogue, crops, streaming
+from experiments.data import catalogue, crops
 from experiments.data.crops import CentreCrop, RandomCrop
 from experiments.data.streaming import StreamedDataset
 from experiments.tpp import program as tpp
@@ -159,10 +156,9 @@ def test_a_centre_crop_is_the_centre_of_the_resized_image():
     np.testing.assert_array_equal(CentreCrop(64, 64)(encode(tiny, "PNG")), np.asarray(tiny))
 
 
-@pytest.mark.parametrize("mode", ["L", "CMYK", "P"])
-def test_other_colour_spaces_become_rgb(mode):
-    image = Image.new("L", (8, 8), 180).convert(mode)
-    encoded = encode(image, "PNG" if mode == "P" else "JPEG")
+@pytest.mark.parametrize(("mode", "file_format"), [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG")])
+def test_other_colour_spaces_become_rgb(mode, file_format):
+    encoded = encode(Image.new("L", (8, 8), 180).convert(mode), file_format)
     pixels = np.asarray(crops.decode(encoded))
     assert pixels.shape == (8, 8, 3)
     np.testing.assert_allclose(pixels, 180, atol=2)
@@ -255,9 +251,7 @@ def test_an_incomplete_folder_of_tfds_is_refused(prepared_imagenet):
     ("damage", "message"),
     [
         (shutil.rmtree, r"tiny-imagenet-200 is not there. Unpack .*TFDS_DATA_DIR"),
-        (lambda f: (f / "wnids.txt").write_bytes(b"\xff"), r"cannot read .*'utf-8' codec"),
         (lambda f: (f / "wnids.txt").write_text(""), r"wnids.txt is empty"),
-        (lambda f: (f / "wnids.txt").write_text("../x"), r"wnids.txt names '../x', no class"),
         (lambda f: shutil.rmtree(f / "train" / "n01"), r"No such file or directory: .*n01/images"),
         (
             lambda f: [path.unlink() for path in (f / "train/n01/images").iterdir()],
@@ -268,7 +262,7 @@ def test_an_incomplete_folder_of_tfds_is_refused(prepared_imagenet):
             lambda f: (f / "val/val_annotations.txt").write_text("val_0.JPEG\tn04"),
             r"val_annotations.txt, line 1: 'n04' is none of the 3 classes in wnids.txt",
         ),
-        (lambda f: (f / "val/images/val_3.JPEG").unlink(), r"val/images/val_3.JPEG is missing"),
+        (lambda f: (f / "val/images/val_3.JPEG").unlink(), "line 4: there is no val_3.JPEG"),
     ],
 )
 def test_a_damaged_folder_is_one_line_that_says_what_to_do(damage, message, root):
@@ -279,7 +273,7 @@ def test_a_damaged_folder_is_one_line_that_says_what_to_do(damage, message, root
     assert "\n" not in text and str(root) in text and "npack" in text
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", encode(picture(1), "JPEG")[:600]])
+@pytest.mark.parametrize("content", [b"no image", encode(picture(1), "JPEG")[:600]])
 def test_a_file_that_is_no_image_is_named(content, root):
     path = root / "tiny-imagenet-200" / "val" / "images" / "val_1.JPEG"
     path.write_bytes(content)
@@ -312,8 +306,6 @@ def test_an_epoch_is_full_batches_without_repetition_and_with_the_right_labels(p
     found = numbers(images)
     assert len(set(found)) == len(found)
     np.testing.assert_array_equal(np.array(found) % 3, labels)
-    with pytest.raises(ValueError, match="batch_size: expected 1 to 14 .*got 15"):
-        load(pristine).train_batches(jax.random.key(0), 1, NUM_TRAIN + 1)
 
 
 def test_order_and_crops_depend_on_key_and_epoch_alone(pristine):
@@ -376,18 +368,6 @@ def test_processes_start_no_device(pristine, capfd):
     with pytest.raises(data.DataError, match="cannot read the images: devices False"):
         list(dataset.test_batches(2))
     assert capfd.readouterr() == ("", "")
-
-
-def test_processes_do_not_import_the_program(monkeypatch):
-    def told_to_a_process():
-        return [name for name in get_preparation_data("name") if name.startswith("init_main")]
-
-    program = types.ModuleType("__main__")
-    program.__file__ = "program.py"
-    monkeypatch.setitem(sys.modules, "__main__", program)
-    with streaming._without_main_module():
-        assert not told_to_a_process()
-    assert told_to_a_process() == ["init_main_from_path"]
 
 
 # -- The program ---------------------------------------------------------------------------------

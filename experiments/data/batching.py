@@ -18,35 +18,20 @@ def epoch_batches(key: jax.Array, num_examples: int, batch_size: int) -> np.ndar
     Raises:
         ValueError: `batch_size` is not in [1, num_examples].
     """
-    check_batch_size(batch_size, num_examples)
+    if not 1 <= batch_size <= num_examples:
+        raise ValueError(f"batch_size: expected 1 to {num_examples} images, got {batch_size}")
     order = np.asarray(jax.random.permutation(key, num_examples), np.int32)
     num_batches = num_examples // batch_size
     return order[: num_batches * batch_size].reshape(num_batches, batch_size)
 
 
-def check_batch_size(batch_size: int, num_examples: int) -> None:
-    """Raises a ValueError unless `num_examples` training images fill at least one batch."""
-    if not 1 <= batch_size <= num_examples:
-        raise ValueError(
-            f"batch_size: expected 1 to {num_examples} (the number of training images), "
-            f"got {batch_size}"
-        )
-
-
 def rows_of(part: tuple[int, int], batch_size: int) -> slice:
     """Returns the rows of a batch that are part `index` of `count` equal ones, of a process each.
-
-    Raises:
-        ValueError: the parts would not be equal, or there is none of that index.
 
     >>> rows_of((1, 2), 6)
     slice(3, 6, None)
     """
     index, count = part
-    if not 0 <= index < count or batch_size % count:
-        raise ValueError(
-            f"part: got {part}, expected an index and how many equal parts {batch_size} rows have"
-        )
     size = batch_size // count
     return slice(index * size, (index + 1) * size)
 
@@ -57,14 +42,7 @@ def eval_batches(num_examples: int, batch_size: int) -> tuple[np.ndarray, np.nda
     Returns:
         int32 indices and boolean `is_real`, both (number of batches, batch_size). The last batch
         is filled up with index 0, where `is_real` is False.
-
-    Raises:
-        ValueError: an argument is smaller than 1.
     """
-    if num_examples < 1 or batch_size < 1:
-        raise ValueError(
-            f"num_examples, batch_size: expected at least 1, got {num_examples}, {batch_size}"
-        )
     num_batches = -(-num_examples // batch_size)
     slots = np.arange(num_batches * batch_size, dtype=np.int32).reshape(num_batches, batch_size)
     is_real = slots < num_examples

@@ -134,18 +134,16 @@ IMAGENET = StreamedSpec(
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
 )
-IMAGENET_RECORDS = Spec(
+IMAGENET_RECORDS = _CIFAR10._replace(
     name="imagenet2012",
     version="5.1.0",
-    image_shape=(224, 224, 3),
     num_classes=1000,
     num_train=1_281_167,
     num_test=50_000,
-    mean=IMAGENET.mean,
-    std=IMAGENET.std,
     splits=("train", "validation"),
 )
-"""ImageNet as TFDS prepares it; the images in it are JPEGs of any size."""
+"""ImageNet as TFDS prepares it. The images in it are JPEGs of any size; how they are cropped and
+normalised, `IMAGENET` says."""
 
 SPECS: dict[str, Spec] = {
     spec.name: spec for spec in (_DIGITS, _CIFAR10, _CIFAR100, _FASHION_MNIST)

@@ -7,23 +7,20 @@ processes, and training can begin at any epoch.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import multiprocessing.util
 import os
 import signal
-import sys
 import threading
-import types
 import weakref
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from experiments.data.batching import check_batch_size, eval_batches, rows_of
+from experiments.data.batching import eval_batches, rows_of
 from experiments.data.crops import CentreCrop, RandomCrop
 from experiments.shell.errors import DataError
 
@@ -131,12 +128,10 @@ class StreamedDataset:
         The arguments are those of `Dataset.train_batches`. Only images of `part` are decoded.
 
         Raises:
-            ValueError: `batch_size` is not in [1, number of training images].
             DataError: an image cannot be read, or a process ended.
         """
         import grain
 
-        check_batch_size(batch_size, len(self.train))
         seed = int(jax.random.bits(key, dtype=np.uint32))
         examples = (
             grain.MapDataset.range(len(self.train))
@@ -186,9 +181,7 @@ def _train_example(
     images: EncodedImages, crop: RandomCrop, index: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.int32]:
     """Reads and augments a training image."""
-    encoded, label = images[index]
-    with _naming(images, index):
-        return crop(encoded, rng), np.int32(label)
+    return _read(images, index, lambda encoded: crop(encoded, rng))
 
 
 def _test_example(
@@ -196,16 +189,15 @@ def _test_example(
 ) -> tuple[np.ndarray, np.int32, np.bool_]:
     """Reads an image without augmentation; behind the last one, the first one again."""
     is_real = index < len(images)
-    index = index if is_real else 0
+    return *_read(images, index if is_real else 0, crop), np.bool_(is_real)
+
+
+def _read(
+    images: EncodedImages, index: int, decode: Callable[[bytes], np.ndarray]
+) -> tuple[np.ndarray, np.int32]:
     encoded, label = images[index]
-    with _naming(images, index):
-        return crop(encoded), np.int32(label), np.bool_(is_real)
-
-
-@contextlib.contextmanager
-def _naming(images: EncodedImages, index: int) -> Iterator[None]:
     try:
-        yield
+        return decode(encoded), np.int32(label)
     except ValueError as error:
         raise ValueError(f"{images.where(index)}: {error}") from error
 
@@ -278,26 +270,7 @@ def _iterate(batches: Any, num_workers: int) -> Any:
     if not num_workers:
         return iter(iterable)
     processes = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
-    iterator = iter(iterable.mp_prefetch(processes, worker_init_fn=_init_worker))
-    iterator.get_state()  # Makes the iterators, one a process, that the next line starts.
-    with _without_main_module():
-        iterator.start_prefetch()
-    return iterator
-
-
-@contextlib.contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Keeps new processes from importing the program that is running.
-
-    Python's `spawn` does so, and ours imports JAX with all that belongs to it: seconds and 200 MB a
-    process, for nothing.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    return iter(iterable.mp_prefetch(processes, worker_init_fn=_init_worker))
 
 
 def _init_worker(index: int, count: int) -> None:
