@@ -189,7 +189,7 @@ def _test_example(
 ) -> tuple[np.ndarray, np.int32, np.bool_]:
     """Reads an image without augmentation; behind the last one, the first one again."""
     is_real = index < len(images)
-    return *_read(images, index if is_real else 0, crop), np.bool_(is_real)
+    return *_read(images, index if is_real else 0, crop.__call__), np.bool_(is_real)
 
 
 def _read(
