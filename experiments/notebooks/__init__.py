@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import flax
 import jax
 import matplotlib.pyplot as plt
 
 from experiments.shell.pictures import COLOURS as COLOURS
 from experiments.shell.pictures import STYLE
+
+SMALL = bool(os.environ.get("NTKSAP_SMALL"))
+"""To see quickly that every cell runs."""
 
 
 def start() -> None:

@@ -45,10 +45,11 @@ def costs() -> dict[str, dict[str, float]]:
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
+    from experiments.notebooks import SMALL
     from ntksap_jax import constrain_to_mask, masks
 
     source = Path(__file__).with_name("quickstart.py").read_text()
-    cells: dict[str, Any] = {"SMALL": bool(os.environ.get("NTKSAP_SMALL"))}
+    cells: dict[str, Any] = {"SMALL": SMALL}
     with contextlib.redirect_stdout(sys.stderr):  # Standard output is for the costs.
         exec(compile(tagged_cells(source, "tpu"), "quickstart.py", "exec"), cells)
 

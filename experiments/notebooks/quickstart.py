@@ -17,31 +17,23 @@
 # looks at what is left, trains it, and compares it with random pruning and with the dense network.
 #
 # It runs on a TPU (Colab's free one will do), a GPU or a CPU, in a minute or two; a TPU's compiler
-# takes some minutes more for the first round of pruning. The first cell installs the library and
-# nothing else.
+# takes some minutes more for the first round of pruning.
 
 # %%
-# Leave this empty in a checkout. Elsewhere: the address of the library's git repository, which is
-# then cloned. Nothing is installed, so that the runtime keeps its own JAX.
+# Leave this empty in a checkout. Elsewhere it is the address of the library's git repository, which
+# is then cloned. Nothing is installed, so that the runtime keeps its own JAX.
 REPOSITORY = ""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-SMALL = bool(os.environ.get("NTKSAP_SMALL"))  # To see quickly that every cell runs.
-
-clone = Path("ntksap_jax-clone")
+clone = Path("ntksap_jax-clone").resolve()
 if REPOSITORY and not clone.exists():
     subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, clone], check=True)
-folders = [Path.cwd(), *Path.cwd().parents, clone.resolve()]
-checkout = next((folder for folder in folders if (folder / "ntksap_jax").is_dir()), None)
-if checkout is None:
-    raise FileNotFoundError("no checkout of ntksap_jax here: set REPOSITORY in this cell")
-sys.path.insert(0, str(checkout))
+sys.path[:0] = [str(place) for place in (*clone.parents, clone) if (place / "ntksap_jax").is_dir()]
 
-from experiments.notebooks import COLOURS, start
+from experiments.notebooks import COLOURS, SMALL, start
 
 start()
 
@@ -78,11 +70,12 @@ if DATA == "digits":
     images = digits.images[..., None].astype(np.float32) / 8 - 1  # grey levels 0..16 to -1..1
     labels = digits.target.astype(np.int32)
     is_test = np.arange(len(labels)) % 5 == 0
-elif DATA == "cifar10":
+else:
     # What reading it takes. By the constraints, all that is installed already stays as it is.
     pip = [sys.executable, "-m", "pip"]
     frozen = subprocess.run([*pip, "list", "--format=freeze"], capture_output=True, check=True)
     Path("/tmp/installed.txt").write_bytes(frozen.stdout)
+    checkout = Path(nts.__file__).parents[1]
     extras = f"{checkout}[experiments]"
     subprocess.run([*pip, "install", "-q", "-c", "/tmp/installed.txt", extras], check=True)
     command = [sys.executable, "-m", "experiments.data", "prepare", DATA]
@@ -95,8 +88,6 @@ elif DATA == "cifar10":
     images = ((images / np.float32(255) - cifar.mean) / cifar.std).astype(np.float32)
     labels = np.concatenate([cifar.train_labels, cifar.test_labels])
     is_test = np.arange(len(labels)) >= cifar.num_train
-else:
-    raise ValueError(f'DATA: got {DATA!r}, expected "digits" or "cifar10"')
 
 train_images, train_labels = images[~is_test], labels[~is_test]
 test_images, test_labels = images[is_test], labels[is_test]
@@ -194,9 +185,7 @@ plt.show()
 for name in ("NTK-SAP", "random"):
     alive = nts.connectivity.analyse(network, masks[name])
     live = np.mean(list(alive.live_channels.values()))
-    print(
-        f"{name}: {alive.effective_density:.2%} of the weights of use, {live:.0%} of channels alive"
-    )
+    print(f"{name}: {alive.effective_density:.2%} of the weights of use, {live:.0%} channels alive")
 
 # %% [markdown]
 # ## Train
@@ -287,9 +276,8 @@ for colour, marker, name in zip(COLOURS, "o^s", trained, strict=False):
     losses, accuracies = trained[name][1].T
     left.plot(epochs, losses, color=colour, marker=marker, markersize=4, label=name)
     right.plot(epochs, 100 * accuracies, color=colour, marker=marker, markersize=4)
-    print(
-        f"{name:8} {nts.masks.density(masks[name]):7.2%} of the weights: {accuracies[-1]:.1%} right"
-    )
+    density = nts.masks.density(masks[name])
+    print(f"{name:8} {density:7.2%} of the weights: {accuracies[-1]:.1%} right")
 left.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
 right.set(xlabel="epoch", ylabel="test accuracy (%)")
 left.legend()

@@ -18,27 +18,20 @@
 # training, shrinks it, and times it.
 
 # %%
-# Leave this empty in a checkout. Elsewhere: the address of the library's git repository, which is
-# then cloned. Nothing is installed, so that the runtime keeps its own JAX.
+# Leave this empty in a checkout. Elsewhere it is the address of the library's git repository, which
+# is then cloned. Nothing is installed, so that the runtime keeps its own JAX.
 REPOSITORY = ""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-SMALL = bool(os.environ.get("NTKSAP_SMALL"))  # To see quickly that every cell runs.
-
-clone = Path("ntksap_jax-clone")
+clone = Path("ntksap_jax-clone").resolve()
 if REPOSITORY and not clone.exists():
     subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, clone], check=True)
-folders = [Path.cwd(), *Path.cwd().parents, clone.resolve()]
-checkout = next((folder for folder in folders if (folder / "ntksap_jax").is_dir()), None)
-if checkout is None:
-    raise FileNotFoundError("no checkout of ntksap_jax here: set REPOSITORY in this cell")
-sys.path.insert(0, str(checkout))
+sys.path[:0] = [str(place) for place in (*clone.parents, clone) if (place / "ntksap_jax").is_dir()]
 
-from experiments.notebooks import COLOURS, start
+from experiments.notebooks import COLOURS, SMALL, start
 
 start()
 
@@ -84,8 +77,6 @@ network = nts.linen(model, INPUT_SHAPE, train=False)
 num_samples, batch_size = (1, 10) if SMALL else (2, 30)
 score = nts.criteria.ntk_sap(network, num_samples=num_samples, batch_size=batch_size, signed=True)
 after_round = []
-
-
 keep = structured.prune(
     jax.random.key(1),
     variables["params"],
@@ -183,10 +174,8 @@ for name, (_, seconds) in timed.items():
 structured.save("network.safetensors", small, fewer)
 again, loaded = structured.load("network.safetensors", model)
 outputs = again.apply(loaded, images[:4])
-print(
-    f"{Path('network.safetensors').stat().st_size / 1000:.0f} kB; outputs {outputs.shape}, "
-    f"equal: {bool(jnp.allclose(outputs, small.apply(fewer, images[:4])))}"
-)
+equal = bool(jnp.allclose(outputs, small.apply(fewer, images[:4])))
+print(f"{Path('network.safetensors').stat().st_size / 1000:.0f} kB, equal: {equal}")
 
 # %% [markdown]
 # Filters can also go after training, by TPP, L1 and others, under a budget of FLOPs, parameters or

@@ -19,27 +19,20 @@
 # needed.
 
 # %%
-# Leave this empty in a checkout. Elsewhere: the address of the library's git repository, which is
-# then cloned. Nothing is installed, so that the runtime keeps its own JAX.
+# Leave this empty in a checkout. Elsewhere it is the address of the library's git repository, which
+# is then cloned. Nothing is installed, so that the runtime keeps its own JAX.
 REPOSITORY = ""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-SMALL = bool(os.environ.get("NTKSAP_SMALL"))  # To see quickly that every cell runs.
-
-clone = Path("ntksap_jax-clone")
+clone = Path("ntksap_jax-clone").resolve()
 if REPOSITORY and not clone.exists():
     subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, clone], check=True)
-folders = [Path.cwd(), *Path.cwd().parents, clone.resolve()]
-checkout = next((folder for folder in folders if (folder / "ntksap_jax").is_dir()), None)
-if checkout is None:
-    raise FileNotFoundError("no checkout of ntksap_jax here: set REPOSITORY in this cell")
-sys.path.insert(0, str(checkout))
+sys.path[:0] = [str(place) for place in (*clone.parents, clone) if (place / "ntksap_jax").is_dir()]
 
-from experiments.notebooks import start
+from experiments.notebooks import SMALL, start
 
 start()
 
