@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _paths, masks
+from ntksap_jax import _jaxprs, _paths, masks
 from ntksap_jax.types import Mask, Network
 
 
@@ -79,6 +79,7 @@ def analyse(network: Network, mask: Mask) -> Connectivity:
     """
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     masks.check(mask, shapes)
+    _check_kernels(network, mask, shapes)
     dense = masks.map_prunable(jnp.ones_like, mask)
     for leaf in jax.device_get(_trace_paths(network, dense)[1]):
         if not np.all(leaf):
@@ -103,6 +104,50 @@ def analyse(network: Network, mask: Mask) -> Connectivity:
     )
 
 
+# What a kernel may go through before a product: changes of place, and masks and constants.
+_LAYOUT = {
+    *("reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims", "slice", "rev", "copy"),
+    *("convert_element_type", "reduce_precision", "stop_gradient", "optimization_barrier"),
+    *("sharding_constraint", "concatenate", "pad", "dynamic_slice", "select_n", "gather", "split"),
+    *("mesh_cast", "reshard", "tile", "neg", "abs", "add", "add_any", "mul", "dot_general"),
+}
+_INPUT = ""
+
+
+def _check_kernels(network: Network, mask: Mask, shapes: Any) -> None:
+    """Raises if a prunable kernel is computed with before it meets a path.
+
+    The derivative for an entry of a kernel that is divided by its own norm says nothing about the
+    path that the entry is on.
+    """
+    prunable = masks.leaf_paths(mask)
+
+    def step(eqn: Any, operands: list[Any], where: str) -> list[Any] | None:
+        if _jaxprs.called(eqn) is not None:
+            return None
+        if _INPUT in operands:
+            return [_INPUT] * len(eqn.outvars)
+        kernels = [operand for operand in operands if operand is not None]
+        scaled = eqn.primitive.name == "div" and operands[1] is None
+        if kernels and not scaled and eqn.primitive.name not in _LAYOUT:
+            raise ValueError(
+                f"network: takes {eqn.primitive.name!r} of the kernel {kernels[0]!r}, so paths "
+                "cannot be counted. Kernels must enter products as they are, without "
+                "standardisation, weight or spectral normalisation."
+            )
+        return [kernels[0] if kernels else None] * len(eqn.outvars)
+
+    examples = network.examples(1)
+    program = jax.make_jaxpr(network.apply_running)(shapes, examples)
+    leaves = [path if path in prunable else None for path in masks.leaf_paths(shapes)]
+    _jaxprs.walk(
+        program,
+        [*leaves, *[_INPUT for _ in jax.tree.leaves(examples)]],
+        step,
+        constant=lambda value: None,
+    )
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _trace_paths(network: Network, mask: Mask) -> tuple[Mask, Any]:
     """Returns the effective mask, and which outputs are reached.
@@ -114,7 +159,7 @@ def _trace_paths(network: Network, mask: Mask) -> tuple[Mask, Any]:
     # Scales of normalisation pass everything on, even where they start at zero.
     others = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
     weights = masks.map_prunable(lambda m, leaf: m.astype(leaf.dtype), mask, shapes)
-    ones = jnp.ones((1, *network.input_shape), network.input_dtype)
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), network.examples(1))
 
     def reach(weights: Any) -> tuple[jax.Array, Any]:
         outputs = _paths.evaluate(

@@ -24,10 +24,10 @@ Scores = Any
 """Pytree shaped like a mask: a floating-point array per prunable leaf; higher means keep."""
 
 Inputs = Any
-"""What the network takes: an array with the examples along axis 0.
+"""What the network takes: an array with the examples along axis 0, or a dict or tuple of them.
 
-A `Network` that you make yourself may take a pytree of such arrays. NTK-SAP then needs
-`inputs="data"` or a function. Networks from `linen`, `nnx` and `plain` take one array.
+A model of linen or nnx is called with the entries of a dict by name, with those of a tuple one
+after the other.
 """
 
 Batch = Any
@@ -61,8 +61,11 @@ class Network(NamedTuple):
             `inputs` under `params` and returns an `ApplyFn` that normalises with them, whatever
             params it is then given. For a network without batch statistics it returns `apply`.
             `unbiased` stores the n/(n - 1) variance, as PyTorch's running statistics do.
-        input_shape: shape of one example, without the batch axis.
-        input_dtype: type of the inputs.
+        input_shape: shape of one example, without the batch axis. With several inputs, a dict or
+            tuple of shapes.
+        input_dtype: type of the inputs, in the same form.
+        several_outputs: describes the outputs if there are several and `output_fn` chose none, and
+            is empty otherwise. Criteria refuse such a network unless they are told what to look at.
 
     >>> import jax.numpy as jnp
     >>> import ntksap_jax as nts
@@ -76,8 +79,17 @@ class Network(NamedTuple):
     apply_train: ApplyFn
     apply_running: ApplyFn
     calibrate: Callable[..., ApplyFn]
-    input_shape: tuple[int, ...]
+    input_shape: Any
     input_dtype: Any
+    several_outputs: str = ""
+
+    def examples(self, count: Any) -> Inputs:
+        """Returns the shapes and types of the inputs of `count` examples."""
+        return jax.tree.map(
+            lambda dtype, shape: jax.ShapeDtypeStruct((count, *shape), dtype),
+            self.input_dtype,
+            self.input_shape,
+        )
 
 
 class RoundInfo(NamedTuple):

@@ -82,12 +82,12 @@ LINEN = {
         WITH_STATE,
         ValueError,
         r"model: output '1/mean' of the 2 that it returns has shape \(4,\) for 2 examples.*as "
-        "if it were a state.*Wrap the model",
+        r"if it were a state.*It returns '0': shape \(2, 4\).*output_fn=",
     ),
     "outputs and classes": (
         nn.Sequential([nn.Dense(4), lambda x: (x, x.argmax(-1))]),
         ValueError,
-        r"output '1' of the 2.*int32.*Wrap the model",
+        r"output '1' of the 2.*int32.*output_fn=",
     ),
 }
 
@@ -153,7 +153,7 @@ PLAIN = {
         init,
         lambda params, x: (apply(params, x), {"mean": apply(params, x).mean(0)}),
         ValueError,
-        r"output '1/mean' of the 2.*shape \(2,\) for 2 exa.*lambda params, x: apply\(params, x\)",
+        r"output '1/mean' of the 2.*shape \(2,\) for 2 exa.*output_fn=lambda outputs",
     ),
     "loss": (init, lambda params, x: apply(params, x).sum(), ValueError, r"shape \(\) for 2 exam"),
     "nothing": (init, lambda params, x: None, ValueError, "apply: returns no array"),
@@ -288,7 +288,7 @@ NNX = {
     "outputs and state": (
         custom(lambda m, x: (x, {"mean": x.mean(0)})),
         ValueError,
-        "output '1/mean' of the 2.*Wrap the model",
+        "output '1/mean' of the 2.*output_fn=",
     ),
     "input size": (
         lambda rngs: nnx.Linear(7, 2, rngs=rngs),

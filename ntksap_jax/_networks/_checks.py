@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import operator
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen
@@ -12,7 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntksap_jax import masks
-from ntksap_jax.types import Network, Params
+from ntksap_jax.types import ApplyFn, Network, Params
+
+OutputFn = Callable[[Any], Any]
+"""What is looked at, as a function of the outputs."""
 
 
 class ModelError(ValueError):
@@ -24,18 +28,6 @@ class ModelTypeError(TypeError):
 
 
 # -- Arguments -----------------------------------------------------------------------------------
-
-
-def check_shape(input_shape: Any) -> tuple[int, ...]:
-    """Returns the shape of one example as a tuple; raises a TypeError if it is none."""
-    try:
-        return tuple(operator.index(size) for size in input_shape)
-    except TypeError:
-        raise TypeError(
-            f"input_shape: got {input_shape!r}, expected the shape of one example as a tuple, such "
-            "as (32, 32, 3)."
-        ) from None
-
 
 _ADVICE = {
     "flax.linen": "ntksap_jax.linen(model, input_shape)",
@@ -70,37 +62,69 @@ def describe(model: Any) -> str:
 # -- A network, traced ---------------------------------------------------------------------------
 
 
-def check_network(network: Network, *, name: str, advice: str) -> None:
+@contextlib.contextmanager
+def applying(network: Network, *, name: str, advice: str) -> Iterator[None]:
+    """Within it, whatever goes wrong in a model is told as a wrong call of it."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{name}: cannot be applied to inputs of {_told(network.examples(2))}. {advice} "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def check_network(
+    network: Network, *, name: str, advice: str, output_fn: OutputFn | None
+) -> Network:
     """Raises unless `network.apply` takes the inputs, and a kernel can be taken of its outputs.
 
     Args:
         network: the network.
         name: what to call the function in messages: the argument that it was made of.
         advice: what to do where it cannot be applied to the inputs.
+        output_fn: what is looked at, as a function of the outputs.
+
+    Returns:
+        The network, whose outputs are those that `output_fn` returns.
 
     Raises:
+        TypeError: `output_fn` is no function.
         ValueError: see the messages.
     """
     params = jax.eval_shape(network.init, jax.random.key(0))
-
-    def example(count: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, *network.input_shape), network.input_dtype)
-
-    try:
-        outputs = jax.eval_shape(network.apply, params, example(2))
-        several = len(jax.tree.leaves(outputs)) > 1
-        more = jax.eval_shape(network.apply, params, example(3)) if several else None
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"{name}: cannot be applied to inputs of shape {example(2).shape} and dtype "
-            f"{network.input_dtype}. {advice} {type(error).__name__}: {first_line(error)}"
-        ) from error
-    _check_outputs(outputs, more, name)
+    with applying(network, name=name, advice=advice):
+        outputs = jax.eval_shape(network.apply, params, network.examples(2))
+    structure = _told(outputs)
+    if output_fn is not None:
+        network = _looking_at(network, output_fn)
+        with applying(network, name="output_fn", advice=f"The model returns {structure}."):
+            outputs = jax.eval_shape(network.apply, params, network.examples(2))
+    several = len(jax.tree.leaves(outputs)) > 1
+    more = jax.eval_shape(network.apply, params, network.examples(3)) if several else None
+    _check_outputs(outputs, more, name, structure)
+    return network._replace(several_outputs=structure if several and output_fn is None else "")
 
 
-def _check_outputs(outputs: Any, more: Any, name: str) -> None:
+def _looking_at(network: Network, output_fn: OutputFn) -> Network:
+    """Returns the network with a function of its outputs in their place."""
+    if not callable(output_fn):
+        raise TypeError(f"output_fn: got {output_fn!r}, expected a function of the outputs.")
+
+    def after(apply: ApplyFn) -> ApplyFn:
+        return lambda params, inputs: output_fn(apply(params, inputs))
+
+    return network._replace(
+        apply=after(network.apply),
+        apply_train=after(network.apply_train),
+        apply_running=after(network.apply_running),
+        calibrate=lambda *args, **kwargs: after(network.calibrate(*args, **kwargs)),
+    )
+
+
+def _check_outputs(outputs: Any, more: Any, name: str, structure: str) -> None:
     """Raises unless all outputs are floating point, with an axis of examples.
 
     Args:
@@ -108,13 +132,12 @@ def _check_outputs(outputs: Any, more: Any, name: str) -> None:
         more: their shapes for 3, or None where there is but one: a state that happens to have two
             entries is no output.
         name: as in `check_network`.
+        structure: describes what the model returns.
     """
     leaves = masks.leaf_paths(outputs)
-    wrap = (
-        f"Wrap the function so that it returns the outputs alone, such as lambda params, x: "
-        f"{name}(params, x)[0]."
-        if name == "apply"
-        else "Wrap the model in one that returns the outputs alone."
+    choose = (
+        f"It returns {structure}: choose what to look at by output_fn=, such as "
+        "output_fn=lambda outputs: outputs[0]."
     )
     if not leaves:
         raise ValueError(f"{name}: returns no array, expected the outputs.")
@@ -125,17 +148,26 @@ def _check_outputs(outputs: Any, more: Any, name: str) -> None:
         if lengths != expected:
             raise ValueError(
                 f"{name}: {which} has shape {leaf.shape} for 2 examples, so it has no axis of "
-                f"examples, as if it were a state or a loss. {wrap}"
+                f"examples, as if it were a state or a loss. {choose}"
             )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
                 f"{name}: {which} has dtype {leaf.dtype}, expected floating point (logits, not "
-                f"predicted classes). {wrap if len(leaves) > 1 else ''}".rstrip()
+                f"predicted classes). {choose if len(leaves) > 1 else ''}".rstrip()
             )
 
 
 def _at(tree: Any, path: str) -> Any:
     return masks.leaf_paths(tree).get(path)
+
+
+def _told(tree: Any) -> str:
+    """Says of which shapes and types the arrays of a pytree are."""
+    leaves = masks.leaf_paths(tree).items()
+    return "; ".join(
+        f"{f'{path!r}: ' if path else ''}shape {leaf.shape} and dtype {leaf.dtype}"
+        for path, leaf in leaves
+    )
 
 
 def check_params(params: Params, *, name: str) -> Params:

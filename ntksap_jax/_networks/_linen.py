@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
 from ntksap_jax import ops
-from ntksap_jax._networks import _checks
-from ntksap_jax._networks._checks import ModelError
-from ntksap_jax._networks._embedding import is_embedded
-from ntksap_jax._networks._statistics import (
-    Statistics,
-    check_statistics,
-    moments,
-    unbiased_variance,
-)
+from ntksap_jax._networks import _checks, _inputs, _linen_layers, _stateful
+from ntksap_jax._networks._checks import ModelError, OutputFn
+from ntksap_jax._networks._statistics import Statistics, check_statistics
 from ntksap_jax.types import ApplyFn, Inputs, Key, Network, Params
 
 
 def linen(
     model: nn.Module,
-    input_shape: tuple[int, ...],
+    input_shape: Any,
     *,
     dtype: Any = jnp.float32,
     batch_stats: Statistics | None = None,
+    training: Mapping[str, Any] | None = None,
+    output_fn: OutputFn | None = None,
     conv_general_dilated: Callable[..., jax.Array] = ops.conv_general_dilated,
     **apply_kwargs: Any,
 ) -> Network:
@@ -45,10 +43,18 @@ def linen(
 
     Args:
         model: the (unbound) module, called as `model(inputs, **apply_kwargs)`.
-        input_shape: shape of one example, without the batch axis.
-        dtype: type of the inputs.
+        input_shape: shape of one example, without the batch axis. For several inputs a dict of
+            shapes, for arguments by name, or a tuple of shapes, for arguments in that order; a
+            `jax.ShapeDtypeStruct` in place of a shape has a type of its own.
+        dtype: type of the inputs that come as a shape alone.
         batch_stats: the module's `"batch_stats"` collection after training, for the criteria that
             score a pretrained network by its running averages; by default those before training.
+        training: the arguments that put the module in *training* mode, such as `{"train": True}`
+            (dropout stays off: pass its rate as 0, too). Only for modules that normalise by other
+            layers than `nn.BatchNorm`, whatever collection they keep averages in: each batch's
+            statistics are then those that training calls on it converge to.
+        output_fn: what is looked at, as a function of the outputs, where the module returns
+            several: `lambda outputs: outputs["logits"]`.
         conv_general_dilated: the convolution of every `nn.Conv` that was not given one:
             `ops.conv_general_dilated`, or that of `jax.lax`, which is slower on CPU.
         **apply_kwargs: arguments that put the module in *evaluation* mode, such as `train=False`:
@@ -59,15 +65,15 @@ def linen(
 
     Raises:
         TypeError: `model` is not an unbound linen module.
-        ValueError: a module that cannot be called so, or that keeps collections other than
-            `"params"` and `"batch_stats"`, or that is still in training mode.
+        ValueError: a module that cannot be called so, that is still in training mode, or that
+            depends on state which is no statistic of an `nn.BatchNorm`, if `training` is not given.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> network = linen(nn.Dense(2), (3,))
     >>> network.apply(network.init(jax.random.key(0)), jnp.ones((5, 3))).shape
     (5, 2)
     """
-    input_shape = _checks.check_shape(input_shape)
+    shape, dtype = _inputs.specification(input_shape, dtype)
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model: got {_checks.describe(model)}, expected a flax.linen module such as "
@@ -77,169 +83,139 @@ def linen(
         raise TypeError(
             "model: got a bound module; pass the module itself, before bind() or init()."
         )
+    norms: set[tuple[str, ...]] = set()
 
     def variables(key: Key) -> Any:
-        with nn.intercept_methods(_pass_embedded_on(initialising=True)):
-            return model.init(key, jnp.zeros((1, *input_shape), dtype), **apply_kwargs)
+        zeros = jax.tree.map(lambda d, s: jnp.zeros((1, *s), d), dtype, shape)
+        args, kwargs = _inputs.arguments(zeros)
+        with (
+            nn.intercept_methods(_linen_layers.pass_embedded_on(initialising=True)),
+            nn.intercept_methods(_linen_layers.noting_batch_norms(norms)),
+        ):
+            return model.init(key, *args, **kwargs, **apply_kwargs)
 
     @jax.jit  # Compiled once, however often weights are drawn.
     def init(key: Key) -> Params:
         return variables(key).get("params", {})
 
-    def call(variables: Any, inputs: Inputs, **how: Any) -> Any:
+    def call(variables: Any, inputs: Inputs, mode: Mapping[str, Any], **how: Any) -> Any:
+        args, kwargs = _inputs.arguments(inputs)
         with (
-            nn.intercept_methods(_convolve_by(conv_general_dilated)),
-            nn.intercept_methods(_pass_embedded_on()),
+            nn.intercept_methods(_linen_layers.convolve_by(conv_general_dilated)),
+            nn.intercept_methods(_linen_layers.pass_embedded_on()),
         ):
-            return model.apply(variables, inputs, **apply_kwargs, **how)
+            return model.apply(variables, *args, **kwargs, **mode, **how)
 
-    def measure(params: Params, inputs: Inputs, **how: bool) -> tuple[Any, Statistics]:
-        """Applies the model with the batch's own statistics; returns them beside the outputs."""
-        with nn.intercept_methods(_use_batch_statistics(**how)):
-            outputs, updated = call({"params": params}, inputs, mutable=["batch_stats"])
-        return outputs, updated.get("batch_stats", {})
-
-    def apply(params: Params, inputs: Inputs) -> Any:
-        return measure(params, inputs)[0]
-
-    def apply_train(params: Params, inputs: Inputs) -> Any:
-        return measure(params, inputs, constant=False)[0]
-
-    def running() -> Statistics:
-        if batch_stats is not None:
-            return batch_stats
-        shapes = jax.eval_shape(variables, jax.random.key(0)).get("batch_stats", {})
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes
-        )
-
-    def apply_running(params: Params, inputs: Inputs) -> Any:
-        return call({"params": params, "batch_stats": running()}, inputs)
-
-    def calibrate(params: Params, inputs: Inputs, *, unbiased: bool = False) -> ApplyFn:
-        _, statistics = measure(params, inputs, unbiased=unbiased)
-
-        def apply_calibrated(params: Params, inputs: Inputs) -> Any:
-            return call({"params": params, "batch_stats": statistics}, inputs)
-
-        return apply_calibrated
-
-    shapes = _check_collections(variables, model)
+    state_shapes = dict(_check_collections(variables, model, training))
+    params_shapes = state_shapes.pop("params", {})
+    examples = jax.tree.map(lambda d, s: jax.ShapeDtypeStruct((2, *s), d), dtype, shape)
+    collection = "batch_stats" if training is None else next(iter(state_shapes), "batch_stats")
     if batch_stats is not None:
         check_statistics(
             batch_stats,
-            shapes.get("batch_stats", {}),
-            source='variables["batch_stats"] of this very model',
+            state_shapes.get(collection, {}),
+            source=f'variables["{collection}"] of this very model',
         )
-    network = Network(
-        init=init,
-        apply=apply,
-        apply_train=apply_train,
-        apply_running=apply_running,
-        calibrate=calibrate,
-        input_shape=input_shape,
-        input_dtype=jnp.dtype(dtype),
+
+    # -- Statistics of nn.BatchNorm: replaced where they are used -------------------------------
+
+    flat = flax.traverse_util.flatten_dict(state_shapes.get("batch_stats", {}))
+    others = flax.traverse_util.unflatten_dict(
+        {path: leaf for path, leaf in flat.items() if path[:-1] not in norms}
     )
-    _checks.check_network(
-        network,
-        name="model",
-        advice="Pass the arguments that mean evaluation, such as "
-        "ntksap_jax.linen(..., train=False), and the dtype of the inputs. ",
+
+    def measure(
+        params: Params, inputs: Inputs, others: Statistics, **how: bool
+    ) -> tuple[Any, Statistics]:
+        """Applies the model with the batch's own statistics; returns them beside the outputs."""
+        with nn.intercept_methods(_linen_layers.use_batch_statistics(**how)):
+            outputs, updated = call(
+                {"params": params, "batch_stats": others},
+                inputs,
+                apply_kwargs,
+                mutable=["batch_stats"],
+            )
+        return outputs, updated.get("batch_stats", {})
+
+    def unused() -> Statistics:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), others)
+
+    def before_training() -> Statistics:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype),
+            state_shapes.get("batch_stats", {}),
+        )
+
+    def evaluate(params: Params, state: Any, inputs: Inputs) -> Any:
+        return call({"params": params, **state}, inputs, apply_kwargs)
+
+    def calibrate(params: Params, inputs: Inputs, *, unbiased: bool = False) -> ApplyFn:
+        _, statistics = measure(params, inputs, unused(), unbiased=unbiased)
+        return lambda params, inputs: evaluate(params, {"batch_stats": statistics}, inputs)
+
+    # -- Statistics of any other layer: what training calls leave -------------------------------
+
+    def train(params: Params, state: Any, inputs: Inputs) -> tuple[Any, Any]:
+        mode = {**apply_kwargs, **(training or {})}
+        return call({"params": params, **state}, inputs, mode, mutable=list(state))
+
+    @functools.cache
+    def initial() -> Any:
+        with jax.ensure_compile_time_eval():
+            drawn = jax.jit(variables)(jax.random.key(0))
+        return {name: drawn[name] for name in state_shapes}
+
+    if training is None:
+        functions = _stateful.Functions(
+            apply=lambda params, inputs: measure(params, inputs, unused())[0],
+            apply_train=lambda params, inputs: measure(params, inputs, unused(), constant=False)[0],
+            apply_running=lambda params, inputs: evaluate(
+                params, {"batch_stats": batch_stats or before_training()}, inputs
+            ),
+            calibrate=calibrate,
+        )
+    else:
+        given = {} if batch_stats is None else {collection: batch_stats}
+        functions = _stateful.functions(
+            evaluate, train, initial=initial, running=lambda: {**initial(), **given}
+        )
+    network = Network(init=init, input_shape=shape, input_dtype=dtype, **functions._asdict())
+    advice = (
+        "Pass the arguments that mean evaluation, such as ntksap_jax.linen(..., train=False), and "
+        "the dtype of the inputs. "
     )
-    return network
-
-
-def _convolve_by(function: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """Makes an interceptor that gives a function to every convolution that has none of its own."""
-
-    def interceptor(
-        next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
-        module: Any = context.module
-        if (
-            not isinstance(module, nn.Conv)
-            or context.method_name != "__call__"
-            or module.conv_general_dilated is not None
-            or module.conv_general_dilated_cls is not None
-        ):
-            return next_fun(*args, **kwargs)
-        # Modules are frozen; this one is the copy that `apply` works on.
-        object.__setattr__(module, "conv_general_dilated", function)
-        try:
-            return next_fun(*args, **kwargs)
-        finally:
-            object.__setattr__(module, "conv_general_dilated", None)
-
-    return interceptor
-
-
-def _pass_embedded_on(*, initialising: bool = False) -> Callable[..., Any]:
-    """Makes an interceptor that lets every embedding pass on what is embedded already."""
-
-    def interceptor(
-        next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
-        module = context.module
-        if not isinstance(module, nn.Embed) or context.method_name != "__call__":
-            return next_fun(*args, **kwargs)
-        inputs = args[0] if args else kwargs["inputs"]
-        if not is_embedded(inputs, module.features, "/".join(module.path)):
-            return next_fun(*args, **kwargs)
-        if initialising:  # Called, so that it has its parameters.
-            next_fun(jnp.zeros(inputs.shape[:-1], jnp.int32))
-        return inputs
-
-    return interceptor
-
-
-def _use_batch_statistics(*, unbiased: bool = False, constant: bool = True) -> Callable[..., Any]:
-    """Makes an interceptor that gives every BatchNorm its batch's statistics as running averages.
-
-    The module then normalises with its own code, and the statistics end up in the "batch_stats"
-    collection. As the authors' PyTorch does, the batch itself is normalised with the biased
-    variance, whichever variance is kept.
-    """
-    seen: set[tuple[str, ...]] = set()
-
-    def interceptor(
-        next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
-        module = context.module
-        if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
-            return next_fun(*args, **kwargs)
-        x, *given = args
-        argument = given[0] if given else kwargs.pop("use_running_average", None)
-        frozen = nn.merge_param("use_running_average", module.use_running_average, argument)
-        path = "/".join(module.path)
-        if not frozen:
-            raise ModelError(
-                f"apply_kwargs: BatchNorm {path!r} is in training mode. Pass the arguments of your "
-                "model that mean evaluation, such as ntksap_jax.linen(..., train=False); the "
-                "batch's own statistics are then used all the same."
+    with _checks.applying(network, name="model", advice=advice):
+        if training is None and others:
+            jax.eval_shape(evaluate, params_shapes, state_shapes, examples)
+            _stateful.check_independent(
+                lambda others, params, inputs: measure(params, inputs, others)[0],
+                others,
+                params_shapes,
+                examples,
+                way_out=_NO_BATCH_NORM,
             )
-        if module.path in seen:
-            raise ModelError(
-                f"model: BatchNorm {path!r} is called twice, so it has no one set of statistics. "
-                "Give each call a BatchNorm of its own."
+        if training is not None:
+            _stateful.check_independent(
+                lambda state, params, inputs: train(params, state, inputs)[0],
+                state_shapes,
+                params_shapes,
+                examples,
+                way_out=_stateful.TRAINING_DEPENDS,
             )
-        seen.add(module.path)
-        if kwargs.get("mask") is not None:
-            raise ModelError(
-                f"model: BatchNorm {path!r} is given a mask of its inputs, which is not supported "
-                "here: score without padding."
-            )
-        mean, var, count = moments(x, module.axis, constant=constant)
-        module.put_variable("batch_stats", "mean", mean)
-        module.put_variable("batch_stats", "var", var)
-        outputs = next_fun(x, argument, **kwargs)
-        if unbiased:
-            module.put_variable("batch_stats", "var", unbiased_variance(var, count, path))
-        return outputs
-
-    return interceptor
+    return _checks.check_network(network, name="model", advice=advice, output_fn=output_fn)
 
 
-def _check_collections(variables: Callable[[Key], Any], model: nn.Module) -> Any:
+_NO_BATCH_NORM = (
+    "which is no statistic of an nn.BatchNorm: running averages, most likely, and those of a "
+    "network before training mean nothing. Say how it is called in training, such as "
+    "ntksap_jax.linen(..., train=False, training={'train': True}): then each batch's own "
+    "statistics are used, as a training call computes them. " + _stateful.BY_PLAIN
+)
+
+
+def _check_collections(
+    variables: Callable[[Key], Any], model: nn.Module, training: Mapping[str, Any] | None
+) -> Any:
     """Returns the shapes of the module's variables; raises if some are not ours to handle."""
     name = type(model).__name__
     try:
@@ -252,10 +228,12 @@ def _check_collections(variables: Callable[[Key], Any], model: nn.Module) -> Any
             f"apply_kwargs: {error}"
         ) from error
     unknown = sorted(set(collections) - {"params", "batch_stats"})
-    if unknown:
+    if unknown and training is None:
         raise ValueError(
             f"model: {name} keeps state in collection(s) {', '.join(unknown)}, so it is no "
-            "function of params and inputs. Expected only 'params' and 'batch_stats'; write the "
-            "two functions yourself and use ntksap_jax.plain."
+            "function of params and inputs. Expected only 'params' and 'batch_stats'. If these are "
+            "running averages, say how it is called in training: ntksap_jax.linen(..., "
+            "training={'train': True}). Otherwise write the two functions yourself and use "
+            "ntksap_jax.plain."
         )
     return collections

@@ -7,7 +7,7 @@ of its own from params and inputs, and drops it afterwards.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,17 +16,20 @@ from flax import nnx as flax_nnx
 
 from ntksap_jax import ops
 from ntksap_jax._draws import typed_key
-from ntksap_jax._networks import _checks, _nnx_layers, _nnx_models
+from ntksap_jax._networks import _checks, _inputs, _nnx_layers, _nnx_models, _stateful
+from ntksap_jax._networks._checks import OutputFn
 from ntksap_jax._networks._statistics import Statistics, check_statistics
 from ntksap_jax.types import ApplyFn, Inputs, Key, Network, Params
 
 
 def nnx(
     make: Callable[[flax_nnx.Rngs], Any],
-    input_shape: tuple[int, ...],
+    input_shape: Any,
     *,
     dtype: Any = jnp.float32,
     batch_stats: Statistics | None = None,
+    training: Mapping[str, Any] | None = None,
+    output_fn: OutputFn | None = None,
     conv_general_dilated: Callable[..., jax.Array] = ops.conv_general_dilated,
     **call_kwargs: Any,
 ) -> Network:
@@ -42,10 +45,15 @@ def nnx(
     Args:
         make: `make(rngs) -> model`, such as `lambda rngs: MyModel(rngs=rngs)`: called with
             `nnx.Rngs(key)` whenever weights are drawn.
-        input_shape: shape of one example, without the batch axis.
-        dtype: type of the inputs.
+        input_shape: shape of one example, without the batch axis; or shapes of several inputs, as
+            for `ntksap_jax.linen`.
+        dtype: type of the inputs that come as a shape alone.
         batch_stats: the running statistics of a trained model, `nnx_batch_stats(model)`, for the
             criteria that score by them; by default those before training.
+        training: further arguments of a *training* call, `{}` if `use_running_average = False` on
+            the layers is all. Only for models that normalise by other layers than `nnx.BatchNorm`:
+            each batch's statistics are then those that training calls on it converge to.
+        output_fn: what is looked at, as a function of the outputs, where there are several.
         conv_general_dilated: the convolution of every `nnx.Conv` that was not given one:
             `ops.conv_general_dilated`, or that of `jax.lax`, which is slower on CPU.
         **call_kwargs: further arguments of `model(inputs, **call_kwargs)`.
@@ -59,8 +67,8 @@ def nnx(
     Raises:
         TypeError: `make` is not such a function, but a model for example.
         ValueError: a model that cannot be made or called so, that shares a parameter between two
-            of its layers, that draws random numbers in evaluation mode, or that depends on more
-            than params and inputs.
+            of its layers, whose outputs depend on random numbers in evaluation mode, or that
+            depends on more than params and inputs, such as running averages.
 
     >>> from flax import nnx as flax_nnx
     >>> network = nnx(lambda rngs: flax_nnx.Linear(3, 2, rngs=rngs), (3,))
@@ -68,7 +76,7 @@ def nnx(
     >>> network.apply(params, jnp.ones((5, 3))).shape, sorted(params)
     ((5, 2), ['bias', 'kernel'])
     """
-    input_shape = _checks.check_shape(input_shape)
+    shape, dtype = _inputs.specification(input_shape, dtype)
     _nnx_models.check_factory(make)
     model = _nnx_models.abstract(make, _nnx_layers.without_sharding(conv_general_dilated))
     initial = functools.cache(lambda: _nnx_models.initial_values(make, model))
@@ -83,53 +91,70 @@ def nnx(
         return _nnx_models.pure(flax_nnx.state(make(flax_nnx.Rngs(typed_key(key))), flax_nnx.Param))
 
     def call(
+        norm: Any, params: Params, others: flax_nnx.State, rngs: flax_nnx.State, inputs: Inputs
+    ) -> tuple[Any, Any]:
+        """Returns the outputs, and the model after the call."""
+        filled = _nnx_models.filled(model.params, params)
+        called = flax_nnx.merge(model.graphdefs[norm], filled, others, rngs)
+        args, kwargs = _inputs.arguments(inputs)
+        mode = (training or {}) if norm is _nnx_layers.TRAINING else {}
+        with _nnx_layers.noting_calls():
+            outputs = called(*args, **kwargs, **{**call_kwargs, **mode})
+        return outputs, called
+
+    def measure(
         norm: type | None, params: Params, statistics: Statistics, inputs: Inputs
     ) -> tuple[Any, Statistics]:
-        called = flax_nnx.merge(
-            model.graphdefs[norm],
-            _nnx_models.filled(model.params, params),
-            _nnx_models.replaced(initial(), statistics),
-            _nnx_models.some_keys(model.rngs),
-        )
-        with _nnx_layers.noting_calls():
-            outputs = called(inputs, **call_kwargs)
+        others = _nnx_models.replaced(initial(), statistics)
+        outputs, called = call(norm, params, others, _nnx_models.some_keys(model.rngs), inputs)
         return outputs, _nnx_models.pure(flax_nnx.state(called, flax_nnx.BatchStat))
 
-    def apply(params: Params, inputs: Inputs) -> Any:
-        return call(_nnx_layers.Norm, params, {}, inputs)[0]
-
-    def apply_train(params: Params, inputs: Inputs) -> Any:
-        return call(_nnx_layers.TrainingNorm, params, {}, inputs)[0]
-
-    def apply_running(params: Params, inputs: Inputs) -> Any:
-        return call(None, params, batch_stats or {}, inputs)[0]
-
     def calibrate(params: Params, inputs: Inputs, *, unbiased: bool = False) -> ApplyFn:
-        _, statistics = call(
-            _nnx_layers.UnbiasedNorm if unbiased else _nnx_layers.Norm, params, {}, inputs
+        norm = _nnx_layers.UnbiasedNorm if unbiased else _nnx_layers.Norm
+        _, statistics = measure(norm, params, {}, inputs)
+        return lambda params, inputs: measure(None, params, statistics, inputs)[0]
+
+    def evaluate(params: Params, state: Any, inputs: Inputs) -> Any:
+        return measure(None, params, state, inputs)[0]
+
+    def train(params: Params, state: Any, inputs: Inputs) -> tuple[Any, Any]:
+        others = _nnx_models.replaced(initial(), state)
+        rngs = _nnx_models.some_keys(model.rngs)
+        outputs, called = call(_nnx_layers.TRAINING, params, others, rngs, inputs)
+        return outputs, _nnx_models.pure(_nnx_models.split(called)[1])
+
+    if training is None:
+        made = _stateful.Functions(
+            apply=lambda params, inputs: measure(_nnx_layers.Norm, params, {}, inputs)[0],
+            apply_train=lambda params, inputs: measure(
+                _nnx_layers.TrainingNorm, params, {}, inputs
+            )[0],
+            apply_running=lambda params, inputs: evaluate(params, batch_stats or {}, inputs),
+            calibrate=calibrate,
         )
-
-        def apply_calibrated(params: Params, inputs: Inputs) -> Any:
-            return call(None, params, statistics, inputs)[0]
-
-        return apply_calibrated
-
-    network = Network(
-        init=jax.jit(draw),  # Compiled once, however often weights are drawn.
-        apply=apply,
-        apply_train=apply_train,
-        apply_running=apply_running,
-        calibrate=calibrate,
-        input_shape=input_shape,
-        input_dtype=jnp.dtype(dtype),
+    else:
+        made = _stateful.functions(
+            evaluate,
+            train,
+            initial=lambda: _nnx_models.pure(initial()),
+            running=lambda: batch_stats or {},
+        )
+    # Compiled once, however often weights are drawn.
+    network = Network(init=jax.jit(draw), input_shape=shape, input_dtype=dtype, **made._asdict())
+    advice = (
+        "Pass the arguments that your model's __call__ needs beside the inputs, such as "
+        "ntksap_jax.nnx(make, input_shape, dtype=jnp.int32, train=False)."
     )
-    _checks.check_network(
-        network,
-        name="model",
-        advice="Pass the arguments that your model's __call__ needs beside the inputs, such as "
-        "ntksap_jax.nnx(make, input_shape, dtype=jnp.int32, train=False).",
-    )
-    return network
+    with _checks.applying(network, name="model", advice=advice):
+        norm = _nnx_layers.Norm if training is None else _nnx_layers.TRAINING
+        _nnx_models.check_state(
+            model,
+            lambda others, rngs, params, inputs: call(norm, params, others, rngs, inputs)[0],
+            _nnx_models.pure(model.params),
+            network.examples(2),
+            training=training is not None,
+        )
+    return _checks.check_network(network, name="model", advice=advice, output_fn=output_fn)
 
 
 def nnx_params(model: flax_nnx.Module) -> Params:

@@ -89,6 +89,8 @@ class UnbiasedNorm(Norm):
 
 
 NORMS = (Norm, TrainingNorm, UnbiasedNorm)
+TRAINING = "training"
+"""The model as it is, with its normalisation, but nothing else, in training mode."""
 
 
 class _Embed(flax_nnx.Embed):
@@ -102,19 +104,6 @@ class _Embed(flax_nnx.Embed):
         return super().__call__(inputs, *args, **kwargs)
 
 
-class _Silent(flax_nnx.RngStream):
-    """Draws nothing."""
-
-    ntksap_path: str
-
-    def __call__(self) -> jax.Array:
-        raise ModelError(
-            f"model: draws random numbers ({self.ntksap_path!r}) when it is called in evaluation "
-            "mode, so it is no function of params and inputs. Pass the arguments of your model "
-            "that mean evaluation, such as ntksap_jax.nnx(..., deterministic=True)."
-        )
-
-
 def graphdef_of(model: flax_nnx.Module, norm: type | None) -> Any:
     """Returns the structure of a model some of whose layers are replaced; the model stays as it is.
 
@@ -122,10 +111,7 @@ def graphdef_of(model: flax_nnx.Module, norm: type | None) -> Any:
         model: the model.
         norm: what takes the place of `nnx.BatchNorm`, or None.
     """
-    replacements: list[tuple[type, type]] = [
-        (flax_nnx.Embed, _Embed),
-        (flax_nnx.RngStream, _Silent),
-    ]
+    replacements: list[tuple[type, type]] = [(flax_nnx.Embed, _Embed)]
     if norm is not None:
         replacements.append((flax_nnx.BatchNorm, norm))
     replaced: list[tuple[Any, type]] = []

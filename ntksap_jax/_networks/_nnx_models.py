@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,16 +13,16 @@ import numpy as np
 from flax import nnx as flax_nnx
 
 from ntksap_jax import masks
-from ntksap_jax._networks import _checks
+from ntksap_jax._networks import _checks, _stateful
 from ntksap_jax._networks._checks import ModelError
-from ntksap_jax._networks._nnx_layers import NORMS, graphdef_of
+from ntksap_jax._networks._nnx_layers import NORMS, TRAINING, graphdef_of
 from ntksap_jax.types import Params
 
 
 class Model(NamedTuple):
     """A model without values: its structure for each way to normalise, and its variables."""
 
-    graphdefs: dict[type | None, Any]
+    graphdefs: dict[Any, Any]
     params: flax_nnx.State
     others: flax_nnx.State
     rngs: flax_nnx.State
@@ -122,7 +123,7 @@ def abstract(make: Callable[[flax_nnx.Rngs], Any], convolve: Callable[..., Any])
         make: `make(rngs) -> model`.
         convolve: what takes the place of `jax.lax.conv_general_dilated`.
     """
-    graphdefs: dict[type | None, Any] = {}
+    graphdefs: dict[Any, Any] = {}
     norms: set[tuple[Any, ...]] = set()
 
     def trace() -> Any:
@@ -132,13 +133,16 @@ def abstract(make: Callable[[flax_nnx.Rngs], Any], convolve: Callable[..., Any])
         for path, node in list(flax_nnx.iter_graph(model)):
             if getattr(node, "conv_general_dilated", None) is jax.lax.conv_general_dilated:
                 node.conv_general_dilated = convolve  # of an nnx.Conv
-            if isinstance(node, (flax_nnx.BatchNorm, flax_nnx.Embed, flax_nnx.RngStream)):
+            if isinstance(node, (flax_nnx.BatchNorm, flax_nnx.Embed)):
                 named: Any = node  # by an attribute that only our classes know
                 named.ntksap_path = "/".join(map(str, path))
             if isinstance(node, flax_nnx.BatchNorm):
                 norms.add(path)
         graphdefs.update({norm: graphdef_of(model, norm) for norm in (None, *NORMS)})
-        return split(model)
+        parts = split(model)
+        model.set_attributes(use_running_average=False, raise_if_not_found=False)
+        graphdefs[TRAINING] = graphdef_of(model, None)
+        return parts
 
     example = "such as lambda rngs: MyModel(..., rngs=rngs)"
     try:
@@ -153,6 +157,58 @@ def abstract(make: Callable[[flax_nnx.Rngs], Any], convolve: Callable[..., Any])
             f"rngs alone, {example}."
         ) from error
     return Model(graphdefs, params, others, rngs, norms)
+
+
+_STATISTIC = re.compile(r"(?i)stat|mean|var$|variance|std|running|moving|average|(^|_)ema(_|$)")
+"""In the name or type of a variable that is no constant, though nothing else says so."""
+
+
+def check_state(
+    model: Model, outputs_of: Callable[..., Any], *arguments: Any, training: bool
+) -> None:
+    """Raises a ValueError if the outputs depend on random numbers or on running averages.
+
+    Args:
+        model: the model.
+        outputs_of: `outputs_of(others, rngs, *arguments)`.
+        *arguments: shapes of the other arguments.
+        training: whether that is the training call, which no average may have an influence on.
+    """
+    state = (pure(model.others), pure(model.rngs))
+    if not jax.tree.leaves(state):
+        return
+    used = set().union(
+        *_stateful.dependencies(
+            lambda state, *rest: outputs_of(
+                replaced(model.others, state[0]), replaced(model.rngs, state[1]), *rest
+            ),
+            state,
+            *arguments,
+        )
+    )
+    drawn = sorted(path for path in used if path.startswith("1/"))
+    if drawn:
+        stream = drawn[0].removeprefix("1/").rpartition("/")[0]
+        raise ModelError(
+            f"model: draws random numbers ({stream!r}) when it is called in evaluation mode, so it "
+            "is no function of params and inputs. Pass the arguments of your model that mean "
+            "evaluation, such as ntksap_jax.nnx(..., deterministic=True)."
+        )
+    for path, variable in flax_nnx.to_flat_state(model.others):
+        name = "/".join(map(str, path))
+        kinds = (type(variable).__name__, str(path[-1]))
+        if f"0/{name}" in used and any(map(_STATISTIC.search, kinds)):
+            way_out = _stateful.TRAINING_DEPENDS if training else _NO_BATCH_NORM
+            raise ModelError(f"model: its outputs depend on {name!r}, {way_out}")
+
+
+_NO_BATCH_NORM = (
+    "which is no statistic of an nnx.BatchNorm: a running average, most likely, and those of a "
+    "model before training mean nothing. Say how it is called in training, such as "
+    "ntksap_jax.nnx(make, input_shape, training={}) (use_running_average = False is set on its "
+    "layers anyway): then each batch's own statistics are used, as a training call computes them. "
+    + _stateful.BY_PLAIN
+)
 
 
 def _check_made(model: Any, again: Any) -> None:

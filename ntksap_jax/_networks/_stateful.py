@@ -1,0 +1,162 @@
+"""Networks that keep statistics by code of their own: what each batch's statistics are.
+
+A training call tells, whatever the layer: the statistics of a batch are the state that training
+calls on it converge to. An exponential average is new = a · old + (1 - a) · batch with a the same
+for all entries, so two training calls, from two states, give the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ntksap_jax import _jaxprs, masks
+from ntksap_jax._networks._checks import ModelError
+from ntksap_jax.types import ApplyFn, Inputs, Params
+
+MANY = 2**24
+"""Training calls after which sums and counters are taken: no bias of the start is left by then."""
+
+State = Any
+"""Pytree of arrays: what a network is called with beside its params and inputs."""
+
+Evaluate = Callable[[Params, State, Inputs], Any]
+Train = Callable[[Params, State, Inputs], tuple[Any, State]]
+
+
+class Functions(NamedTuple):
+    """The functions of a `Network`, as `types.Network` describes them."""
+
+    apply: ApplyFn
+    apply_train: ApplyFn
+    apply_running: ApplyFn
+    calibrate: Callable[..., ApplyFn]
+
+
+def functions(
+    evaluate: Evaluate, train: Train, *, initial: Callable[[], State], running: Callable[[], State]
+) -> Functions:
+    """Makes the functions of a network from its evaluation and its training mode.
+
+    Args:
+        evaluate: `evaluate(params, state, inputs) -> outputs`.
+        train: `train(params, state, inputs) -> (outputs, state)`.
+        initial: returns the state before training.
+        running: returns the state that `apply_running` evaluates with.
+    """
+
+    def calibrate(params: Params, inputs: Inputs, *, unbiased: bool = False) -> ApplyFn:
+        # The variance is the one that the layer itself keeps, biased or not.
+        del unbiased
+        state = jax.lax.stop_gradient(_of_batch(train, initial(), params, inputs))
+        return lambda params, inputs: evaluate(params, state, inputs)
+
+    return Functions(
+        apply=lambda params, inputs: calibrate(params, inputs)(params, inputs),
+        apply_train=lambda params, inputs: train(params, initial(), inputs)[0],
+        apply_running=lambda params, inputs: evaluate(params, running(), inputs),
+        calibrate=calibrate,
+    )
+
+
+def _of_batch(train: Train, start: State, params: Params, inputs: Inputs) -> State:
+    """Returns the statistics of a batch."""
+    new = train(params, start, inputs)[1]
+    # Far apart, beside what the batch adds, so that rounding does not hide the decay.
+    distances = jax.tree.map(
+        lambda n: 1 + 100 * jnp.max(jnp.abs(n), initial=0) if _is_floating(n) else 0, new
+    )
+    far = jax.tree.map(lambda s, d: s + d if _is_floating(s) else s, start, distances)
+    apart = train(params, far, inputs)[1]
+    used = dependencies(lambda state: train(params, state, inputs)[1], start)
+    itself = [path in found for path, found in zip(masks.leaf_paths(start), used, strict=True)]
+    by_itself: Any = jax.tree.unflatten(jax.tree.structure(start), itself)
+
+    def limit(by_itself: bool, old: Any, new: Any, apart: Any, distance: Any) -> Any:
+        dtype = jnp.result_type(new)
+        if by_itself and dtype in (jnp.int32, jnp.uint32, jnp.int64):
+            return old + MANY * (new - old)  # A counter of calls.
+        if not (by_itself and _is_floating(new)):
+            return new  # Such as an average without the bias of its start: Haiku's.
+        decay = (apart - new) / distance
+        averages, grows = decay < 1 - 1e-5, jnp.abs(decay - 1) <= 1e-5
+        batch = (new - decay * old) / jnp.where(averages, 1 - decay, 1)
+        otherwise = jnp.where(grows, old + MANY * (new - old), new)
+        return jnp.where(averages, batch, otherwise).astype(dtype)
+
+    return jax.tree.map(limit, by_itself, start, new, apart, distances)
+
+
+def _is_floating(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+
+
+# -- What depends on what --------------------------------------------------------------------------
+
+
+def dependencies(fn: Callable[..., Any], state: State, *arguments: Any) -> list[set[str]]:
+    """Returns for each leaf of a function's result which leaves of `state` it depends on.
+
+    Args:
+        fn: `fn(state, *arguments)`.
+        state: pytree of arrays; shapes are enough.
+        *arguments: more of them.
+
+    Returns:
+        Paths of leaves of `state`. Loops are not looked into, except for `scan`.
+    """
+    program = jax.make_jaxpr(fn)(state, *arguments)
+    none: list[set[str]] = [set() for _ in jax.tree.leaves(arguments)]
+    return _walk(program, [*({path} for path in masks.leaf_paths(state)), *none])
+
+
+def _walk(jaxpr: Any, arguments: list[Any]) -> list[Any]:
+    def step(eqn: Any, operands: list[Any], where: str) -> list[Any] | None:
+        if eqn.primitive.name == "scan":
+            return _scan(eqn, operands)
+        if _jaxprs.called(eqn) is not None:
+            return None
+        return [set().union(*operands)] * len(eqn.outvars)
+
+    return _jaxprs.walk(jaxpr, arguments, step, constant=lambda value: set())
+
+
+def _scan(eqn: Any, operands: list[Any]) -> list[Any]:
+    first, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    while True:  # What one turn carries, the next one may use.
+        results = _walk(eqn.params["jaxpr"], operands)
+        carry = operands[first : first + carried]
+        grown = [old | new for old, new in zip(carry, results, strict=False)]
+        if grown == carry:
+            return results
+        operands = [*operands[:first], *grown, *operands[first + carried :]]
+
+
+BY_PLAIN = (
+    "State that is of the weights and not of the batch (such as SpectralNorm's) goes into a "
+    "function of your own: ntksap_jax.plain(init, apply, input_shape), with apply updating it."
+)
+TRAINING_DEPENDS = (
+    "even when it is called as `training` says, so these are not the statistics of a batch. "
+    + BY_PLAIN
+)
+
+
+def check_independent(
+    outputs_of: Callable[..., Any], state: State, *arguments: Any, way_out: str
+) -> None:
+    """Raises a ValueError if a network's outputs depend on a state that nothing replaces.
+
+    Args:
+        outputs_of: `outputs_of(state, *arguments)` returns the outputs.
+        state: the state, or shapes of it.
+        *arguments: likewise.
+        way_out: the rest of the message.
+    """
+    used = sorted(set().union(*dependencies(outputs_of, state, *arguments)))
+    if used:
+        more = f" (and {len(used) - 1} more)" if len(used) > 1 else ""
+        raise ModelError(f"model: its outputs depend on {used[0]!r}{more}, {way_out}")
