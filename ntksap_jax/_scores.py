@@ -13,12 +13,18 @@ from ntksap_jax import _placement, masks
 from ntksap_jax.types import Mask, Scores
 
 
-def check(scores: Scores, mask: Mask) -> None:
+def check(
+    scores: Scores,
+    mask: Mask,
+    *,
+    advice: str = "Leave it out with masks.create(params, exclude=...), or prune less.",
+) -> None:
     """Raises unless the scores can rank the weights; for concrete arrays.
 
     Args:
         scores: what a criterion returned.
         mask: the mask that it was given.
+        advice: what to do about a leaf of zeros.
 
     Raises:
         ValueError: scores shaped unlike the mask; a score that is not finite; scores that are all
@@ -56,8 +62,7 @@ def check(scores: Scores, mask: Mask) -> None:
         raise ValueError(
             f"scores: all zero in leaf {useless[0]!r}, so they cannot rank its weights. The "
             "outputs do not depend on it: is it used, and does no zero-initialised weight or "
-            "pruned layer cut it off? Leave it out with masks.create(params, exclude=...), or "
-            "prune less."
+            f"pruned layer cut it off? {advice}"
         )
 
 

@@ -51,10 +51,13 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
 
     Raises:
         ValueError: `path` has another ending.
+        FileNotFoundError: its folder does not exist.
         TypeError: an array of a type that the format does not have.
     """
     if path.suffix != ".safetensors":
         raise ValueError(f"path: got {path}, expected a name that ends in .safetensors.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: there is no folder {path.parent}. Make it first.")
     for name, array in arrays.items():
         if array.dtype.name not in _DTYPES.values():
             raise TypeError(

@@ -12,26 +12,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from ntksap_jax import _jaxprs, masks
 from ntksap_jax.types import Mask, Network
 
-_INPUTS = object()
-"""What depends on the inputs. (A leaf, or what is made of it, is its path; a constant is None.)"""
+_INPUTS = "the inputs"
+"""In the set of what a value depends on, beside the paths of leaves; what else is there does not
+matter then. (A constant depends on nothing.)"""
 
-_MIXED = object()
-"""What depends on several leaves alone."""
+_NOTHING: frozenset[Any] = frozenset()
 
 
 def count(network: Network) -> dict[str, int]:
     """Counts the FLOPs of every kernel for one example by tracing the network; nothing is computed.
 
     A kernel is whatever parameter the network multiplies activations by in a convolution or a
-    matrix product. Products of activations, as in attention, belong to no kernel and do not count.
+    matrix product; if it is made of several, as by `nn.WeightNorm`, the one of its size. Products
+    of activations, as in attention, belong to no kernel and do not count. The zeros that a
+    convolution pads with count; those that a transposed one puts between its inputs and around
+    them do not.
 
     Args:
         network: the model, of any framework. A kernel that is used several times counts every time,
-            one in a `jax.lax.scan` at each step. Kernels in `while` and `cond` are not counted.
+            one in a `jax.lax.scan` at each step. Kernels in `while`, `cond` and `shard_map` are not
+            counted.
 
     Returns:
         FLOPs by path of the kernel in the params, in the order of the forward pass.
@@ -96,54 +101,87 @@ def count_program(
     >>> count_program(program, ["w"], batch=5)
     {'w': 12}
     """
+    leaves = [_NOTHING if path is None else frozenset({path}) for path in arguments]
+    inputs = [frozenset({_INPUTS})] * (len(program.jaxpr.invars) - len(leaves))
+    sizes = {
+        path: math.prod(var.aval.shape)
+        for path, var in zip(arguments, program.jaxpr.invars, strict=False)
+        if path is not None
+    }
     counts: dict[str, int] = {}
-    inputs = [_INPUTS] * (len(program.jaxpr.invars) - len(arguments))
-    step = functools.partial(_step, counts, 1)
-    _jaxprs.walk(program, [*arguments, *inputs], step, constant=lambda value: None)
+    step = functools.partial(_step, counts, sizes, 1)
+    _jaxprs.walk(program, [*leaves, *inputs], step, constant=lambda value: _NOTHING)
     return {path: total // batch for path, total in counts.items()}
 
 
 def _step(
-    counts: dict[str, int], times: int, eqn: Any, operands: list[Any], where: str
-) -> list[Any] | None:
-    """Counts an operation that is carried out so many times, and says what its results are."""
+    counts: dict[str, int],
+    sizes: Mapping[str, int],
+    times: int,
+    eqn: Any,
+    operands: list[frozenset[Any]],
+    where: str,
+) -> list[frozenset[Any]] | None:
+    """Counts an operation that is carried out so many times, and says what its results depend on.
+
+    `sizes` are the numbers of entries of the leaves, in the order of the arguments.
+    """
     if _jaxprs.called(eqn) is not None:
         return None
-    sources = {operand for operand in operands if operand is not None}
-    leaves = sources - {_INPUTS, _MIXED}
-    if eqn.primitive.name in _MULTIPLY_ADDS and leaves and _INPUTS in sources:
-        [path] = leaves
-        entries = _MULTIPLY_ADDS[eqn.primitive.name](eqn) * math.prod(eqn.outvars[0].aval.shape)
-        # The zeros that a transposed convolution puts between its inputs cost nothing.
-        entries //= math.prod(eqn.params.get("lhs_dilation") or (1,))
-        counts[path] = counts.get(path, 0) + 2 * times * entries
+    if eqn.primitive.name in _MULTIPLY_ADDS:
+        for operand, other, var in zip(operands, operands[::-1], eqn.invars, strict=True):
+            if operand and _INPUTS not in operand and _INPUTS in other:
+                path = _kernel(operand, math.prod(var.aval.shape), sizes)
+                multiply_adds = _MULTIPLY_ADDS[eqn.primitive.name](eqn)
+                counts[path] = counts.get(path, 0) + 2 * times * multiply_adds
     if eqn.primitive.name == "scan":
-        step = functools.partial(_step, counts, times * eqn.params["length"])
+        step = functools.partial(_step, counts, sizes, times * eqn.params["length"])
         before = eqn.params["num_consts"]
         after = before + eqn.params["num_carry"]  # the state in between depends on the inputs
-        operands = [*operands[:before], *[_INPUTS] * (after - before), *operands[after:]]
-        return _jaxprs.walk(eqn.params["jaxpr"], operands, step, constant=lambda value: None)
-    mixed = _INPUTS if _INPUTS in sources else _MIXED
-    result = next(iter(sources), None) if len(sources) < 2 else mixed
-    return [result] * len(eqn.outvars)
+        carry = [frozenset({_INPUTS})] * (after - before)
+        operands = [*operands[:before], *carry, *operands[after:]]
+        return _jaxprs.walk(eqn.params["jaxpr"], operands, step, constant=lambda value: _NOTHING)
+    return [_NOTHING.union(*operands)] * len(eqn.outvars)
 
 
-def _summed(eqn: Any) -> int:
-    """Number of products that are summed to an entry of a matrix product."""
+def _kernel(leaves: frozenset[str], size: int, sizes: Mapping[str, int]) -> str:
+    """Of the leaves that a kernel is made of, the one of its size; else the largest."""
+    return max(
+        (path for path in sizes if path in leaves),
+        key=lambda path: (sizes[path] == size, sizes[path]),
+    )
+
+
+def _of_product(eqn: Any) -> int:
     (axes, _), _ = eqn.params["dimension_numbers"]
-    return math.prod(eqn.invars[0].aval.shape[axis] for axis in axes)
+    summed = math.prod(eqn.invars[0].aval.shape[axis] for axis in axes)
+    return summed * math.prod(eqn.outvars[0].aval.shape)
 
 
-def _window(kernel: Any, axis: int) -> int:
-    """Entries of a convolution's kernel for one of its filters, which lie along an axis."""
-    return math.prod(kernel.aval.shape) // kernel.aval.shape[axis]
+def _of_convolution(eqn: Any) -> int:
+    inputs, kernel, result = (var.aval.shape for var in (*eqn.invars, *eqn.outvars))
+    numbers, params = eqn.params["dimension_numbers"], eqn.params
+    if set(params["lhs_dilation"]) == {1}:
+        return math.prod(result) * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+    # A transposed one: what meets no zero that was put between its inputs or around them.
+    total = math.prod(result[axis] for axis in numbers.out_spec[:2]) * kernel[numbers.rhs_spec[1]]
+    for axis, (i, k, o) in enumerate(
+        zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], strict=True)
+    ):
+        starts = np.arange(result[o]) * params["window_strides"][axis] - params["padding"][axis][0]
+        places = starts[:, None] + np.arange(kernel[k]) * params["rhs_dilation"][axis]
+        index, between = np.divmod(places, params["lhs_dilation"][axis])
+        total *= int(np.sum((between == 0) & (index >= 0) & (index < inputs[i])))
+    return total
+
+
+def _of_images(eqn: Any) -> int:
+    kernel = eqn.invars[1].aval.shape
+    return math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel[:-1])
 
 
 _MULTIPLY_ADDS = {
-    "dot_general": _summed,
-    "conv_general_dilated": lambda eqn: _window(
-        eqn.invars[1], eqn.params["dimension_numbers"].rhs_spec[0]
-    ),
-    "conv2d": lambda eqn: _window(eqn.invars[1], -1),
+    "dot_general": _of_product,
+    "conv_general_dilated": _of_convolution,
+    "conv2d": _of_images,
 }
-"""For one entry of the results."""

@@ -133,6 +133,16 @@ def around(layer):
     return net(call)
 
 
+class Divided(nn.Module):
+    """Divides by a parameter, as ActNorm and learned step sizes do."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x):
+        return x / self.param("scale", nn.initializers.ones, (self.size,))
+
+
 @pytest.mark.parametrize(
     ("between", "operation"),
     [
@@ -150,6 +160,17 @@ def around(layer):
         (lambda x: x[:, jnp.array([1, 0, 2])], "`gather`"),
         (lambda x: jax.lax.map(lambda row: row + 0.0, x), "`scan`"),
         (lambda x: x / 6 * x.shape[-1], "`mul`"),
+        # Where a filter is removed, 0 / 0.
+        (lambda x: Divided(6)(x), "division by 0"),
+        (lambda x: x / x.std(axis=0), "division by 0"),
+        (lambda x: x * jax.lax.rsqrt(jnp.var(x, axis=0)), "division by 0"),
+        # The number of channels, in an array.
+        (lambda x: x * jnp.full_like(x, x.shape[-1]), "`mul` with 2.0"),
+        (lambda x: x * jnp.broadcast_to(1.0 / x.shape[-1], x.shape), "`mul` with 0.5"),
+        (lambda x: x / jnp.ones_like(x).sum(axis=-1, keepdims=True), "takes 2 together"),
+        (lambda x: x * (jnp.ones(x.shape[-1]) @ jnp.ones(x.shape[-1])), "takes 2 together"),
+        (lambda x: x ** x.shape[-1], "`integer_pow`"),
+        (lambda x: x * jax.lax.fori_loop(0, x.shape[-1], lambda i, y: y + 1.0, 0.0), "`scan`"),
     ],
 )
 def test_what_is_not_followed_must_stay_and_is_named(between, operation):
@@ -174,11 +195,19 @@ def test_what_is_not_followed_must_stay_and_is_named(between, operation):
         lambda x: jnp.concatenate([x, -x], axis=-1),
         lambda x: jnp.flip(x[:, None], axis=-1)[:, 0],
         lambda x: jnp.clip(x, -1, 1),
+        lambda x: x / (x.std(axis=0) + 1e-5),
+        lambda x: jnp.concatenate([x, jnp.ones((len(x), 2))], axis=-1),
+        lambda x: jnp.concatenate([nn.Dense(1)(x), x], axis=-1),
+        lambda x: jnp.tile(x, (1, 2)),
+        lambda x: jnp.repeat(x, 2, axis=-1),
+        lambda x: jnp.stack([x, -x], axis=-1).max(axis=-1),
+        lambda x: jnp.stack([x, -x], axis=1).reshape(len(x), -1),
+        lambda x: jax.image.resize(x[:, None], (len(x), 3, x.shape[-1]), "nearest").max(axis=1),
     ],
 )
 def test_what_keeps_zero_lets_filters_go(between):
     channels = trace(around(between), (5,))
-    assert removable(channels) == ["free/kernel", "first/kernel"]
+    assert removable(channels)[:2] == ["free/kernel", "first/kernel"]
 
 
 def test_grouped_convolutions_stay_and_depthwise_ones_are_tied():
@@ -206,6 +235,9 @@ def test_attention_stays_and_the_layers_between_do_not():
 
     channels = trace(Block(), (5, 4))
     assert removable(channels) == ["up/kernel"]
+    query = "MultiHeadDotProductAttention_0/query/kernel"
+    assert "several axes" in channels.reasons[query] and query not in channels.layers
+    assert channels.flops[query] == 2 * 5 * 8 * 8
     assert "LayerNorm_0" in reason(channels, "embed/kernel")
     assert "LayerNorm_0" in reason(channels, "down/kernel")
 
@@ -266,6 +298,19 @@ def test_slices_by_number_are_found_out(part):
     channels = trace(net(call), (3,))
     assert removable(channels) == ["free/kernel"]
     assert "`slice`" in reason(channels, "cut/kernel") or "shape" in reason(channels, "cut/kernel")
+
+
+def test_a_table_shows_what_is_tied_and_what_stays():
+    lines = str(stream()).splitlines()
+    assert [line.split()[0] for line in lines] == ["layer", *stream().layers]
+    assert lines[1].split() == ["conv/kernel", "4", "block_0/conv2/kernel"]
+    assert "block_1/conv2/kernel and 1 more" in str(stream())
+    assert lines[-1].split(maxsplit=2) == ["fc/kernel", "5", "they are the model's outputs"]
+
+
+def test_widths_may_be_numpy_integers():
+    channels = trace(nn.Sequential([nn.Dense(np.int64(4)), nn.relu, nn.Dense(2)]), (3,))
+    assert removable(channels) == ["layers_0/kernel"]
 
 
 def test_a_single_filter_stays():

@@ -572,6 +572,41 @@ def test_bad_budgets_raise(scores, options, error, message):
         select_global(scores, CHAIN, **options)
 
 
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [(0, "all zero in leaf 'hidden_0/kernel'"), (np.nan, "20 of 20 entries of leaf 'hidden_0/k")],
+)
+def test_scores_that_rank_nothing_raise(factor, message):
+    model = models.mlp((4,), num_classes=3)
+    channels, variables = (
+        structured.trace(model, (5,)),
+        model.init(jax.random.key(0), jnp.ones((1, 5))),
+    )
+
+    def score(key, params, mask, batch):
+        scores = jax.tree.map(lambda keep: jnp.ones(keep.shape), mask)
+        scores["hidden_0"]["kernel"] *= factor
+        return scores, None
+
+    with pytest.raises(ValueError, match=message):
+        structured.prune(jax.random.key(0), variables["params"], score, channels, 0.5)
+
+
+def test_messages_say_what_stays_whole():
+    model = models.mlp((4,), num_classes=3)
+    channels, variables = (
+        structured.trace(model, (5,)),
+        model.init(jax.random.key(0), jnp.ones((1, 5))),
+    )
+    args = (jax.random.key(0), variables["params"], structured.l1, channels, 0.01)
+    with pytest.raises(ValueError, match=r"1 of 2 layers stay whole \(fc/kernel: they are the mod"):
+        structured.prune(*args, cost="flops")
+    with pytest.raises(ValueError, match='Pass {"params": ...'):
+        structured.prune_model(
+            jax.random.key(0), model, variables["params"], structured.l1, input_shape=(5,)
+        )
+
+
 def test_params_of_another_model_raise():
     with pytest.raises(ValueError, match="params: have no leaf 'layer_0/kernel'"):
         l1(PARAMS, CHAIN)

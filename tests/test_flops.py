@@ -33,9 +33,16 @@ def test_totals_are_those_of_tpp(model, input_shape, total):
     assert sum(counts(model, input_shape).values()) == total
 
 
-def test_zeros_of_a_transposed_convolution_cost_nothing():
-    model = nn.ConvTranspose(4, (3, 3), strides=(2, 2))
-    assert flops.count(nts.linen(model, (8, 8, 3))) == {"kernel": 2 * 8 * 8 * 9 * 3 * 4}
+@pytest.mark.parametrize(("padding", "pairs"), [("VALID", 8 * 3), ("SAME", 8 * 3 - 1)])
+def test_zeros_of_a_transposed_convolution_cost_nothing(padding, pairs):
+    """Along an axis each input meets each entry of the kernel once, but for what is cut off."""
+    model = nn.ConvTranspose(4, (3, 3), strides=(2, 2), padding=padding)
+    assert flops.count(nts.linen(model, (8, 8, 3))) == {"kernel": 2 * pairs**2 * 3 * 4}
+
+
+def test_a_kernel_made_of_several_params_counts_for_the_one_of_its_size():
+    model = nn.WeightNorm(nn.Dense(4))
+    assert flops.count(nts.linen(model, (3,))) == {"layer_instance/kernel": 24}
 
 
 def test_each_layer_by_hand():

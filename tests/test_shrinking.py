@@ -437,6 +437,77 @@ def test_may_stand_inside_of_another_module():
     np.testing.assert_allclose(got, 2 * outputs(small, fewer, x), rtol=1e-6)
 
 
+class Autoencoder(nn.Module):
+    """Two methods, and a layer whose name holds a slash."""
+
+    def setup(self):
+        self.inside = nn.Dense(6, name="encoder/dense")
+        self.outside = nn.Dense(4)
+
+    def encode(self, x):
+        return nn.relu(self.inside(x))
+
+    def __call__(self, x):
+        return self.outside(self.encode(x))
+
+
+def shrunk_autoencoder():
+    model = Autoencoder()
+    channels, variables = trace(model, (4,)), random_variables(model, (4,))
+    keep = {"encoder/dense/kernel": np.arange(6) < 3}
+    zeroed = zero_out(variables, channels, keep)
+    return model, zeroed, *shrink(model, zeroed, channels, keep)
+
+
+def test_other_methods_and_fields_are_the_original_s():
+    model, zeroed, small, fewer = shrunk_autoencoder()
+    x = jax.random.normal(jax.random.key(1), (2, 4))
+    want = model.apply(zeroed, x, method="encode")[:, :3]
+    for method in ("encode", Autoencoder.encode, model.encode, lambda m, x: nn.relu(m.inside(x))):
+        close(small.apply(fewer, x, method=method), want)
+    close(small.bind(fewer).encode(x), want)
+    assert list(small.init(jax.random.key(0), x, method="encode")["params"]) == ["encoder/dense"]
+    with pytest.raises(AttributeError, match="decode"):
+        small.apply(fewer, x, method="decode")
+
+
+def test_a_shrunk_backbone_inside_a_new_model_shrinks_on(tmp_path):
+    _, _, small, fewer = shrunk_autoencoder()
+
+    class Classifier(nn.Module):
+        backbone: nn.Module
+
+        @nn.compact
+        def __call__(self, x):
+            x = self.backbone.encode(x) + self.backbone.encode(-x)
+            return nn.Dense(2, name="head")(nn.relu(nn.Dense(5, name="neck")(x)))
+
+    model = Classifier(small)
+    fresh = init(model, (4,))
+    variables = {"params": {**fresh["params"], "backbone": fewer["params"]}}
+    del variables["params"]["backbone"]["outside"]
+    channels = trace(model, (4,))
+    keep = {"backbone/encoder/dense/kernel": np.arange(3) != 1, "neck/kernel": np.arange(5) < 2}
+    zeroed = zero_out(variables, channels, keep)
+    smaller, fewest = shrink(model, zeroed, channels, keep)
+    assert fewest["params"]["backbone"]["encoder/dense"]["kernel"].shape == (4, 2)
+    x = jax.random.normal(jax.random.key(1), (2, 4))
+    close(smaller.apply(fewest, x), model.apply(zeroed, x))
+    save(tmp_path / "small.safetensors", smaller, fewest)
+    read, stored = load(tmp_path / "small.safetensors", model)
+    assert read == smaller
+    jax.tree.map(np.testing.assert_array_equal, stored, fewest)
+
+
+def test_variables_of_another_precision_shrink_too():
+    """The constants of the model's code are then written otherwise, and mean the same."""
+    model, shape = Flattened(), (6, 6, 2)
+    channels, variables = channels_of("flattened"), random_variables(model, shape)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
+    _, fewer = shrink(model, half, channels, random_keep(channels, 0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(fewer)} == {jnp.dtype(jnp.bfloat16)}
+
+
 # -- Errors --------------------------------------------------------------------------------------
 
 
@@ -449,6 +520,15 @@ def test_variables_of_another_model_are_refused():
             use(other, channels, {})
         with pytest.raises(ValueError, match="variables: leaf 'params/fc/bias' has shape None"):
             use(other["params"], channels, {})
+
+
+def test_files_that_cannot_be_written_or_read_say_so(tmp_path):
+    model = nn.Dense(2)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*/missing\. Make it first"):
+        save(tmp_path / "missing" / "small.safetensors", model, init(model, (3,)))
+    save(tmp_path / "wide.safetensors", model, {"params": {"kernel": np.ones((3, 2))}})
+    with pytest.raises(ValueError, match="'params/kernel' of .* is float64.*jax_enable_x64"):
+        load(tmp_path / "wide.safetensors", model)
 
 
 def test_numbers_that_send_the_model_s_code_another_way_are_refused():

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from ntksap_jax import _jaxprs, flops, masks
 from ntksap_jax.structured import _program, _resized, _rules
 from ntksap_jax.structured._labels import FIXED, Labels, Value, constant, opaque
-from ntksap_jax.structured._program import Call, LabelledOperation, Operation
+from ntksap_jax.structured._program import Call, LabelledOperation
 from ntksap_jax.structured.channels import Channels
 from ntksap_jax.structured.types import FilterLayer
 
@@ -19,6 +19,11 @@ _NAME = "ntksap_jax/features/"
 _PRODUCTS = {"dot_general", "conv_general_dilated", "conv2d"}
 _NO_FIELD = "its module has no integer field `features` that says how many filters it has"
 _SINGLE = "it has only one filter"
+_NO_LAYER = (
+    "it is not used as it stands, as the kernel of a convolution or dense layer whose outputs are "
+    "its last axis: another parameter or function changes it first, several axes of it or another "
+    "count outputs, or it is in a loop"
+)
 
 
 class Tracing:
@@ -29,24 +34,25 @@ class Tracing:
         self._call = call
         leaves = masks.leaf_paths(variables)
         self._shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
-        self._flops: dict[str, int] = {}
+        self._kernels: list[str] = []
         self._labels = Labels()
         self._leaves = {path: self._leaf(path) for path in leaves}
         self._biases: dict[str, str] = {}
         self._norms: dict[str, str] = {}
-        self._program: list[LabelledOperation] = []
+        self._axes: list[tuple[Any, Any, Any]] = []  # of each operation, see `LabelledOperation`
         self._features: dict[str, np.ndarray] = {}
-        with nn.intercept_methods(_name_features(model)):
+        with nn.intercept_methods(_name_features()):
             jaxpr = _program.record(model, variables, call)
         names = [
             path.removeprefix("params/") if path.startswith("params/") else None for path in leaves
         ]
-        self._counts = flops.count_program(jaxpr, names, batch=_program.BATCH)
+        self._flops = flops.count_program(jaxpr, names, batch=_program.BATCH)
+        self._operations = _program.operations(jaxpr)
         arguments = [*self._leaves.values(), opaque(call.inputs.shape)]
         for output in _jaxprs.walk(jaxpr, arguments, self._step, constant=_program.concrete):
             for axis in output.axes if isinstance(output, Value) else ():
                 self._labels.fix(axis, "they are the model's outputs")
-        for kernel in self._flops:
+        for kernel in self._kernels:
             if self._shapes[f"params/{kernel}"][-1] == 1:
                 self.fix(kernel, _SINGLE)
             own = self._features.get(kernel.rpartition("/")[0])
@@ -65,7 +71,7 @@ class Tracing:
         self._settle()
         numbers = np.full(self._labels.count, FIXED)
         reasons, num_channels = {}, 0
-        for kernel in self._flops:
+        for kernel in self._kernels:
             roots = self._labels.find(self._filters(kernel))
             reason = self._labels.reasons(roots[:1])[0]
             if reason is not None:
@@ -75,6 +81,8 @@ class Tracing:
             fresh = [root for root in roots[np.sort(first)] if numbers[root] == FIXED]
             numbers[fresh] = np.arange(num_channels, num_channels + len(fresh))
             num_channels += len(fresh)
+        for path in self._others():
+            reasons[path] = _NO_LAYER
         known: dict[int, Any] = {}
 
         def numbered(axis: Any) -> Any:
@@ -88,7 +96,7 @@ class Tracing:
         return Channels(
             layers={
                 kernel: self._layer(kernel, index, kernel not in reasons)
-                for index, kernel in enumerate(self._flops)
+                for index, kernel in enumerate(self._kernels)
             },
             labels={path: tuple(map(numbered, leaf.axes)) for path, leaf in self._leaves.items()},
             features={
@@ -98,16 +106,20 @@ class Tracing:
             },
             num_channels=num_channels,
             reasons=reasons,
-            flops=self._flops,
+            # What constants alone are multiplied by costs nothing.
+            flops=dict.fromkeys(self._kernels, 0) | self._flops,
             shapes=self._shapes,
             call=self._call,
             program=tuple(
                 LabelledOperation(
-                    entry.operation,
-                    tuple(tuple(map(numbered, axes)) for axes in entry.axes),
-                    tuple(map(numbered, entry.whole)),
+                    operation,
+                    tuple(tuple(map(numbered, one)) for one in axes),
+                    tuple(map(numbered, lengths)),
+                    tuple(map(numbered, whole)),
                 )
-                for entry in self._program
+                for operation, (axes, lengths, whole) in zip(
+                    self._operations, self._axes, strict=True
+                )
             ),
         )
 
@@ -116,12 +128,18 @@ class Tracing:
         changed = True
         while changed:
             changed = False
-            for kernel in self._flops:
+            for kernel in self._kernels:
                 reasons = self._labels.reasons(self._filters(kernel))
                 reason = next((one for one in reasons if one is not None), None)
                 if reason is not None and None in reasons:
                     self.fix(kernel, f"some of its filters must stay: {reason}")
                     changed = True
+
+    def _others(self) -> list[str]:
+        """Kernels that are no layers: of other products, or only by name."""
+        params = [path.removeprefix("params/") for path in self._shapes if path[:7] == "params/"]
+        named = [path for path in params if path.rpartition("/")[2] == "kernel"]
+        return [path for path in dict.fromkeys([*self._flops, *named]) if path not in self._kernels]
 
     def _filters(self, kernel: str) -> Any:
         return self._leaves[f"params/{kernel}"].axes[-1]
@@ -155,12 +173,11 @@ class Tracing:
         elif len(values) == 2:
             self._note_company(values, results[0])
         if not _program.is_layout(eqn):
-            shapes = tuple(map(_shape, eqn.outvars))
-            constants, places = _program.constants_of(operands), _program.places_of(eqn)
-            operation = Operation(eqn.primitive.name, where, shapes, constants, places)
             axes = tuple(result.axes for result in results)
-            whole = values[0].axes if eqn.primitive.name == "slice" else axes[0] if places else ()
-            self._program.append(LabelledOperation(operation, axes, whole))
+            lengths = tuple(_length(values, pairs) for pairs in _rules.consumed(eqn))
+            whole = axes[0] if eqn.primitive.name == "pad" else ()
+            whole = values[0].axes if eqn.primitive.name == "slice" else whole
+            self._axes.append((axes, lengths, whole))
         return results
 
     def _note_layer(self, eqn: Any, result: Value) -> Value:
@@ -168,7 +185,8 @@ class Tracing:
         kernel = result.layer
         if kernel is None or self._shapes[f"params/{kernel}"] != _shape(eqn.invars[1]):
             return result._replace(layer=None)
-        self._flops[kernel] = self._counts.get(kernel, 0)  # of constants alone, it costs nothing
+        if kernel not in self._kernels:
+            self._kernels.append(kernel)
         return result
 
     def _note_company(self, values: list[Value], result: Value) -> None:
@@ -203,15 +221,24 @@ class Tracing:
         )
 
 
-def _name_features(model: nn.Module) -> Any:
+def _length(values: list[Value], pairs: tuple[tuple[int, int], ...]) -> Any:
+    """What the indices of an axis are that two operands may have in common."""
+    kinds = [values[place].axes[axis] for place, axis in pairs]
+    return next((kind for kind in kinds if isinstance(kind, np.ndarray)), None)
+
+
+def _name_features() -> Any:
     """Makes an interceptor that marks the outputs that have as many features as a module says."""
-    changed = _resized.taken_apart(model)[1]
+    changed: dict[str, int] = {}
 
     def name_features(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module, path = context.module, "/".join(context.module.path)
+        if isinstance(module, _resized.Resized):  # of two around each other, the outer one decides
+            for name, number in module.features:
+                changed.setdefault(f"{path}/{name}".lstrip("/"), number)
         outputs = next_fun(*args, **kwargs)
-        path = "/".join(context.module.path)
-        if context.method_name == "__call__" and _resized.has_features(context.module):
-            number = changed.get(path, context.module.features)
+        if context.method_name == "__call__" and _resized.has_features(module):
+            number = changed.get(path, module.features)
             if getattr(outputs, "ndim", 0) > 0 and outputs.shape[-1] == number:
                 return checkpoint_name(outputs, _NAME + path)
         return outputs

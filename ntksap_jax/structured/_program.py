@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, NamedTuple
 
 import flax.core
@@ -12,11 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntksap_jax import _jaxprs
+from ntksap_jax.structured import _rules
 
 # What comes and goes with sizes, such as a broadcast from 1 to 1, and means nothing by itself.
 _LAYOUT = {
     *("reshape", "broadcast_in_dim", "squeeze", "expand_dims", "copy", "convert_element_type"),
     "name",
+}
+# What an operation's parameters say beside the shapes of its results.
+_SETTINGS = {
+    *("y", "exponent", "axes", "axis", "dimension", "dimensions", "permutation", "reverse"),
+    *("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"),
+    *("lhs_dilation", "rhs_dilation", "length", "jaxpr", "cond_jaxpr", "body_jaxpr", "branches"),
 }
 
 BATCH = 2
@@ -49,7 +57,10 @@ class Operation(NamedTuple):
         name: name of the primitive.
         where: path of the module that it stands in.
         shapes: shapes of its results.
-        constants: the numbers among its arguments, in words, so that NaN equals itself.
+        constants: the numbers among its arguments, in words, so that NaN equals itself; of whole
+            arrays, a digest.
+        settings: what its parameters say.
+        lengths: of the axes that it sums over, or of all if it cannot be followed.
         places: which entries it takes from an axis, or where it puts them, for each axis of a slice
             and a pad.
     """
@@ -58,6 +69,8 @@ class Operation(NamedTuple):
     where: str
     shapes: tuple[tuple[int, ...], ...]
     constants: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
     places: tuple[tuple[int, ...], ...] = ()
 
 
@@ -68,11 +81,13 @@ class LabelledOperation(NamedTuple):
         operation: name, place, shapes and constants.
         axes: for each axis of each result the channels of its indices, as for leaves; "free" where
             the result is constant along the axis.
+        lengths: the same for the axes that `operation.lengths` are the lengths of.
         whole: the same for the array that `operation.places` are places in.
     """
 
     operation: Operation
     axes: tuple[tuple[Any, ...], ...]
+    lengths: tuple[Any, ...]
     whole: tuple[Any, ...]
 
 
@@ -130,10 +145,21 @@ def operations(jaxpr: Any) -> list[Operation]:
     def step(eqn: Any, operands: list[Any], where: str) -> list[Any] | None:
         if _jaxprs.called(eqn) is not None:
             return None
-        if not is_layout(eqn):
-            shapes = tuple(var.aval.shape for var in eqn.outvars)
-            constants, places = constants_of(operands), places_of(eqn)
-            found.append(Operation(eqn.primitive.name, where, shapes, constants, places))
+        if is_layout(eqn):  # a number that is broadcast is still that number
+            number = operands[0] if np.ndim(operands[0]) == 0 else None
+            return [number] * len(eqn.outvars)
+        sizes = [getattr(var.aval, "shape", ()) for var in eqn.invars]
+        found.append(
+            Operation(
+                eqn.primitive.name,
+                where,
+                tuple(var.aval.shape for var in eqn.outvars),
+                tuple(_in_words(op) for op in operands if op is not None),
+                tuple(str(eqn.params[name]) for name in sorted(_SETTINGS & eqn.params.keys())),
+                tuple(sizes[place][axis] for (place, axis), *_ in _rules.consumed(eqn)),
+                places_of(eqn),
+            )
+        )
         return [None] * len(eqn.outvars)
 
     _jaxprs.walk(jaxpr, [None] * len(jaxpr.jaxpr.invars), step, constant=concrete)
@@ -161,9 +187,10 @@ def is_layout(eqn: Any) -> bool:
     return eqn.primitive.name in _LAYOUT
 
 
-def constants_of(operands: list[Any]) -> tuple[str, ...]:
-    """The numbers that stand in the program as arguments of an operation."""
-    return tuple(repr(op.item()) for op in operands if isinstance(op, np.ndarray) and op.ndim == 0)
+def _in_words(constant: np.ndarray) -> str:
+    if constant.size and bool(np.all(constant == constant.flat[0])):
+        return repr(constant.flat[0].item())
+    return f"an array {hashlib.sha256(constant.tobytes()).hexdigest()[:8]}"
 
 
 def concrete(constant: Any) -> Any:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+import numbers
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,9 +43,47 @@ class Resized(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the module, in this one's scope: without a level of its own in the paths."""
-        module: Any = self.original.module.clone(parent=self.scope)
+        return self.run("__call__", *args, **kwargs)
+
+    def run(self, method: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls a method of the module by its name, or a function of the module."""
+        assert self.scope is not None
+        module: Any = self.original.module.clone(parent=self.scope.rewound())
+        if isinstance(method, str):
+            call = getattr(module, method)
+        else:
+            call = functools.partial(getattr(method, "__func__", method), module)
         with nn.intercept_methods(_give_features(dict(self.features), len(self.path))):
-            return module(*args, **kwargs)
+            return call(*args, **kwargs)
+
+    @nn.nowrap
+    def apply(self, *args: Any, method: Any = None, **kwargs: Any) -> Any:
+        """Applies this module or, as Flax does, another method of the original."""
+        return super().apply(*args, method=_of_original(method), **kwargs)
+
+    @nn.nowrap
+    def init_with_output(self, *args: Any, method: Any = None, **kwargs: Any) -> Any:
+        """Initialises this module by its call or another method of the original."""
+        return super().init_with_output(*args, method=_of_original(method), **kwargs)
+
+    @nn.nowrap
+    def __getattr__(self, name: str) -> Any:
+        """Fields and methods of the original."""
+        if name.startswith("_") or "original" not in self.__dict__:
+            return super().__getattr__(name)
+        value = getattr(self.original.module, name)
+        return types.MethodType(_of_original(name), self) if inspect.ismethod(value) else value
+
+
+def _of_original(method: Any) -> Any:
+    """A method of a resized module that carries out another of the original."""
+    if method is None:
+        return None
+
+    def run(resized: Resized, *args: Any, **kwargs: Any) -> Any:
+        return resized.run(method, *args, **kwargs)
+
+    return run
 
 
 def _give_features(features: Mapping[str, int], depth: int) -> Callable[..., Any]:
@@ -51,13 +93,20 @@ def _give_features(features: Mapping[str, int], depth: int) -> Callable[..., Any
         next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
     ) -> Any:
         module: Any = context.module
-        number = features.get("/".join(module.path[depth:]))
-        if number is None or not has_features(module):
-            return next_fun(*args, **kwargs)
-        new = {"features": number}
-        groups = getattr(module, "feature_group_count", 1)
-        if groups > 1 and groups == module.features:  # depthwise: a group for each filter
-            new["feature_group_count"] = number
+        path = "/".join(module.path[depth:])
+        new: dict[str, Any] = {}
+        if isinstance(module, Resized):  # it is resized once more, and hands these numbers on
+            inside = {
+                name.removeprefix(f"{path}/"): number
+                for name, number in features.items()
+                if name.startswith(f"{path}/")
+            }
+            new["features"] = tuple(sorted({**dict(module.features), **inside}.items()))
+        elif path in features and has_features(module):
+            new["features"] = number = features[path]
+            groups = getattr(module, "feature_group_count", 1)
+            if groups > 1 and groups == module.features:  # depthwise: a group for each filter
+                new["feature_group_count"] = number
         old = {name: getattr(module, name) for name in new}
         # Modules are frozen; this one is the copy that `apply` works on.
         for name, value in new.items():
@@ -73,7 +122,8 @@ def _give_features(features: Mapping[str, int], depth: int) -> Callable[..., Any
 
 def has_features(module: nn.Module) -> bool:
     """Whether a module says in a field `features` how many filters it has, as `nn.Conv` does."""
-    return isinstance(getattr(module, "features", None), int)
+    number = getattr(module, "features", None)
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
 
 
 def resize(model: nn.Module, features: Mapping[str, int]) -> Resized:
@@ -121,8 +171,13 @@ def mismatch(small: nn.Module, variables: Any, call: Call, expected: list[Operat
     for want, have in zip(expected, found, strict=False):
         place = want.where or "the top level"
         same = want.name == have.name and want.constants == have.constants
-        if not same or not _fits(want.shapes, have.shapes):
+        if not same or want.settings != have.settings or not _fits(want.shapes, have.shapes):
             return f"at {place} it does {_describe(have)} instead of {_describe(want)}"
+        if want.lengths != have.lengths:
+            return (
+                f"at {place} its {_describe(have)} takes {_sizes(have.lengths)} together instead "
+                f"of {_sizes(want.lengths)}"
+            )
         if want.places != have.places:
             return f"at {place} its {_describe(have)} is at other places of the axis"
     if len(expected) != len(found):
@@ -145,3 +200,7 @@ def _describe(operation: Operation) -> str:
     )
     numbers = f" with {', '.join(operation.constants)}" if operation.constants else ""
     return f"`{operation.name}`{numbers} of shape {shapes}"
+
+
+def _sizes(lengths: tuple[int, ...]) -> str:
+    return " x ".join(map(str, lengths))

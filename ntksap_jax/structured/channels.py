@@ -9,6 +9,7 @@ out, so that nothing depends on names or on what its modules are.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -26,16 +27,16 @@ class Channels:
 
     Attributes:
         layers: every convolution and dense layer by the path of its kernel, in the order of calls.
-            (The projections of `nn.MultiHeadDotProductAttention` are no layers: two axes of their
-            kernels count outputs.)
+            Kernels that the model uses otherwise are no layers, such as those of
+            `nn.MultiHeadDotProductAttention`, two axes of which count outputs: `reasons` has them.
         labels: by the path of a leaf, which begins with "params/" or "batch_stats/", for every axis
             of the leaf an array with the channel of every index, -1 for an index that must stay; or
             None, if all of them must stay, such as the pixels of a kernel.
         features: the same for the features of every submodule that has a field `features`, by the
             path of the submodule. These numbers change when channels are removed.
         num_channels: how many channels there are.
-        reasons: why the filters of a layer must stay, by kernel, for those that are not removable.
-        flops: FLOPs of each layer's kernel for one example, see `ntksap_jax.flops`.
+        reasons: why the filters of a kernel must stay, for all that are not removable.
+        flops: FLOPs of each kernel for one example, see `ntksap_jax.flops`.
         shapes: shape of every leaf, by path.
         call: how the model was called.
         program: the operations that it carried out, with labels for the axes of their results.
@@ -56,6 +57,39 @@ class Channels:
     shapes: dict[str, tuple[int, ...]]
     call: Call = dataclasses.field(repr=False)
     program: tuple[LabelledOperation, ...] = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        """A table: the kernels, their filters, what they are tied to and why they stay whole."""
+        tied = {path: group for group in groups(self) for path in group if len(group) > 1}
+        rows = [("layer", "filters", "tied to", "stays whole because")]
+        for path in dict.fromkeys([*self.layers, *self.reasons]):
+            others = [other for other in tied.get(path, ()) if other != path]
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            filters = str(self.layers[path].num_filters) if path in self.layers else "-"
+            first = f"{others[0]}{more}" if others else ""
+            rows.append((path, filters, first, self.reasons.get(path, "")))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        form = "  ".join(f"{{:{size}}}" for size in widths) + "  {}"
+        return "\n".join(form.format(*row).rstrip() for row in rows)
+
+
+def whole_layers(channels: Channels) -> str:
+    """Says how many kernels stay whole, and for which reasons; for messages."""
+    found: dict[str, list[str]] = {}
+    for path, reason in channels.reasons.items():
+        found.setdefault(re.sub(r" at [^ ,:;]+", "", reason), []).append(path)
+    largest = sorted(found.items(), key=lambda item: -len(item[1]))
+    parts = [
+        f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {reason}"
+        for reason, paths in largest[:4]
+    ]
+    left = sum(len(paths) for _, paths in largest[4:])
+    count = len({*channels.layers, *channels.reasons})
+    return (
+        f"{len(channels.reasons)} of {count} layers stay whole ("
+        + "; ".join([*parts, *([f"{left} for other reasons"] if left else [])])
+        + "); channels.reasons says why for each, print(channels) shows all"
+    )
 
 
 def groups(channels: Channels) -> list[tuple[str, ...]]:
@@ -141,9 +175,10 @@ def check_keep(channels: Channels, keep: Keep) -> None:
     """
     for path, kept in keep.items():
         if path not in channels.layers:
+            why = f": {channels.reasons[path]}" if path in channels.reasons else ""
             raise ValueError(
-                f"keep: {path!r} is no kernel of a convolution or dense layer. Expected some of: "
-                f"{', '.join(channels.layers)}."
+                f"keep: {path!r} is no kernel of a convolution or dense layer{why}. Expected some "
+                f"of: {', '.join(channels.layers)}."
             )
         if getattr(kept, "dtype", None) != np.dtype(bool):
             kind = getattr(kept, "dtype", type(kept).__name__)
@@ -236,9 +271,13 @@ def expected_program(channels: Channels, removed: np.ndarray) -> list[Operation]
                 tuple(map(size_of, shape, one))
                 for shape, one in zip(operation.shapes, axes, strict=True)
             ),
+            lengths=tuple(
+                size if isinstance(axis, str) else size_of(size, axis)
+                for size, axis in zip(operation.lengths, lengths, strict=True)
+            ),
             places=tuple(map(places_of, operation.places, whole)),
         )
-        for operation, axes, whole in channels.program
+        for operation, axes, lengths, whole in channels.program
     ]
 
 

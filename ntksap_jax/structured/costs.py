@@ -15,8 +15,8 @@ class Cost(NamedTuple):
     """What a network costs.
 
     Attributes:
-        flops: floating-point operations for one example: 2 for each multiply-add of convolutions
-            and dense layers (TPP's count).
+        flops: floating-point operations for one example: 2 for each multiply-add of a kernel,
+            of layers or not, as `ntksap_jax.flops` counts (for convolutional networks as TPP does).
         layer_params: entries of the kernels and biases of convolutions and dense layers (TPP's
             count of parameters, without normalisation).
         params: entries of all parameters.

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from ntksap_jax.structured import costs, filter_selection
-from ntksap_jax.structured.channels import Channels, filter_channels, removed_channels
+from ntksap_jax.structured.channels import Channels, filter_channels, removed_channels, whole_layers
 from ntksap_jax.structured.types import FilterScores, Keep
 
 Cost = Literal["filters", "flops", "params"] | Callable[[Keep], float]
@@ -104,7 +104,8 @@ def select_global(
         raise ValueError(
             f"{'budget' if density is None else 'density'}: a cost of {budget:.6g} cannot be "
             f"reached: with min_filters={min_filters} and multiple_of={multiple_of} the network "
-            f"still costs {lowest:.6g}. Allow more, or fewer filters in a layer."
+            f"still costs {lowest:.6g}. Allow more, or fewer filters in a layer. "
+            f"{whole_layers(channels)}."
         )
     enough, short = len(queue), -1  # fits the budget; does not (or was not tried)
     while enough - short > 1:
@@ -136,9 +137,7 @@ def _scored_channels(scores: FilterScores, channels: Channels) -> dict[str, np.n
         if path in scores and layer.removable
     }
     if not numbers:
-        raise ValueError(
-            "scores: no layer with scores is removable; channels.reasons says why for each."
-        )
+        raise ValueError(f"scores: no layer with scores is removable: {whole_layers(channels)}.")
     return numbers
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.core
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,6 +33,7 @@ def save(path: str | os.PathLike[str], model: nn.Module, variables: Any) -> None
 
     Raises:
         ValueError: `path` has another ending.
+        FileNotFoundError: its folder does not exist.
         TypeError: `model` is no linen module, or a leaf has a type that the format does not have.
 
     >>> import jax, jax.numpy as jnp, os, safetensors.numpy, tempfile
@@ -49,6 +51,9 @@ def save(path: str | os.PathLike[str], model: nn.Module, variables: Any) -> None
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     features = json.dumps(_resized.taken_apart(model)[1])
     about = {"format": _FORMAT, "version": _VERSION, "features": features}
+    slashed = {name: keys for name, keys in _keys(variables).items() if keys != name.split("/")}
+    if slashed:
+        about["keys"] = json.dumps(slashed)
     _tensors.write(Path(path), arrays, about | {"digest": _tensors.digest(arrays)})
 
 
@@ -65,7 +70,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[nn.Module, Any
     Raises:
         FileNotFoundError: no such file.
         TypeError: `model` is no linen module.
-        ValueError: a damaged file, one that `save` did not write, or one of another version.
+        ValueError: a damaged file, one that `save` did not write, or one of another version; or
+            arrays of 64 bits where jax has these switched off.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, os, tempfile
     >>> model = nn.Dense(2)
@@ -79,6 +85,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[nn.Module, Any
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected the original flax module.")
     path = Path(path)
+    keys: dict[str, list[str]] = {}
     if _npz.is_archive(path):
         arrays, features = _read_npz(path)
     else:
@@ -87,25 +94,42 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[nn.Module, Any
             if (about.get("format"), about.get("version")) != (_FORMAT, _VERSION):
                 raise ValueError("it does not hold a shrunk network that this version reads")
             features = json.loads(about["features"])
+            keys = json.loads(about.get("keys", "{}"))
         arrays = _tensors.read_arrays(path, headers)
         with _files.readable(path):
             if _tensors.digest(arrays) != about["digest"]:
                 raise ValueError("it does not hold the network that was saved")
+    for name, array in arrays.items():
+        if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+            raise ValueError(
+                f"path: leaf {name!r} of {path} is {array.dtype}, which jax would narrow. Call "
+                'jax.config.update("jax_enable_x64", True) first.'
+            )
     with _files.readable(path):
         # A layer of so many features has as many numbers.
         largest = max((array.size for array in arrays.values()), default=0)
         for name, number in features.items():
             if type(number) is not int or not 1 <= number <= largest:
                 raise ValueError(f"{name!r} has {number!r} features, expected 1 to {largest}")
-        variables = _nested(arrays)
+        variables = _nested(arrays, keys)
     original, _ = _resized.taken_apart(model)
     return _resized.resize(original, features), variables
 
 
-def _nested(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _keys(variables: Any) -> dict[str, list[str]]:
+    """The keys that lead to each leaf, by its path."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(flax.core.unfreeze(variables))]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): [entry.key for entry in path]
+        for path in paths
+    }
+
+
+def _nested(arrays: dict[str, np.ndarray], keys: dict[str, list[str]]) -> dict[str, Any]:
+    """Nests arrays by the slashes in their names, or by `keys` where those hold slashes too."""
     variables: dict[str, Any] = {}
     for name, array in arrays.items():
-        *parents, leaf = name.split("/")
+        *parents, leaf = keys.get(name, name.split("/"))
         node = variables
         for parent in parents:
             node = node.setdefault(parent, {})

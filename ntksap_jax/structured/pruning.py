@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import schedules
+from ntksap_jax import _scores, masks, schedules
 from ntksap_jax._draws import typed_key
 from ntksap_jax.structured import filters, global_selection, shrinking, tracing
 from ntksap_jax.structured.channels import Channels
@@ -80,6 +80,7 @@ def prune_model(
     if not 0 < flops <= 1:
         raise ValueError(f"flops: got {flops}, expected the fraction that is left, in (0, 1].")
     channels = tracing.trace(model, input_shape, dtype=dtype, **apply_kwargs)
+    variables = shrinking.check_variables(variables, channels)
     keep = prune(
         key,
         variables["params"],
@@ -139,8 +140,8 @@ def prune(
         Which filters stay, by path of the kernel, for the removable layers.
 
     Raises:
-        ValueError, TypeError: not one of density and schedule, or as the schedule, the criterion
-            and the selection do.
+        ValueError, TypeError: not one of density and schedule, scores that are not finite or all
+            zero in a layer, or as the schedule, the criterion and the selection do.
 
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> from ntksap_jax import criteria, structured
@@ -160,9 +161,13 @@ def prune(
 
     def scores_of(key: Key, keep: Keep) -> FilterScores:
         if of_filters:
-            return score(params, channels)  # type: ignore[call-arg, arg-type, return-value]
+            of_layers: Any = score(params, channels)  # type: ignore[call-arg, arg-type]
+            of_layers = {path: np.asarray(values) for path, values in of_layers.items()}
+            _check(of_layers, {p: np.ones(s.shape, bool) for p, s in of_layers.items()}, channels)
+            return of_layers
         mask = filters.to_mask(params, channels, keep)
         scores, _ = score(key, params, mask, batch)  # type: ignore[call-arg, arg-type]
+        _check(masks.leaf_paths(scores), masks.leaf_paths(mask), channels)
         return filters.by_gate(scores, channels, absolute=absolute)
 
     keep: dict[str, np.ndarray] = {}
@@ -179,6 +184,16 @@ def prune(
         if on_round is not None:
             on_round(index + 1, dict(keep))
     return keep
+
+
+def _check(scores: dict[str, Any], mask: dict[str, Any], channels: Channels) -> None:
+    """Checks scores as `ntksap_jax.prune` does, of the layers that may lose filters."""
+    paths = [path for path, layer in channels.layers.items() if layer.removable and path in scores]
+    _scores.check(
+        {path: scores[path] for path in paths},
+        {path: mask[path] for path in paths},
+        advice="Score it with other weights or by another criterion, or prune less.",
+    )
 
 
 def _is_of_filters(score: Any) -> bool:

@@ -52,7 +52,7 @@ def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
     >>> (zeroed["params"]["layers_0"]["kernel"] == 0).all(axis=0).tolist()
     [False, True, False]
     """
-    variables = _check_variables(variables, channels)
+    variables = check_variables(variables, channels)
     channels_.expand(channels, keep)
     removed = channels_.removed_channels(channels, keep)
 
@@ -106,11 +106,11 @@ def shrink(
     >>> bool(jnp.allclose(small.apply(fewer, x), model.apply(zeroed, x), atol=1e-6))
     True
     """
-    variables = _check_variables(variables, channels)
+    variables = check_variables(variables, channels)
     channels_.expand(channels, keep)
     removed = channels_.removed_channels(channels, keep)
     small = tracing.resize(model, channels, removed)
-    wrong = tracing.misfit(model, variables, channels, removed)
+    wrong = tracing.misfit(model, channels, removed)
     if wrong is not None:
         raise ValueError(
             "keep: the model's own code does not follow when these filters go: "
@@ -131,7 +131,8 @@ def shrink(
     return small, fewer
 
 
-def _check_variables(variables: Any, channels: Channels) -> Any:
+def check_variables(variables: Any, channels: Channels) -> Any:
+    """Returns the traced model's variables unfrozen; raises a ValueError if they are not its."""
     variables = flax.core.unfreeze(variables)
     found = {path: np.shape(leaf) for path, leaf in masks.leaf_paths(variables).items()}
     for path in channels.shapes | found:

@@ -24,6 +24,7 @@ from ntksap_jax.structured.channels import (
     groups,
     is_removed,
     kept_indices,
+    whole_layers,
 )
 
 
@@ -76,24 +77,20 @@ def trace(
     # Layers that are tied to others, on residual streams, are where a model's code counts channels.
     for tied in (False, True):
         some = [group for group in together if (len(group) > 1) is tied]
-        for group, reason in _unfit(model, variables, channels, some):
+        for group, reason in _unfit(model, channels, some):
             tracing.fix(group[0], reason)
     channels = tracing.channels()
     if not any(layer.removable for layer in channels.layers.values()):
-        listed = "; ".join(f"{path}: {reason}" for path, reason in channels.reasons.items())
-        raise ValueError(
-            "model: no filter of any layer can be removed "
-            + (f"({listed})." if listed else "(it has no convolution or dense layer).")
-        )
+        why = whole_layers(channels) if channels.reasons else "it has no convolution or dense layer"
+        raise ValueError(f"model: no filter of any layer can be removed: {why}.")
     return channels
 
 
-def misfit(model: nn.Module, variables: Any, channels: Channels, removed: np.ndarray) -> str | None:
+def misfit(model: nn.Module, channels: Channels, removed: np.ndarray) -> str | None:
     """Says what the model does otherwise without some channels than it should, None if nothing.
 
     Args:
         model: the model that was traced.
-        variables: its variables, or their shapes.
         channels: its channels.
         removed: result of `removed_channels`.
     """
@@ -108,6 +105,8 @@ def misfit(model: nn.Module, variables: Any, channels: Channels, removed: np.nda
         ]
         return jax.ShapeDtypeStruct(tuple(sizes), leaf.dtype)
 
+    # As they are initialised: those of the caller may be of another precision.
+    variables = _program.shapes_of(model, channels.call)
     shapes = jax.tree_util.tree_map_with_path(shape, variables)
     expected = expected_program(channels, removed)
     return _resized.mismatch(small, shapes, channels.call, expected)
@@ -130,7 +129,7 @@ def resize(model: nn.Module, channels: Channels, removed: np.ndarray) -> _resize
 
 
 def _unfit(
-    model: nn.Module, variables: Any, channels: Channels, some: list[tuple[str, ...]]
+    model: nn.Module, channels: Channels, some: list[tuple[str, ...]]
 ) -> list[tuple[tuple[str, ...], str]]:
     """Finds the groups of layers whose number of filters the model's own code does not let change.
 
@@ -141,18 +140,14 @@ def _unfit(
     removed = np.zeros(channels.num_channels, bool)
     for group in some:
         _remove_some(channels, group, removed)
-    wrong = misfit(model, variables, channels, removed)
+    wrong = misfit(model, channels, removed)
     if wrong is None:
         return []
     if len(some) == 1:
         reason = f"the model's own code depends on how many there are: {wrong}"
         return [(some[0], reason)]
     half = len(some) // 2
-    return [
-        found
-        for part in (some[:half], some[half:])
-        for found in _unfit(model, variables, channels, part)
-    ]
+    return [found for part in (some[:half], some[half:]) for found in _unfit(model, channels, part)]
 
 
 def _remove_some(channels: Channels, group: tuple[str, ...], removed: np.ndarray) -> None:

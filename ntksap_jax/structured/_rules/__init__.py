@@ -49,6 +49,24 @@ def apply(labels: Labels, eqn: Any, operands: list[Value], where: str) -> list[V
     return [_tidy(result, var) for result, var in zip(results, eqn.outvars, strict=True)]
 
 
+def consumed(eqn: Any) -> list[tuple[tuple[int, int], ...]]:
+    """The axes whose lengths matter beside the shapes of the results.
+
+    Those that are summed over; all, where the operation cannot be followed. Each is a pair
+    (operand, axis), or two for the same length.
+    """
+    name = eqn.primitive.name
+    if name in _REDUCTIONS:
+        return [((0, axis),) for axis in eqn.params["axes"]]
+    if name == "dot_general":
+        left, right = eqn.params["dimension_numbers"][0]
+        return [((0, i), (1, j)) for i, j in zip(left, right, strict=True)]
+    if name in _RULES or name in _IDENTITY:
+        return []
+    shapes = [getattr(var.aval, "shape", ()) for var in eqn.invars]
+    return [((place, axis),) for place, shape in enumerate(shapes) for axis in range(len(shape))]
+
+
 def _tidy(value: Value, var: Any) -> Value:
     """An axis of size 1 without a channel is constant along itself."""
     shape = getattr(var.aval, "shape", ())
@@ -70,11 +88,15 @@ _RULES: dict[str, Rule] = {
     "conv_general_dilated": products.convolve,
     "dot_general": products.dot,
     "dynamic_slice": axes.dynamic_slice,
+    "gather": axes.gather,
+    "iota": axes.iota,
     "pad": axes.pad,
     "reshape": shapes.reshape,
     "rev": axes.reverse,
     "slice": axes.slice_,
     "split": axes.split,
     "squeeze": shapes.squeeze,
+    "stack": axes.stack,
+    "tile": axes.tile,
     "transpose": axes.transpose,
 }

@@ -129,33 +129,104 @@ def pad(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Val
 
 
 def concatenate(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:
-    along, shape = eqn.params["dimension"], eqn.outvars[0].aval.shape
+    sizes = [var.aval.shape for var in eqn.invars]
+    return [_join(labels, operands, sizes, eqn.params["dimension"], place)]
+
+
+def stack(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:
+    along = eqn.params["axis"] % len(eqn.outvars[0].aval.shape)
+    wider, sizes = [], []
+    for operand, var in zip(operands, eqn.invars, strict=True):
+        size, (axes, removed, *_) = var.aval.shape, operand
+        wider.append(
+            operand._replace(
+                axes=(*axes[:along], None, *axes[along:]),
+                removed=(*removed[:along], None, *removed[along:]),
+            )
+        )
+        sizes.append((*size[:along], 1, *size[along:]))
+    return [_join(labels, wider, sizes, along, place)]
+
+
+def _join(
+    labels: Labels, operands: list[Value], shapes: list[tuple[int, ...]], along: int, place: str
+) -> Value:
     axes: list[Axis] = []
-    for axis, size in enumerate(shape):
+    for axis, size in enumerate(shapes[0]):
         if axis != along:
             axes.append(merge(labels, operands, axis, size, place))
         elif not any(isinstance(operand.axes[axis], np.ndarray) for operand in operands):
             axes.append(None)
         else:
-            parts = []
-            for operand, var in zip(operands, eqn.invars, strict=True):
-                kind = operand.axes[axis]
-                if isinstance(kind, np.ndarray):
-                    parts.append(kind)
-                    continue
-                parts.append(labels.new(var.aval.shape[axis]))
-                if kind is None:
-                    labels.fix(parts[-1], f"{place} joins them to what belongs to no channel")
-            axes.append(np.concatenate(parts))
+            axes.append(np.concatenate(_parts(labels, operands, shapes, along, place)))
 
     def joined(axis: int) -> Any:
         parts = operands
-        if axis == along:  # the others have no channel that could go
-            parts = [one for one in operands if one.axes[axis] is not None]
+        if axis == along:  # the others stay, or are 0 as well
+            parts = [one for one in operands if isinstance(one.axes[axis], np.ndarray)]
         numbers = [number_of(operand, axis) for operand in parts]
         return numbers[0] if all(same(number, numbers[0]) for number in numbers) else None
 
     removed = tuple(
         joined(axis) if isinstance(kind, np.ndarray) else None for axis, kind in enumerate(axes)
     )
-    return [Value(tuple(axes), removed)]
+    return Value(tuple(axes), removed)
+
+
+def _parts(
+    labels: Labels, operands: list[Value], shapes: list[tuple[int, ...]], along: int, place: str
+) -> list[np.ndarray]:
+    """The channels of what is joined along an axis: new ones where there were none.
+
+    These must stay, unless they are zeros, such as those of an option-A shortcut, beside what is 0
+    where it is removed.
+    """
+    channels = [one for one in operands if isinstance(one.axes[along], np.ndarray)]
+    zero = all(same(one.removed[along], 0) for one in channels)
+    parts = []
+    for operand, shape in zip(operands, shapes, strict=True):
+        kind = operand.axes[along]
+        if isinstance(kind, np.ndarray):
+            parts.append(kind)
+            continue
+        parts.append(labels.new(shape[along]))
+        if not (zero and same(operand.uniform, 0)):
+            labels.fix(parts[-1], f"{place} joins them to what belongs to no channel")
+    return parts
+
+
+def tile(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:
+    del labels, place
+    [operand] = operands
+    axes = tuple(
+        np.tile(kind, times) if isinstance(kind, np.ndarray) else kind
+        for kind, times in zip(operand.axes, eqn.params["reps"], strict=True)
+    )
+    return [Value(axes, operand.removed, operand.uniform)]
+
+
+def gather(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:
+    """Takes entries along some axes, such as rows of pixels; the other axes come through whole."""
+    operand, numbers = operands[0], eqn.params["dimension_numbers"]
+    before, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
+    chosen = {*numbers.start_index_map, *numbers.operand_batching_dims}
+    for axis in chosen:
+        labels.fix(operand.axes[axis], f"{place} takes some of them by a computed index")
+    for axis in operands[1].axes:
+        labels.fix(axis, f"{place} takes them for places")
+    axes: list[Axis] = [None] * len(eqn.outvars[0].aval.shape)
+    removed: list[Any] = [None] * len(axes)
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    left = [axis for axis in range(len(before)) if axis not in gone]
+    for source, target in zip(left, numbers.offset_dims, strict=True):
+        if source not in chosen and sizes[source] == before[source]:
+            axes[target], removed[target] = operand.axes[source], operand.removed[source]
+        else:
+            labels.fix(operand.axes[source], f"{place} takes some of them")
+    return [Value(tuple(axes), tuple(removed))]
+
+
+def iota(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:
+    del labels, operands, place
+    along, count = eqn.params["dimension"], len(eqn.params["shape"])
+    return [Value(tuple(None if i == along else "free" for i in range(count)), (None,) * count)]

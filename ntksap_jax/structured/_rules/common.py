@@ -49,8 +49,14 @@ def same(left: Any, right: Any) -> bool:
 
 
 def if_zero(number: Any) -> Any:
-    """A sum of so many of a number: known only if it is 0."""
-    return number if number is not None and number == 0 else None
+    """A sum of so many of a number: known only if it is 0 (or NaN, which stays what it is)."""
+    return number if number is not None and (number == 0 or number != number) else None
+
+
+def product_is_zero(*numbers: Any) -> bool:
+    """Whether a product is 0 whatever its unknown factors are; those are taken to be finite."""
+    known = [number for number in numbers if number is not None]
+    return any(number == 0 for number in known) and bool(np.all(np.isfinite(known)))
 
 
 def without_axes(operand: Value, gone: Any, numbers: Callable[[Any], Any]) -> Value:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ntksap_jax.structured._labels import Labels, Value
-from ntksap_jax.structured._rules.common import merge, number_of, same
+from ntksap_jax.structured._rules.common import merge, number_of, product_is_zero, same
 
 
 def elementwise(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:
@@ -28,18 +28,20 @@ def elementwise(labels: Labels, eqn: Any, operands: list[Value], place: str) -> 
 
 def _evaluate(eqn: Any, numbers: list[Any]) -> Any:
     """Computes an elementwise operation on single numbers, None for those that are not known."""
-    name = eqn.primitive.name
-    if name == "mul" and any(number is not None and number == 0 for number in numbers):
-        return np.zeros((), eqn.outvars[0].aval.dtype)
-    if name == "div" and numbers[0] is not None and numbers[0] == 0:
-        return np.zeros((), eqn.outvars[0].aval.dtype)
-    if name == "select_n" and numbers[0] is None:
-        cases = numbers[1:]
-        return cases[0] if all(same(case, cases[0]) for case in cases) else None
-    if name == "select_n":
+    name, dtype = eqn.primitive.name, eqn.outvars[0].aval.dtype
+    if name == "select_n" and numbers[0] is not None:
         return numbers[1 + int(numbers[0])]
     if any(number is None for number in numbers):
-        return None
+        if name == "select_n" and all(same(case, numbers[1]) for case in numbers[1:]):
+            return numbers[1]
+        if name == "mul" and product_is_zero(*numbers):
+            return np.zeros((), dtype)
+        if name == "div" and same(numbers[0], 0):
+            return np.zeros((), dtype)
+        # What an infinity or a division by 0 may come to is as good as NaN, which no 0 undoes.
+        known = [number for number in numbers if number is not None]
+        lost = not np.all(np.isfinite(known)) or (name == "div" and same(numbers[1], 0))
+        return np.full((), np.nan, dtype) if lost and np.issubdtype(dtype, np.inexact) else None
     with jax.ensure_compile_time_eval():
         scalars = [
             np.asarray(number, var.aval.dtype)

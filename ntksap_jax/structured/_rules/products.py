@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ntksap_jax.structured._labels import Axis, Labels, Value
-from ntksap_jax.structured._rules.common import if_zero, merge, number_of, unknown
+from ntksap_jax.structured._rules.common import if_zero, merge, number_of, product_is_zero, unknown
 
 
 def _contract(labels: Labels, left: Value, i: int, right: Value, j: int, place: str) -> None:
@@ -19,12 +19,13 @@ def _contract(labels: Labels, left: Value, i: int, right: Value, j: int, place: 
         for axis in (one, other):
             labels.fix(axis, f"{place} takes them together with what belongs to no channel")
         return
-    if if_zero(number_of(left, i)) is None and if_zero(number_of(right, j)) is None:
+    if not product_is_zero(number_of(left, i), number_of(right, j)):
         for axis in (one, other):
             labels.fix(
                 axis,
                 f"{place} sums over them, and what a removed one leaves there is not 0: an "
-                "activation f with f(0) != 0 comes before it, or normalisation by other statistics",
+                "activation f with f(0) != 0 comes before it, or normalisation by other "
+                "statistics, or a division by 0",
             )
 
 
@@ -39,8 +40,8 @@ def dot(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Val
     for i, j in zip(batch_left, batch_right, strict=True):
         pair = [Value((left.axes[i],), ()), Value((right.axes[j],), ())]
         axes.append(merge(labels, pair, 0, sizes[i], place))
-        zeros = [if_zero(left.removed[i]), if_zero(right.removed[j])]
-        removed.append(next((zero for zero in zeros if zero is not None), None))
+        pair_is_zero = product_is_zero(left.removed[i], right.removed[j])
+        removed.append(np.zeros((), eqn.outvars[0].aval.dtype) if pair_is_zero else None)
     for operand, used in ((left, (*sums_left, *batch_left)), (right, (*sums_right, *batch_right))):
         for axis, kind in enumerate(operand.axes):
             if axis not in used:
@@ -83,7 +84,8 @@ def _convolution(
     elif groups == eqn.invars[0].aval.shape[c] == eqn.invars[1].aval.shape[o]:
         pair = [Value((inputs.axes[c],), ()), Value((filters,), ())]
         filters = merge(labels, pair, 0, groups, place)
-        zero = zero if zero is not None else if_zero(inputs.removed[c])
+        both = product_is_zero(kernel.removed[o], inputs.removed[c])
+        zero = np.zeros((), eqn.outvars[0].aval.dtype) if both else None
         labels.fix(kernel.axes[i], f"{place} has one for each group")
     else:
         for kind in (inputs.axes[c], filters, kernel.axes[i]):
