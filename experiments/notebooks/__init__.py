@@ -8,8 +8,7 @@ import flax
 import jax
 import matplotlib.pyplot as plt
 
-from experiments.shell.pictures import COLOURS as COLOURS
-from experiments.shell.pictures import STYLE
+from experiments.shell.pictures import COLOURS, MARKERS, STYLE
 
 SMALL = bool(os.environ.get("NTKSAP_SMALL"))
 """To see quickly that every cell runs."""
@@ -21,7 +20,9 @@ def start() -> None:
     Raises:
         RuntimeError: a version of JAX that is too old.
     """
-    plt.rcParams.update(STYLE)
+    lines = {"axes.prop_cycle": plt.cycler(color=COLOURS, marker=MARKERS), "lines.markersize": 4}
+    shape = {"figure.constrained_layout.use": True, "figure.figsize": (8, 3.2)}
+    plt.rcParams.update(STYLE | lines | shape)
     device = jax.devices()[0].device_kind
     print(f"jax {jax.__version__}, flax {flax.__version__}; {jax.device_count()} x {device}")
     if jax.__version_info__ < (0, 7, 2):

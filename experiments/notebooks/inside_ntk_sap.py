@@ -33,7 +33,7 @@ if REPOSITORY and not clone.exists():
     subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, clone], check=True)
 sys.path[:0] = [str(place) for place in (*clone.parents, clone) if (place / "ntksap_jax").is_dir()]
 
-from experiments.notebooks import COLOURS, SMALL, start
+from experiments.notebooks import SMALL, start
 
 start()
 
@@ -162,14 +162,13 @@ def samples_by(estimator, keys):
     return jax.lax.map(lambda key: mask_gradient(key, estimator, network), keys, batch_size=64)
 
 
-figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+figure, axes = plt.subplots()
 counts = 2 ** np.arange(int(np.log2(MANY)) + 1)
-for colour, marker, (name, estimator) in zip(COLOURS, "o^s", ESTIMATORS.items(), strict=False):
+for name, estimator in ESTIMATORS.items():
     samples = np.asarray(samples_by(estimator, keys))
     many = samples[MANY:].mean(axis=0)
     agreement = [np.corrcoef(samples[:n].mean(axis=0), many)[0, 1] for n in counts]
-    axes.plot(counts, agreement, color=colour, marker=marker, markersize=4, label=name)
-axes.set_xscale("log", base=2)
+    axes.semilogx(counts, agreement, base=2, label=name)
 axes.set(xlabel="samples in the mean", ylabel=f"correlation with\nthe mean of {MANY} others")
 axes.legend()
 plt.show()
@@ -205,13 +204,11 @@ def difference(sigma, network):
     return jnp.sqrt(differences.sum() / sizes.sum())
 
 
-figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
-for colour, marker, (name, activation) in zip(
-    COLOURS, "o^", {"ReLU": nn.relu, "tanh": jnp.tanh}.items(), strict=False
-):
+figure, axes = plt.subplots()
+for name, activation in {"ReLU": nn.relu, "tanh": jnp.tanh}.items():
     activated = nts.linen(MLP(activation), (8,))
     relative = [float(difference(sigma, activated)) for sigma in SIGMAS]
-    axes.loglog(SIGMAS, relative, color=colour, marker=marker, markersize=4, label=name)
+    axes.loglog(SIGMAS, relative, label=name)
 axes.axvline(0.01, color="black", linewidth=1, linestyle="--")
 axes.set(xlabel="step σ of the finite difference (dashed: the authors')")
 axes.set(ylabel="difference of the scores,\nrelative to their size")
@@ -245,15 +242,14 @@ print(f"{nts.masks.num_kept(mask)} of {nts.masks.num_prunable(mask)} weights kep
 
 # %%
 rounds = [info.round for info in history]
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-for colour, marker, path in zip(COLOURS, "o^sD", history[0].layer_densities, strict=False):
+figure, (left, right) = plt.subplots(1, 2)
+for path in history[0].layer_densities:
     kept = [100 * info.layer_densities[path] for info in history]
-    left.plot(rounds, kept, color=colour, marker=marker, markersize=3, label=path.split("/")[0])
+    left.plot(rounds, kept, label=path.split("/")[0])
 left.plot(rounds, [100 * info.density for info in history], "k--", linewidth=1, label="all")
 left.set(xlabel="round", ylabel="weights kept (%)", yscale="log")
 left.legend()
-traces = [info.metrics["trace"] for info in history]
-right.plot(rounds, traces, "o-", color=COLOURS[0], markersize=3)
+right.plot(rounds, [info.metrics["trace"] for info in history])
 right.set(xlabel="round", ylabel="trace before the round, estimated", ylim=(0, None))
 plt.show()
 
@@ -291,17 +287,15 @@ for name, (criterion, its_schedule) in criteria.items():
     pruned[name], _ = nts.prune(jax.random.key(5), params, criterion, schedule=its_schedule)
 spectra = {name: eigenvalues(mask) for name, mask in pruned.items()}
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-colours = dict(zip(pruned, ["black", *COLOURS], strict=False))
+figure, (left, right) = plt.subplots(1, 2)
 for name, values in spectra.items():
     values = np.where(values > 1e-6 * values[0], values, np.nan)  # Below that is rounding.
-    left.plot(np.arange(1, len(values) + 1), values, color=colours[name], label=name)
-    if name != "dense":
-        relative = 100 * values / spectra["dense"]
-        right.plot(np.arange(1, len(values) + 1), relative, color=colours[name])
-left.set(yscale="log", xlabel="eigenvalue, in order of size", ylabel="eigenvalue")
+    order = np.arange(1, len(values) + 1)
+    left.semilogy(order, values, marker="", label=name)
+    right.semilogy(order, 100 * values / spectra["dense"], marker="")
+left.set(xlabel="eigenvalue, in order of size", ylabel="eigenvalue")
 left.legend()
-right.set(xlabel="eigenvalue, in order of size", ylabel="of the dense network's (%)", yscale="log")
+right.set(xlabel="eigenvalue, in order of size", ylabel="of the dense network's (%)")
 plt.show()
 
 for name, values in spectra.items():

@@ -33,7 +33,7 @@ if REPOSITORY and not clone.exists():
     subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, clone], check=True)
 sys.path[:0] = [str(place) for place in (*clone.parents, clone) if (place / "ntksap_jax").is_dir()]
 
-from experiments.notebooks import COLOURS, SMALL, start
+from experiments.notebooks import SMALL, start
 
 start()
 
@@ -166,10 +166,10 @@ masks = {"NTK-SAP": mask, "random": chance, "dense": nts.masks.create(params)}
 sizes = nts.masks.leaf_paths(params)
 layers = list(nts.masks.layer_densities(mask))
 places = np.arange(len(layers))
-figure, axes = plt.subplots(figsize=(7, 0.5 + 0.36 * len(layers)), layout="constrained")
-for shift, colour, name in ((-0.2, COLOURS[0], "NTK-SAP"), (0.2, COLOURS[1], "random")):
+figure, axes = plt.subplots(figsize=(7, 0.5 + 0.36 * len(layers)))
+for shift, name in ((-0.2, "NTK-SAP"), (0.2, "random")):
     kept = nts.masks.layer_densities(masks[name])
-    axes.barh(places + shift, [100 * kept[path] for path in layers], 0.38, color=colour, label=name)
+    axes.barh(places + shift, [100 * kept[path] for path in layers], 0.38, label=name)
 axes.set_yticks(places, [f"{p.removesuffix('/kernel')} ({sizes[p].size:,})" for p in layers])
 axes.invert_yaxis()
 axes.grid(axis="y", visible=False)
@@ -270,15 +270,15 @@ print(f"pruned weights that are not 0 after training: {moved}")
 # ## Compare
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2)
 epochs = np.arange(1, EPOCHS + 1)
-for colour, marker, name in zip(COLOURS, "o^s", trained, strict=False):
-    losses, accuracies = trained[name][1].T
-    left.plot(epochs, losses, color=colour, marker=marker, markersize=4, label=name)
-    right.plot(epochs, 100 * accuracies, color=colour, marker=marker, markersize=4)
+for name, (_, numbers) in trained.items():
+    losses, accuracies = numbers.T
+    left.semilogy(epochs, losses, label=name)
+    right.plot(epochs, 100 * accuracies)
     density = nts.masks.density(masks[name])
     print(f"{name:8} {density:7.2%} of the weights: {accuracies[-1]:.1%} right")
-left.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
+left.set(xlabel="epoch", ylabel="training loss (nats)")
 right.set(xlabel="epoch", ylabel="test accuracy (%)")
 left.legend()
 plt.show()

@@ -31,7 +31,7 @@ if REPOSITORY and not clone.exists():
     subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, clone], check=True)
 sys.path[:0] = [str(place) for place in (*clone.parents, clone) if (place / "ntksap_jax").is_dir()]
 
-from experiments.notebooks import COLOURS, SMALL, start
+from experiments.notebooks import SMALL, start
 
 start()
 
@@ -88,12 +88,10 @@ keep = structured.prune(
 )
 
 # %%
-figure, axes = plt.subplots(figsize=(6.5, 0.6 + 0.32 * len(keep)), layout="constrained")
-names = list(keep)
-places = np.arange(len(names))
-axes.barh(places, [keep[name].size for name in names], 0.7, color="#d9d9d9", label="dense")
-axes.barh(places, [keep[name].sum() for name in names], 0.7, color=COLOURS[0], label="kept")
-axes.set_yticks(places, [name.removesuffix("/kernel") for name in names])
+figure, axes = plt.subplots(figsize=(6.5, 0.6 + 0.32 * len(keep)))
+names = [name.removesuffix("/kernel") for name in keep]
+axes.barh(names, [kept.size for kept in keep.values()], color="#d9d9d9", label="dense")
+axes.barh(names, [kept.sum() for kept in keep.values()], label="kept")
 axes.invert_yaxis()
 axes.grid(axis="y", visible=False)
 axes.set(xlabel="number of filters")
