@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -71,29 +72,24 @@ def test_our_side_alone(tiny_cases, tmp_path, monkeypatch, capsys):
     assert written["setting"]["versions"]["jax"] == jax.__version__
     assert [table["title"] for table in written["tables"]] == ["Tiny"]
 
-    by_name = {case["case"]["name"]: case for case in written["cases"]}
+    search, selection = written["cases"]
     forward = sum(flops.count(nts.linen(models.mlp(), (4, 4, 3))).values())
     beside = "neither compiling nor scoring"
-    for name, steps, rounds, nominal in (
-        ("tiny-search", ["step", beside, "matmul"], 1, 6 * forward * 2 * 5 * 3),
-        ("tiny-selection", ["step", "under jit"], 2, None),
+    for case, steps, rounds, nominal in (
+        (search, ["step", beside, "matmul"], 1, 6 * forward * 2 * 5 * 3),
+        (selection, ["step", "under jit"], 2, None),
     ):
-        [(side_name, side)] = by_name[name]["sides"].items()
-        assert side_name == "ours"
+        [side] = case["sides"].values()
         assert side["ready"]["flops"] == nominal
         assert len(side["rounds"]) == rounds
         for measured in side["rounds"]:
             assert list(measured["seconds"]) == steps
-            assert min(measured["seconds"].values()) > 0
-            assert measured["memory_peak"] > 0
-        assert by_name[name]["summaries"][0]["compile_seconds"] > 0
+            assert min(measured["seconds"].values()) > 0 < measured["memory_peak"]
     # Compilation is part of a search, and told apart from the rest of it.
-    search, rest = by_name["tiny-search"]["summaries"]
-    seconds = search["ours"]["seconds"]["median"]
-    assert search["compile_seconds"] < seconds
-    assert rest["ours"]["seconds"]["median"] < seconds - 0.5 * search["compile_seconds"]
-    [measured] = by_name["tiny-search"]["sides"]["ours"]["rounds"]
-    assert measured["compile_seconds"][beside] < 0.2 * measured["compile_seconds"]["step"]
+    [measured] = search["sides"]["ours"]["rounds"]
+    compiling = measured["compile_seconds"]
+    assert 0 < compiling["step"] < measured["seconds"]["step"]
+    assert compiling[beside] < 0.2 * compiling["step"]
 
     text = files["markdown"].read_text()
     assert "| tiny-search |" in text and "| c | 1 |" in text
@@ -123,13 +119,8 @@ def test_both_sides_take_turns(tiny_cases, tmp_path):
     [case] = written["cases"]
     assert list(case["sides"]) == ["ours", "nchw"]
     assert written["setting"]["versions"]["torch"]
-    our_times, their_times = (
-        [measured["seconds"]["step"] for measured in side["rounds"]]
-        for side in case["sides"].values()
-    )
-    ratios = [a / b for a, b in zip(our_times, their_times, strict=True)]
-    assert case["summaries"][0]["ratio"]["median"] == pytest.approx(np.median(ratios))
-    assert case["summaries"][0]["torch"]["name"] == "nchw"
+    assert [len(side["rounds"]) for side in case["sides"].values()] == [3, 3]
+    assert case["summaries"][0]["ratio"]["median"] > 0
 
 
 @pytest.mark.long
@@ -165,12 +156,10 @@ def test_a_child_that_is_killed():
     ("arguments", "message"),
     [
         (["--case", "slection-11M"], "unknown case 'slection-11M'. Did you mean selection-11M?"),
-        (["--repeats", "0"], "--repeats: expected greater than or equal to 1, got 0"),
         (["--json", "no/such/folder/a.json"], "--json: there is no folder no/such/folder"),
         (["--case", "criterion-erk", "--picture", "a.png"], "--picture: these cases have no ratio"),
         (["--case", "train"], "pip install -e '.[bench]', or time our side alone"),
         (["--aot", "v5e"], "got 'v5e', expected a kind of TPU and the shape"),
-        (["--aot", "v5e:2x4", "--case", "resnet9"], "unknown case 'resnet9'"),
         (["--aot", "v5e:2x4", "--picture", "x.png"], "--picture: nothing is timed"),
         (["--aot", "v5e:2x4"], "the TPU compiler is not installed"),
     ],
@@ -207,11 +196,6 @@ def test_list_prints_the_names(capsys):
     assert expected <= set(lines)
 
 
-def test_every_criterion_has_a_case():
-    named = {case.criterion for case in cases.choose(cases.CASES, ["criterion"]).values()}
-    assert named == {name for name, criterion in choices.CRITERIA.items() if criterion}
-
-
 # -- What is said of given times -------------------------------------------------------------------
 
 
@@ -222,14 +206,12 @@ def test_nominal_flops(monkeypatch):
     assert nominal_flops.count(cases.CASES["selection-11M"]) is None
     monkeypatch.setattr(flops, "count", lambda network: {"conv": 7, "fc": 3})
     for name, passes in (
-        ("sample-finite_difference-resnet20", 6 * 100),
         ("sample-jvp-resnet20", 9 * 100),
-        ("sample-vjp-resnet20", 9 * 100),
-        ("round-resnet20", 5 * 6 * 100),
         ("search-resnet20", 20 * 5 * 6 * 100),
         ("train-resnet20-masked", 3 * 128),
     ):
-        assert nominal_flops.count(cases.CASES[name]) == passes * 10, name
+        case = dataclasses.replace(cases.CASES[name], model="mlp")
+        assert nominal_flops.count(case) == passes * 10, name
 
 
 def made_up_side(step, *, memory=0.0, peak=1.0, warm=1.0, gflops=100.0, compiling=0.0, dense=None):
@@ -328,12 +310,10 @@ def test_on_disk_only_what_packs_shrinks_with_the_density():
 
 
 def test_shrunk_networks_are_as_large_as_said_and_run():
-    model = models.VGG((16, "M", 16, "M", 16, "M", 16, "M", 16, "M"), num_classes=4)
-    shrunk = shrunk_latency.shrink(model, shares=(0.5, 0.2))
-    dense, half, fifth = (flops for _, flops in shrunk.values())
-    assert 0.3 * dense < half <= 0.5 * dense
+    model = models.VGG((16, "M", 16, "M", 16, "M"), num_classes=4)
+    shrunk = shrunk_latency.shrink(model, shares=(0.2,))
+    (_, dense), (small, fifth) = shrunk.values()
     assert 0.05 * dense < fifth <= 0.2 * dense
-    small, _ = shrunk["0.2 of the FLOPs"]
     kernels = [leaf for leaf in jax.tree.leaves(small.variables["params"]) if leaf.ndim == 4]
     assert all(2 <= kernel.shape[-1] <= 11 for kernel in kernels)  # Of 16: no layer is spared.
     images = jnp.ones((2, *shrunk_latency.INPUT_SHAPE))
@@ -343,6 +323,14 @@ def test_shrunk_networks_are_as_large_as_said_and_run():
 
 
 # -- PyTorch's side --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch():
+    """PyTorch, whose forward-mode differentiation imports parts of it that warn about others."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.script.*")
+        yield pytest.importorskip("torch")
 
 
 def tensors(tree):
@@ -365,8 +353,7 @@ def draw(tree, seed):
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg16_bn", "resnet50"])
-def test_the_networks_have_the_same_parameters(name):
-    pytest.importorskip("torch")
+def test_the_networks_have_the_same_parameters(name, torch):
     from experiments.benchmark import torch_models
 
     init = choices.MODELS[name]().init
@@ -379,32 +366,11 @@ def test_the_networks_have_the_same_parameters(name):
     assert num_prunable == masks.num_prunable(masks.create(zeros))
 
 
-def test_resnet20_computes_the_same():
-    torch = pytest.importorskip("torch")
-    from experiments.benchmark import torch_models
-
-    model, images = models.resnet20(), draw(jax.ShapeDtypeStruct((2, 32, 32, 3), float), 0)
-    variables = draw(jax.eval_shape(model.init, jax.random.key(0), images), 1)
-    variables["batch_stats"] = jax.tree.map(lambda s: 1 + abs(s), variables["batch_stats"])
-    expected = jax.jit(model.apply)(variables, images)
-    reference = torch_models.MODELS["resnet20"]().eval()
-    keys = reference.load_state_dict(tensors(variables), strict=False)
-    assert not keys.unexpected_keys
-    for layout in (torch.contiguous_format, torch.channels_last):
-        inputs = images_to_torch(images).contiguous(memory_format=layout)
-        with torch.no_grad():
-            outputs = reference.to(memory_format=layout)(inputs)
-        np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-
-
-# Forward-mode differentiation imports parts of torch that warn about others.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
 @pytest.mark.parametrize(
     "estimator", ["finite_difference", "jvp", pytest.param("vjp", marks=pytest.mark.long)]
 )
-def test_the_scores_are_the_same_for_the_same_draws(estimator):
+def test_the_scores_are_the_same_for_the_same_draws(estimator, torch):
     """Trace and its gradient in the masks of a small network, by either side's functions."""
-    torch = pytest.importorskip("torch")
     from experiments.benchmark import torch_models, torch_steps
 
     network = nts.linen(models.ResNet(blocks=(1, 1), width=4), (8, 8, 3), train=False)
@@ -456,8 +422,7 @@ def test_the_scores_are_the_same_for_the_same_draws(estimator):
         np.testing.assert_allclose(scores[name], values, atol=tolerance, err_msg=name)
 
 
-def test_the_sums_of_a_convolution_are_the_same():
-    torch = pytest.importorskip("torch")
+def test_the_sums_of_a_convolution_are_the_same(torch):
     from experiments.benchmark import torch_steps
 
     random = np.random.default_rng(0)
@@ -472,12 +437,9 @@ def test_the_sums_of_a_convolution_are_the_same():
         np.testing.assert_allclose(each(x, w, y), expected.transpose(axes), rtol=1e-4, atol=1e-5)
 
 
-# Forward-mode differentiation imports parts of torch that warn about others.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
 @pytest.mark.parametrize("kind", ["sample", "round", "train"])
-def test_their_steps_run(kind):
+def test_their_steps_run(kind, torch):
     """Every step of PyTorch's side does its work twice, in both layouts."""
-    pytest.importorskip("torch")
     from experiments.benchmark import torch_side
 
     for name, case in cases.CASES.items():
@@ -490,8 +452,7 @@ def test_their_steps_run(kind):
             step()
 
 
-def test_their_selection_keeps_what_ours_keeps():
-    torch = pytest.importorskip("torch")
+def test_their_selection_keeps_what_ours_keeps(torch):
     from experiments.benchmark import torch_steps
 
     random = np.random.default_rng(0)
@@ -507,21 +468,12 @@ def test_their_selection_keeps_what_ours_keeps():
 # -- Ahead of time, for a TPU ----------------------------------------------------------------------
 
 
-def tpu_cost(**changes):
-    values = {
-        "flops": 12e9, "forward_flops": 2e9, "bytes_accessed": 3e9, "temporary_bytes": 4_000_000,
-        "largest_array_bytes": 500_000, "jacobian_bytes": 8_000, "num_collectives": 1,
-        "collective_bytes": 6_000, "compile_seconds": 7.0,
-    }  # fmt: skip
-    return aot.Cost(**{**values, **changes})
-
-
 def test_the_costs_on_a_tpu_are_shown_and_written(tmp_path, monkeypatch, capsys):
     def ask(topology, program):
         assert topology == "v5e:2x4"
         if program.name == "resnet20-vjp":
             raise child.ChildLost("the TPU compiler failed: no memory")
-        return tpu_cost(flops=6e9 if program.estimator is None else 12e9)
+        return aot.Cost(12e9, 2e9, 3e9, 4_000_000, 500_000, 8_000, 1, 6_000, 7.0)
 
     monkeypatch.setattr(aot, "compiler_is_installed", lambda: True)
     monkeypatch.setattr(aot, "ask", ask)
@@ -545,12 +497,10 @@ def test_a_tpu_compiler_that_fails_says_why():
         aot.ask("v99:1x1", program)
 
 
-TRACED = ("resnet20-forward", "resnet8-jvp-vmap-2", "resnet8-jvp-devices-8-inputs")
-
-
-@pytest.mark.parametrize("program", [aot.PROGRAMS[name] for name in TRACED], ids=TRACED)
-def test_the_programs_for_a_tpu_can_be_traced(program):
+@pytest.mark.parametrize("name", ["resnet20-forward", "resnet8-jvp-devices-8-inputs"])
+def test_the_programs_for_a_tpu_can_be_traced(name):
     """With the devices of this machine in the place of a TPU's."""
+    program = aot.PROGRAMS[name]
     devices = np.resize(jax.devices(), min(program.devices, jax.device_count()))
     mesh = jax.sharding.Mesh(devices, ("data",))
     network = nts.linen(models.cifar_resnet(8, width=4), tpu_compiler.INPUT_SHAPE)
