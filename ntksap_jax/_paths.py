@@ -217,7 +217,8 @@ class _Rules(NamedTuple):
             raise ValueError(
                 f"apply: the network takes {name!r} of integers, as nn.Embed does to look them up "
                 "in its table, and no path goes through that. Paths may begin at the embedded "
-                "inputs: make the network by ntksap_jax.linen(model, (length, features))."
+                "inputs: make the network by ntksap_jax.linen(model, (length, features)), and give "
+                "it data that are embedded, such as params['embed']['embedding'][tokens]."
             )
         raise ValueError(
             f"apply: the network takes {name!r} of {len(paths)} value(s) that depend on the "

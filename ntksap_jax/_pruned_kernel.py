@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import masks
+from ntksap_jax import _networks, masks
 from ntksap_jax.types import Mask, Network, Params
 
 MAX_BYTES = 3 * 2**30
@@ -53,6 +53,7 @@ def pruned_kernel(
     [[1.0, 5.0], [5.0, 25.0]]
     """
     masks.check(mask, params)
+    _networks.check_one_output(network)
     # On one device, wherever they are: the work is too small to be spread.
     params, mask, inputs = jax.tree.map(jnp.asarray, jax.device_get((params, mask, inputs)))
     kept = {path: np.flatnonzero(leaf) for path, leaf in masks.leaf_paths(mask).items()}

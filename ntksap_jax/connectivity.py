@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _jaxprs, _paths, masks
+from ntksap_jax import _jaxprs, _networks, _paths, masks
 from ntksap_jax.types import Mask, Network
 
 
@@ -77,6 +77,7 @@ def analyse(network: Network, mask: Mask) -> Connectivity:
     >>> result.effective_density, result.live_channels
     (0.5, {'v/kernel': 1.0, 'w/kernel': 0.5})
     """
+    _networks.check_one_output(network)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     masks.check(mask, shapes)
     _check_kernels(network, mask, shapes)

@@ -47,7 +47,7 @@ def count(network: Network) -> dict[str, int]:
     {'layers_0/kernel': 2000, 'layers_2/kernel': 40}
     """
     params = jax.eval_shape(network.init, jax.random.key(0))
-    inputs = jax.ShapeDtypeStruct((1, *network.input_shape), network.input_dtype)
+    inputs = network.examples(1)
     program = jax.make_jaxpr(network.apply_running)(params, inputs)
     return count_program(program, list(masks.leaf_paths(params)))
 

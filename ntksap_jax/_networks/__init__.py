@@ -7,6 +7,7 @@ under differentiation.
 
 from ntksap_jax._networks._checks import are_finite as are_finite
 from ntksap_jax._networks._checks import check_are_finite as check_are_finite
+from ntksap_jax._networks._checks import check_one_output as check_one_output
 from ntksap_jax._networks._inputs import check_shape as check_shape
 from ntksap_jax._networks._linen import linen as linen
 from ntksap_jax._networks._nnx import nnx as nnx

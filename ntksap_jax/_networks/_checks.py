@@ -108,6 +108,16 @@ def check_network(
     return network._replace(several_outputs=structure if several and output_fn is None else "")
 
 
+def check_one_output(network: Network) -> None:
+    """Raises a ValueError if a network has several outputs, none of which was chosen."""
+    if network.several_outputs:
+        raise ValueError(
+            f"network: it returns several arrays, {network.several_outputs}, and nothing says "
+            "which are the outputs to look at. Choose by output_fn=, such as "
+            "ntksap_jax.linen(..., output_fn=lambda outputs: outputs[0])."
+        )
+
+
 def _looking_at(network: Network, output_fn: OutputFn) -> Network:
     """Returns the network with a function of its outputs in their place."""
     if not callable(output_fn):

@@ -22,8 +22,12 @@ Statistics = Literal["train", "constant", "running"]
 them (`"train"`) or not (`"constant"`), or by the network's running averages (`"running"`)."""
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Softmax cross-entropy with one integer label for each example."""
+def cross_entropy(logits: Any, labels: jax.Array) -> jax.Array:
+    """Softmax cross-entropy with one integer label for each example.
+
+    Logits may come alone in a dict or the like.
+    """
+    [logits] = jax.tree.leaves(logits)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -67,8 +71,10 @@ def check_batch(network: Network, batch: Batch, *, labels: bool, why: str) -> No
         labels: whether it needs them; they may be None otherwise.
         why: what needs the data, for the message.
     """
-    shape = ", ".join(map(str, network.input_shape))
-    expected = f"(inputs, labels) with inputs of shape (N, {shape})"
+    several = isinstance(network.input_dtype, (dict, tuple))
+    shape = ", ".join(map(str, () if several else network.input_shape))
+    of_shape = "as the network takes them" if several else f"of shape (N, {shape})"
+    expected = f"(inputs, labels) with inputs {of_shape}"
     if batch is None:
         raise ValueError(f"batch: got None, expected {expected}: {why}. Pass batch=.")
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
@@ -80,6 +86,7 @@ def check_batch(network: Network, batch: Batch, *, labels: bool, why: str) -> No
     for leaf in jax.tree.leaves((examples, answers if labels else None)):
         if np.ndim(leaf) == 0:
             raise TypeError(f"batch: holds {leaf!r}, expected arrays with an axis of examples.")
+    _check_several(network, examples)
     if isinstance(examples, (jax.Array, np.ndarray)) and examples.shape[1:] != network.input_shape:
         raise ValueError(f"batch: inputs have shape {examples.shape}, expected {expected}.")
     if num_examples(examples) == 0:
@@ -94,6 +101,20 @@ def check_batch(network: Network, batch: Batch, *, labels: bool, why: str) -> No
             f"batch: inputs and labels are of lengths {sorted(lengths)}, expected one label for "
             "each input."
         )
+
+
+def _check_several(network: Network, inputs: Inputs) -> None:
+    """Raises a ValueError unless inputs are those that a network of several takes."""
+    if not isinstance(network.input_dtype, (dict, tuple)):
+        return
+    wanted, given = masks.leaf_paths(network.examples(1)), masks.leaf_paths(inputs)
+    for path in wanted | given:
+        want, got = (
+            None if tree.get(path) is None else ("N", *jnp.shape(tree[path])[1:])
+            for tree in (wanted, given)
+        )
+        if want != got:
+            raise ValueError(f"batch: input {path!r} is of shape {got}, expected {want}.")
 
 
 def check_labels(network: Network, params: Params, batch: Batch, loss_fn: LossFn) -> None:
@@ -111,7 +132,8 @@ def check_labels(network: Network, params: Params, batch: Batch, loss_fn: LossFn
             f"batch: labels are {labels.dtype} of shape {labels.shape}, expected one class number "
             "(integer) for each input. For others pass loss_fn."
         )
-    num_classes = jax.eval_shape(network.apply, params, inputs).shape[-1]
+    [logits] = jax.tree.leaves(jax.eval_shape(network.apply, params, inputs))
+    num_classes = logits.shape[-1]
     if is_traced(labels):
         return
     lowest, highest = int(labels.min()), int(labels.max())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from ntksap_jax import _checks, _placement, masks
-from ntksap_jax.criteria import _batches
+from ntksap_jax import _checks, _networks, _placement, masks
+from ntksap_jax.criteria import _batches, _inputs
 from ntksap_jax.types import Network, Params
 
 
@@ -18,7 +17,8 @@ def check_options(
     network: Network,
     *,
     estimator: Any,
-    inputs: str | Callable[..., Any],
+    inputs: Any,
+    output_fn: Any,
     calibrate: str,
     num_samples: int,
     vmap_samples: int,
@@ -35,16 +35,9 @@ def check_options(
         raise ValueError(
             f"vmap_samples: got {vmap_samples}, expected a divisor of num_samples={num_samples}."
         )
-    if not callable(inputs) and not (isinstance(inputs, str) and inputs in ("noise", "data")):
-        raise ValueError(f"inputs: got {inputs!r}, expected 'noise', 'data' or a function.")
-    if inputs == "noise" and not jnp.issubdtype(network.input_dtype, jnp.floating):
-        raise ValueError(
-            f"inputs: 'noise' is Gaussian, but the network takes {network.input_dtype}. Draw such "
-            "inputs by a function: inputs=lambda key, n: jax.random.randint(key, (n, length), 0, "
-            "vocabulary). Or put the noise after the embedding: inputs=lambda key, n: "
-            "jax.random.normal(key, (n, length, features)) / features**0.5, which nn.Embed and "
-            "nnx.Embed pass on. Or inputs='data'."
-        )
+    _inputs.check(network, inputs)
+    if output_fn is None:
+        _networks.check_one_output(network)
     if calibrate not in ("one_pass", "two_pass"):
         raise ValueError(f"calibrate: got {calibrate!r}, expected 'one_pass' or 'two_pass'.")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from ntksap_jax import masks
+from ntksap_jax import _networks, masks
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
@@ -63,6 +63,8 @@ def grasp(
     [75.0, 50.0]
     """
     _batches.check_network(network)
+    if loss_fn is _batches.cross_entropy:
+        _networks.check_one_output(network)
     _batches.check_micro_batch_size(micro_batch_size)
     if not temperature > 0:
         raise ValueError(f"temperature: got {temperature!r}, expected a positive number.")

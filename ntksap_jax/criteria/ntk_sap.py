@@ -25,9 +25,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from ntksap_jax import _networks, _placement, _platform, masks, ntk
-from ntksap_jax._draws import random_like, typed_key
+from ntksap_jax._draws import typed_key
 from ntksap_jax._precision import scoring_precision
-from ntksap_jax.criteria import _batches, _ntk_sap_checks
+from ntksap_jax.criteria import _batches, _inputs, _ntk_sap_checks
 from ntksap_jax.types import Batch, Inputs, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
 
 Total = tuple[jax.Array, Scores]
@@ -42,7 +42,7 @@ def ntk_sap(
     vmap_samples: int = 1,
     batch_size: int = 100,
     reinit: bool = True,
-    inputs: Literal["noise", "data"] | Callable[[Key, int], Inputs] = "noise",
+    inputs: _inputs.Source = "noise",
     output_fn: Callable[[Any], Any] | None = None,
     calibrate: Literal["one_pass", "two_pass"] = "one_pass",
     shard_samples: NamedSharding | None = None,
@@ -70,9 +70,11 @@ def ntk_sap(
             `(key, batch_size) -> inputs`. Where the network takes integers, as a language model
             does, that function draws tokens, or floating-point noise of shape
             (N, length, features), which `nn.Embed` and `nnx.Embed` pass on as they are: noise after
-            the embedding (see `ntksap_jax.linen`), to be drawn as large as embeddings are.
+            the embedding (see `ntksap_jax.linen`), to be drawn as large as embeddings are. Where
+            the network takes several inputs by name, a dict of such functions, one for each input
+            that is not floating point; the others are noise.
         output_fn: what the NTK is taken of, as a function of the network's outputs; by default the
-            outputs (logits) themselves.
+            outputs (logits) themselves. Needed where there are several.
         calibrate: `"one_pass"`: batch statistics with the biased variance, shared with the pass
             that is differentiated; `"two_pass"`: the authors' sequence, which normalises with the
             unbiased variance that an earlier pass stored. For parity; one more pass.
@@ -112,20 +114,16 @@ def ntk_sap(
         vmap_samples=vmap_samples,
         batch_size=batch_size,
         inputs=inputs,
+        output_fn=output_fn,
         calibrate=calibrate,
     )
+
+    from_data = isinstance(inputs, str) and inputs == "data"
 
     # -- One sample: inputs, weights and a probe -----------------------------------------------
 
     def draw_inputs(key: Key, batch: Batch, size: int) -> Inputs:
-        if inputs == "data":
-            drawn = batch[0]
-        elif callable(inputs):
-            drawn = inputs(key, size)
-        else:
-            shape = (size, *network.input_shape)
-            drawn = random_like(key, jax.ShapeDtypeStruct(shape, network.input_dtype))
-        return drawn
+        return batch[0] if from_data else _inputs.draw(network, inputs, key, size)
 
     def sample(weights: Params, keys: Key, mask: Mask, batch: Batch) -> Total:
         inputs_key, probe_key = keys
@@ -206,7 +204,7 @@ def ntk_sap(
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         _platform.warn_if_miscompiling()
         masks.check(mask, params)
-        if inputs == "data":
+        if from_data:
             _batches.check_batch(network, batch, labels=False, why="inputs='data'")
         if reinit:
             _ntk_sap_checks.check_fresh(network, params)

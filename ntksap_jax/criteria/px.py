@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import _paths, masks
+from ntksap_jax import _networks, _paths, masks
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Inputs, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
@@ -57,6 +57,7 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
     [[1.0, 36.0]]
     """
     _batches.check_network(network)
+    _networks.check_one_output(network)
     _batches.check_micro_batch_size(micro_batch_size)
 
     @jax.jit
@@ -77,14 +78,17 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
         )
         return _each(lambda z: _paths.Path(jnp.sum(z.array, axis=0), z.exponent), outputs)
 
+    def path_kernel(params: Params) -> Any:
+        """z₂ with its power of two."""
+        ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), network.examples(1))
+        return _paths.evaluate(network.apply_running, params, ones, factor=jnp.square)
+
     @jax.jit
     def scores_of(params: Params, mask: Mask, activations: Any) -> Scores:
-        ones = jnp.ones((1, *network.input_shape), network.input_dtype)
         weights = _batches.kept_weights(mask, params)
 
         def bound(weights: Params) -> jax.Array:
-            merged = masks.merge(weights, params)
-            kernel = _paths.evaluate(network.apply_running, merged, ones, factor=jnp.square)
+            kernel = path_kernel(masks.merge(weights, params))
             return _paths.total(_each(_times, kernel, activations))
 
         gradients = jax.grad(bound)(weights)
@@ -94,6 +98,9 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
         del key
         masks.check(mask, params)
         _batches.check_batch(network, batch, labels=False, why="PX looks at real inputs")
+        # Of the network's own type of inputs, which squares are not: so the first complaint is
+        # about what the network does with tokens, not about squares of them.
+        jax.eval_shape(path_kernel, params)
         total = None
         with scoring_precision():
             for part in _batches.micro_batches(batch[0], micro_batch_size):

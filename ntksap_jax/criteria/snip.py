@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import masks
+from ntksap_jax import _networks, masks
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
@@ -85,6 +85,8 @@ def connection_sensitivity(
     SNIP drops it.
     """
     _batches.check_network(network)
+    if loss_fn is _batches.cross_entropy:
+        _networks.check_one_output(network)
     _batches.check_micro_batch_size(micro_batch_size)
     apply = _batches.apply_with(network, statistics)
 

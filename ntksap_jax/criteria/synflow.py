@@ -24,7 +24,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import _paths, masks
+from ntksap_jax import _networks, _paths, masks
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
@@ -77,10 +77,11 @@ def synflow_l2(network: Network) -> ScoreFn:
 
 def _path_strength(network: Network, factor: Callable[[jax.Array], jax.Array]) -> ScoreFn:
     _batches.check_network(network)
+    _networks.check_one_output(network)
 
     @jax.jit
     def scores_of(params: Params, mask: Mask) -> Scores:
-        ones = jnp.ones((1, *network.input_shape), network.input_dtype)
+        ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), network.examples(1))
         weights = _batches.kept_weights(mask, params)
 
         def strength(weights: Params) -> jax.Array:

@@ -55,7 +55,7 @@ def export(
     if mask is not None:
         masks.check(mask, shapes)
     (batch,) = jax.export.symbolic_shape("batch")
-    inputs = jax.ShapeDtypeStruct((batch, *network.input_shape), network.input_dtype)
+    inputs = network.examples(batch)
 
     def apply(params: Params, inputs: Inputs) -> Any:
         return network.apply_running(params if mask is None else masks.apply(mask, params), inputs)

@@ -67,7 +67,7 @@ def pair_layers(network: Network, state: Mapping[str, Any]) -> dict[str, str]:
 def _our_layers(network: Network) -> dict[str, Shapes]:
     """PyTorch's shapes of the leaves of each layer, in order of use."""
     params = jax.eval_shape(network.init, jax.random.key(0))
-    inputs = jax.ShapeDtypeStruct((1, *network.input_shape), network.input_dtype)
+    inputs = network.examples(1)
     paths = list(masks.leaf_paths(params))
     used: list[str] = []
 
