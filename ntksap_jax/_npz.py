@@ -71,7 +71,10 @@ def read_headers(path: Path) -> tuple[dict[str, Header], dict[str, str]]:
                 raise ValueError(f"it holds {name!r} twice")
             with archive.open(_checked(info)) as member:
                 headers[name] = _read_header(member, info)
-        return headers, {"digest": archive.comment.decode(errors="replace")}
+        # Other programs may comment on their archives, too.
+        comment = archive.comment.decode(errors="replace")
+        is_digest = re.fullmatch("[0-9a-f]{64}", comment)
+        return headers, {"format": "ntksap_jax 0.1", "digest": comment} if is_digest else {}
 
 
 def read_arrays(path: Path, headers: Mapping[str, Header]) -> dict[str, np.ndarray]:

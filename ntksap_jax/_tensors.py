@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ntksap_jax import _files
+from ntksap_jax import _checks, _files
 
 _DTYPES = {
     "BOOL": "bool",
@@ -27,6 +27,8 @@ _DTYPES = {
     **{"BF16": "bfloat16", "C64": "complex64"},
 }
 _CHECKSUM = "checksum"
+_OURS = "ntksap_jax "
+"""What the text called "format" starts with in files of `write`."""
 
 
 class Header(NamedTuple):
@@ -47,7 +49,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
     Args:
         path: where to write.
         arrays: name to array.
-        metadata: what is said about them; a checksum of it is added.
+        metadata: what is said about them, its "format" included; a checksum of it is added.
 
     Raises:
         ValueError: `path` has another ending.
@@ -64,7 +66,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
                 f"leaf {name!r} is {array.dtype}, expected one of {', '.join(_DTYPES.values())}."
             )
     data = safetensors.numpy.save(
-        {name: np.asarray(array, order="C") for name, array in arrays.items()},
+        {name: np.asarray(array, order="C") for name, array in _checks.native(arrays).items()},
         metadata={**metadata, _CHECKSUM: checksum(metadata)},
     )
     with _files.aside(path) as aside:
@@ -80,7 +82,7 @@ def read_headers(path: Path) -> tuple[dict[str, Header], dict[str, str]]:
     """
     with _files.readable(path), safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata() or {}
-        if _CHECKSUM in metadata and metadata[_CHECKSUM] != checksum(metadata):
+        if is_ours(metadata) and metadata.get(_CHECKSUM) != checksum(metadata):
             raise ValueError("its metadata is not what was saved")
         headers = {}
         for name in file.keys():  # noqa: SIM118
@@ -90,6 +92,15 @@ def read_headers(path: Path) -> tuple[dict[str, Header], dict[str, str]]:
             dtype = jnp.dtype(_DTYPES[array.get_dtype()])
             headers[name] = Header(tuple(array.get_shape()), dtype)
         return headers, metadata
+
+
+def is_ours(metadata: Mapping[str, str]) -> bool:
+    """Whether `write` wrote the file: others may say anything by one of its names.
+
+    All the names tell as well, so that damage to the format's own text shows.
+    """
+    names = {"version", "digest", _CHECKSUM}
+    return metadata.get("format", "").startswith(_OURS) or names <= metadata.keys()
 
 
 def read_arrays(path: Path, headers: Mapping[str, Header]) -> dict[str, np.ndarray]:
@@ -111,7 +122,7 @@ def read_arrays(path: Path, headers: Mapping[str, Header]) -> dict[str, np.ndarr
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
     """Returns the SHA-256 of the names, types, shapes and contents of arrays."""
     sha = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
+    for name, array in sorted(_checks.native(dict(arrays)).items()):
         sha.update(f"{name} {array.dtype.name} {array.shape} ".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()

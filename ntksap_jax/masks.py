@@ -82,7 +82,8 @@ def create(
 
     By default the kernels of convolutions and dense layers are prunable, first layer, shortcuts and
     classifier included: leaves of two or more axes whose name is one of `KERNEL_NAMES`. Biases,
-    normalisation and embeddings are not. (NTK-SAP, released code, `Utils/generator.py`.)
+    normalisation and embeddings are not, nor leaves without entries. (NTK-SAP, released code,
+    `Utils/generator.py`.)
 
     Args:
         params: pytree of arrays, or of `jax.ShapeDtypeStruct`.
@@ -110,7 +111,8 @@ def create(
 
     def is_prunable(path: str, leaf: Any) -> bool:
         by_role = np.ndim(leaf) >= 2 and path.rsplit("/", 1)[-1] in KERNEL_NAMES
-        return (by_role if include is None else path in included) and path not in excluded
+        wanted = (by_role if include is None else path in included) and path not in excluded
+        return wanted and math.prod(leaf.shape) > 0
 
     def mask_leaf(path: Any, leaf: Any) -> jax.Array | None:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -433,7 +435,7 @@ def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
         lambda key, _: stored.get(jax.tree_util.keystr(key, simple=True, separator="/")), like
     )
     check(mask, like)
-    if metadata.get("digest") and metadata["digest"] != digest(mask):
+    if _tensors.is_ours(metadata) and metadata["digest"] != digest(mask):
         raise ValueError(
             f"path: {path} is damaged: it does not hold the mask that was saved. Restore it, or "
             "run the search again."

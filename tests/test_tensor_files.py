@@ -137,6 +137,29 @@ def test_masks_come_back_with_what_was_said_about_them(tmp_path_factory, seed, c
     assert exchange.load_mask(path, like=PARAMS)[1] == (*info[:2], None, {})
 
 
+def test_what_others_say_in_their_files_is_left_to_them(tmp_path):
+    path, arrays = tmp_path / "theirs.safetensors", {"kernel": np.array([[True, False]])}
+    about = {"digest": "theirs", "config": "yaml: no", "checksum": "1", "criterion": "theirs"}
+    safetensors.numpy.save_file(arrays, path, metadata=about)
+    mask, info = exchange.load_mask(path, like=arrays)
+    np.testing.assert_array_equal(mask["kernel"], arrays["kernel"])
+    assert (info.criterion, info.config) == (None, {})
+    old = tmp_path / "theirs.npz"
+    np.savez(old, **arrays)
+    with zipfile.ZipFile(old, "a") as archive:
+        archive.comment = b"theirs"
+    np.testing.assert_array_equal(masks.load(old, like=arrays)["kernel"], arrays["kernel"])
+
+
+def test_arrays_of_the_other_byte_order_are_written_in_ours(tmp_path):
+    path, native = tmp_path / "packed.safetensors", np.arange(6, dtype="f4").reshape(2, 3)
+    for order in "<>":
+        params = {"kernel": native.astype(f"{order}f4")}
+        exchange.save_packed(path, params, {"kernel": native > 0})
+        read, _ = exchange.load_packed(path, like={"kernel": native})
+        np.testing.assert_array_equal(read["kernel"], native)
+
+
 def test_masks_are_read_by_others_and_theirs_by_us(tmp_path):
     path, theirs = tmp_path / "mask.safetensors", tmp_path / "x.safetensors"
     save("mask", path)

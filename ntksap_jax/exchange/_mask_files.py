@@ -114,7 +114,11 @@ def load_mask(path: str | os.PathLike[str], *, like: Params) -> tuple[Mask, Mask
     mask = masks.load(path, like=like)
     with _files.readable(path):
         is_archive = _npz.is_archive(path)
-        metadata = _comment(path) if is_archive else _tensors.read_headers(path)[1]
+        _, metadata = (_npz if is_archive else _tensors).read_headers(path)
+        if not _tensors.is_ours(metadata):  # Whatever another program calls so.
+            metadata = {}
+        elif is_archive:
+            metadata = _comment(path)
         criterion, config = metadata.get("criterion"), json.loads(metadata.get("config", "{}"))
     return mask, MaskInfo(masks.density(mask), masks.digest(mask), criterion, config)
 

@@ -222,7 +222,7 @@ def _read_npz(path: Path, wanted: _Leaves) -> tuple[_Arrays, _Arrays]:
         if headers["about"].num_bytes > _LARGEST_ABOUT:
             raise ValueError(f"'about' is longer than {_LARGEST_ABOUT} bytes")
         text = _read_bytes(path, headers, "about", headers["about"].num_bytes)
-        if hashlib.sha256(text).hexdigest() != metadata["digest"]:
+        if hashlib.sha256(text).hexdigest() != metadata.get("digest"):
             raise ValueError("'about' is not what was saved")
         about = json.loads(text)
         leaves: _Leaves = {
