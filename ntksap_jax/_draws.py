@@ -82,8 +82,11 @@ def random_like(key: Key, tree: Any, sampler: Callable[..., jax.Array] = normal)
         sampler: `sampler(key, shape, dtype)`, such as `normal` or `jax.random.uniform`.
 
     Returns:
-        A pytree of random arrays with the shapes and types of `tree`.
+        A pytree of random arrays with the shapes and types of `tree`. Complex ones have such
+        numbers as real and as imaginary parts.
     """
+    if any(map(jnp.iscomplexobj, jax.tree.leaves(tree))):
+        return _complex_like(key, tree, sampler)
     leaves, structure = jax.tree.flatten(tree)
     dtype = jnp.result_type(*leaves)
     groups = _groups([math.prod(leaf.shape) for leaf in leaves])
@@ -92,6 +95,19 @@ def random_like(key: Key, tree: Any, sampler: Callable[..., jax.Array] = normal)
     for group_key, group in zip(keys, groups, strict=True):
         drawn += _draw_together(group_key, [leaves[i] for i in group], sampler, dtype)
     return jax.tree.unflatten(structure, drawn)
+
+
+def _complex_like(key: Key, tree: Any, sampler: Callable[..., jax.Array]) -> Any:
+    def parts(leaf: Any) -> Any:
+        """The shape of a leaf, or of its two parts."""
+        if not jnp.iscomplexobj(leaf):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        return (jax.ShapeDtypeStruct(leaf.shape, jnp.finfo(leaf.dtype).dtype),) * 2
+
+    leaves, structure = jax.tree.flatten(tree)
+    drawn = random_like(key, list(map(parts, leaves)), sampler)
+    joined = [jax.lax.complex(*each) if isinstance(each, tuple) else each for each in drawn]
+    return jax.tree.unflatten(structure, joined)
 
 
 def _groups(sizes: Sequence[int]) -> list[list[int]]:

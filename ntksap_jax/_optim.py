@@ -58,6 +58,14 @@ def constrain_to_mask(
             jax.tree.map(jnp.copy, mask), optimizer.init(masks.apply(mask, params))
         )
 
+    def of_sparse(name: str, value: Any, mask: Mask) -> Any:
+        """Has the functions that SAM and line searches evaluate see the sparse network alone."""
+        if name == "value_fn":
+            return lambda params, *args, **kwargs: value(masks.apply(mask, params), *args, **kwargs)
+        if name == "grad_fn":
+            return lambda params, *args: masks.apply(mask, value(masks.apply(mask, params), *args))
+        return value
+
     def update(
         updates: Any, state: ConstrainToMaskState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Any, ConstrainToMaskState]:
@@ -70,7 +78,7 @@ def constrain_to_mask(
             masks.apply(state.mask, updates),
             state.inner,
             masks.apply(state.mask, params),
-            **extra_args,
+            **{name: of_sparse(name, value, state.mask) for name, value in extra_args.items()},
         )
         constrained = jax.tree.map(
             lambda m, u, p: u if m is None else jnp.where(m, u, -p),

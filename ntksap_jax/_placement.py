@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
+from ntksap_jax.ops._types import varying
+
 Layout = tuple[Sharding | None, ...]
 """The sharding of each leaf of a pytree, in the order of `jax.tree.leaves`; None: one device."""
 
@@ -95,6 +97,25 @@ def place_leaf(array: Any, sharding: Sharding) -> jax.Array:
     if is_traced(array):  # Knows what to do under `vmap`, which `device_put` does not.
         return jax.lax.with_sharding_constraint(array, sharding)
     return jax.device_put(array, sharding)
+
+
+def vary_like(tree: Any, like: Any) -> Any:
+    """Lets arrays differ between devices wherever an array of another tree does. Traceable.
+
+    Inside of `shard_map` with its check, a loop must begin with what its iterations return.
+    """
+    arrays = [leaf for leaf in jax.tree.leaves(like) if hasattr(leaf, "dtype")]
+    axes = set().union(*(varying(jax.typeof(leaf)) for leaf in arrays))
+
+    def vary(leaf: Any) -> Any:
+        missing = tuple(axes - set(varying(jax.typeof(leaf)))) if hasattr(leaf, "dtype") else ()
+        if not missing:
+            return leaf
+        if not hasattr(jax.lax, "pcast"):  # as in jax 0.7.2
+            return jax.lax.pvary(leaf, missing)  # type: ignore[attr-defined]
+        return jax.lax.pcast(leaf, missing, to="varying")
+
+    return jax.tree.map(vary, tree) if axes else tree
 
 
 # -- Sums over shards ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _networks, masks
+from ntksap_jax import _checks, _networks, masks
 from ntksap_jax.types import Mask, Network, Params
 
 MAX_BYTES = 3 * 2**30
@@ -42,7 +42,7 @@ def pruned_kernel(
         float32 array (N · outputs, N · outputs): example by example, output by output.
 
     Raises:
-        ValueError, TypeError: a mask that does not fit the params.
+        ValueError, TypeError: a mask that does not fit the params; complex params.
 
     >>> import jax.numpy as jnp
     >>> import ntksap_jax as nts
@@ -54,6 +54,7 @@ def pruned_kernel(
     """
     masks.check(mask, params)
     _networks.check_one_output(network)
+    _checks.real(params, why="This kernel is of")
     # On one device, wherever they are: the work is too small to be spread.
     params, mask, inputs = jax.tree.map(jnp.asarray, jax.device_get((params, mask, inputs)))
     kept = {path: np.flatnonzero(leaf) for path, leaf in masks.leaf_paths(mask).items()}

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _placement, masks
-from ntksap_jax.types import Mask, Scores
+from ntksap_jax import _placement, _zeros, masks
+from ntksap_jax.types import Mask, Params, ScoreFn, Scores
 
 
 def check(
@@ -18,6 +18,8 @@ def check(
     mask: Mask,
     *,
     advice: str = "Leave it out with masks.create(params, exclude=...), or prune less.",
+    score: ScoreFn | None = None,
+    params: Params = None,
 ) -> None:
     """Raises unless the scores can rank the weights; for concrete arrays.
 
@@ -25,6 +27,9 @@ def check(
         scores: what a criterion returned.
         mask: the mask that it was given.
         advice: what to do about a leaf of zeros.
+        score: the criterion, and the params that it was given: to find out, where scores are zero,
+            which leaf is to blame.
+        params: those params.
 
     Raises:
         ValueError: scores shaped unlike the mask; a score that is not finite; scores that are all
@@ -48,9 +53,9 @@ def check(
         facts = _score_facts(list(map(np.asarray, arrays)), list(map(np.asarray, left)), np)
     else:
         facts = jax.device_get(jax.jit(_score_facts, static_argnums=2)(arrays, left, jnp))
-    for (path, score), (largest, _) in zip(scored.items(), facts, strict=True):
+    for (path, leaf), (largest, _) in zip(scored.items(), facts, strict=True):
         if not np.isfinite(largest):
-            num_bad = int(jnp.sum(~jnp.isfinite(score)))
+            num_bad = int(jnp.sum(~jnp.isfinite(leaf)))
             raise ValueError(
                 f"scores: {num_bad} of {math.prod(wanted[path])} entries of leaf {path!r} are not "
                 "finite. Check that the network's outputs are finite, and score in float32."
@@ -59,10 +64,15 @@ def check(
     dense = [path for path, (_, is_dense) in zip(wanted, facts, strict=True) if is_dense]
     useless = zero if len(zero) == len(wanted) else [path for path in zero if path in dense]
     if useless:
+        others = f" and {len(useless) - 1} more" if len(useless) > 1 else ""
+        cause = _zeros.cause(score, params, useless) if score is not None else None
         raise ValueError(
-            f"scores: all zero in leaf {useless[0]!r}, so they cannot rank its weights. The "
-            "outputs do not depend on it: is it used, and does no zero-initialised weight or "
-            f"pruned layer cut it off? {advice}"
+            f"scores: all zero in leaf {useless[0]!r}{others}, so they cannot rank its weights. "
+            + (
+                cause
+                or "The outputs do not depend on it: is it used, and does no zero-initialised "
+                f"weight or pruned layer cut it off? {advice}"
+            )
         )
 
 

@@ -17,7 +17,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import _deprecated, _placement, _platform, _scores, masks, schedules
+from ntksap_jax import (
+    _checks,
+    _deprecated,
+    _placement,
+    _platform,
+    _scores,
+    _zeros,
+    masks,
+    schedules,
+)
 from ntksap_jax._draws import typed_key
 from ntksap_jax.scopes import Scope, ScopeLike
 from ntksap_jax.types import (
@@ -84,8 +93,11 @@ def find_mask(
     """
     key = typed_key(key)
     scope = Scope.of(scope)
+    params, batch = _checks.native((params, batch))
     mask, plan = _plan(params, mask, density, schedule, scope)
     rounds = len(plan)
+    everything = (key, params, mask, batch)
+    key, params, mask, batch = _placement.vary_like(everything, everything)
 
     def body(mask: Mask, t_and_counts: tuple[jax.Array, Any]) -> tuple[Mask, Metrics]:
         t, counts = t_and_counts
@@ -159,6 +171,7 @@ def prune(
             "checked, reported or saved. Use ntksap_jax.find_mask there."
         )
     scope = Scope.of(scope)
+    params, batch = _checks.native((params, batch))
     mask, plan = _plan(params, mask, density, schedule, scope)
     _check_start(mask, plan, start_round, scope, regrow)
     # Placed as the params are: a mask placed otherwise would make the second round compile again.
@@ -173,7 +186,7 @@ def prune(
         started = time.perf_counter()
         scores, metrics = score(jax.random.fold_in(key, t), params, mask, batch)
         try:
-            _scores.check(scores, mask)
+            _scores.check(scores, mask, score=score, params=params)
             if regrow:
                 _check_regrowth(scores, mask)
         except ValueError as error:
@@ -187,6 +200,7 @@ def prune(
             layer_densities=masks.layer_densities(mask),
             metrics={name: float(value) for name, value in metrics.items()},
             seconds=time.perf_counter() - started,
+            notes=_zeros.notes(score, mask) if t == start_round else (),
         )
         history.append(info)
         if on_round is not None:
@@ -215,10 +229,14 @@ def _plan(
         mask = masks.create(params)
     masks.check(mask, params)
     densities = schedules.check(schedule)
-    if len(densities) > masks.num_prunable(mask):
+    if len(densities) > (num_weights := masks.num_prunable(mask)):
+        given = (
+            f"density: {density!r}, to be reached in" if density is not None else "schedule: got"
+        )
         raise ValueError(
-            f"schedule: got {len(densities)} rounds for {masks.num_prunable(mask)} prunable "
-            "weights; expected at most one round a weight. Pass fewer rounds."
+            f"{given} {len(densities)} rounds for {num_weights} prunable weights; expected at most "
+            "one round a weight. Pass the density after each round: "
+            f"schedule=schedules.exponential({densities[-1]:.6g}, rounds={num_weights})."
         )
     scope.check_last(float(densities[-1]))
     return mask, [scope.counts(mask, float(d)) for d in densities]

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ntksap_jax import _placement
+
 
 def rank(score: jax.Array) -> jax.Array:
     """Maps floats to unsigned integers >= 1 in the same order; NaN to 1.
@@ -81,7 +83,8 @@ def keep_highest(
         return jnp.where(total([r >= higher for r in ranks]) >= count, higher, bound)
 
     # The highest bound that at least `count` ranks reach, built from its highest bit down.
-    bound = jax.lax.fori_loop(0, bits, set_bit, jnp.zeros(count.shape, unsigned))
+    lowest_bound = _placement.vary_like(jnp.zeros(count.shape, unsigned), count)
+    bound = jax.lax.fori_loop(0, bits, set_bit, lowest_bound)
     above, tied = [r > bound for r in ranks], [r == bound for r in ranks]
     places = count - total(above)
 
@@ -119,7 +122,7 @@ def _first(
         return [jnp.where(*each) for each in zip(fits, highers, bounds, strict=True)]
 
     # The highest bounds below which there is room for all.
-    none = [jnp.zeros(room.shape, jnp.uint32) for room in rooms]
+    none = _placement.vary_like([jnp.zeros(r.shape, jnp.uint32) for r in rooms], (rooms, sizes))
     bounds = jax.lax.fori_loop(0, bits, set_bit, none)
     return [t & (_positions(t.shape, axis) < b) for t, b in zip(tied, bounds, strict=True)]
 

@@ -1,5 +1,7 @@
 r"""The neural tangent kernel: estimators of its trace, and the kernel itself for few outputs.
 
+Complex params count as their real and imaginary parts.
+
 For a function f: params -> outputs with Jacobian J (outputs flattened to n, params to p), the
 empirical NTK is Θ = J Jᵀ (n × n) and its trace is the squared Frobenius norm of the Jacobian,
 
@@ -162,14 +164,23 @@ def cotangent_norm(fn: Fn, params: Params, cotangent: Any) -> jax.Array:
     20.0
     """
     pulled_back = jax.lax.stop_gradient(jax.vjp(fn, params)[1](cotangent)[0])
-    pushed_forward = jax.jvp(fn, (params,), (pulled_back,))[1]
+    # JAX's gradient of complex params is the conjugate of their direction.
+    direction = jax.tree.map(jnp.conj, pulled_back)
+    pushed_forward = jax.jvp(fn, (params,), (direction,))[1]
     inner = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, cotangent, pushed_forward)))
     return 2 * inner - _squared_norm(pulled_back)
 
 
 def _squared_norm(tree: Any) -> jax.Array:
     """The sum of squares of all entries; a norm would have no gradient at 0."""
-    return sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), jnp.zeros(()))
+    zero = jnp.zeros((), jnp.float32)  # Not float64 where that is enabled, nor half precision.
+    return sum((jnp.sum(_square(leaf)) for leaf in jax.tree.leaves(tree)), zero)
+
+
+def _square(leaf: jax.Array) -> jax.Array:
+    if jnp.iscomplexobj(leaf):
+        return jnp.square(leaf.real) + jnp.square(leaf.imag)
+    return jnp.square(leaf)
 
 
 # -- The kernel itself -----------------------------------------------------------------------------
@@ -194,7 +205,7 @@ def exact(fn: Fn, params: Params) -> jax.Array:
     with jax.default_matmul_precision("highest"):
         jacobian = jax.jacrev(fn)(params)
         rows = [leaf.reshape(outputs.size, -1) for leaf in jax.tree.leaves(jacobian)]
-        return sum((leaf @ leaf.T for leaf in rows), jnp.zeros(()))
+        return sum((jnp.real(leaf @ leaf.conj().T) for leaf in rows), jnp.zeros(()))
 
 
 def eigenvalues(kernel: ArrayLike) -> np.ndarray:

@@ -103,6 +103,8 @@ class RoundInfo(NamedTuple):
         layer_densities: fraction kept in each prunable leaf, by path.
         metrics: the criterion's own scalars, such as the estimated `"trace"`.
         seconds: wall-clock time of the round; the first one includes compilation.
+        notes: what the search has to say once, in the first round done here, such as which leaves
+            the criterion did not score as they are initialised.
 
     >>> import jax.numpy as jnp
     >>> import ntksap_jax as nts
@@ -119,6 +121,7 @@ class RoundInfo(NamedTuple):
     layer_densities: dict[str, float]
     metrics: dict[str, float]
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 class ConstrainToMaskState(NamedTuple):

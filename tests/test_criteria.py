@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import ntksap_jax as nts
 from ntksap_jax import _scores, criteria, masks, ntk, scopes
@@ -114,6 +116,36 @@ def test_jit_gives_the_same_scores(score):
     eager, jitted = oracles.flat(eager), oracles.flat(jitted)
     # Two compilations round differently, and a finite difference feels it where a ReLU flips.
     assert np.linalg.norm(eager - jitted) <= 1e-3 * np.linalg.norm(eager)
+
+
+TRACED = [
+    *("random", "erk", "layerwise_random", "magnitude", "snip", "force", "grasp", "synflow", "px"),
+    *("inverted", "fresh_weights", "noise_inputs", "ntk_sap", "ntk_sap two_pass", "ntk_sap vmap"),
+]
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_the_search_is_traced_wherever_the_caller_wants_it(name):
+    """Under `jit`, `vmap`, `shard_map` with its check and without, `pmap`; with x64 enabled."""
+    score = CRITERIA[name]()
+
+    def find(key, params):
+        """Closes over the labels, as callers do."""
+        return nts.find_mask(key, params, score, schedule=[0.5, 0.3], batch=BATCH)[0]
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    spread = functools.partial(jax.shard_map, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    keys = jax.random.split(KEY, 2)
+    stacked = jax.tree.map(lambda p: jnp.stack([p, p]), PARAMS)
+    checked = jax.eval_shape(spread(jax.vmap(find)), keys, stacked)
+    unchecked = jax.eval_shape(
+        spread(jax.vmap(lambda key: find(key, PARAMS)), check_vma=False), keys
+    )
+    with jax.enable_x64(True):
+        mapped = jax.eval_shape(jax.pmap(lambda key: find(key, PARAMS)), keys)
+    wanted = jax.tree.map(lambda m: ((2, *m.shape), m.dtype), MASK)
+    for mask in (checked, unchecked, mapped):
+        assert jax.tree.map(lambda m: (m.shape, m.dtype), mask) == wanted
 
 
 def test_count_is_exact_after_selection(score):

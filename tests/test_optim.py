@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import oracles
 import pytest
 
@@ -125,6 +126,20 @@ def test_extra_arguments_reach_the_optimiser():
     optimizer = nts.constrain_to_mask(inner, MASK)
     optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS, value=3.0)
     assert seen == [{"value": 3.0}]
+
+
+def test_gradients_that_sam_takes_itself_are_those_of_the_sparse_network():
+    """As on the function of the masked params, which no pruned weight moves."""
+    adversary = optax.chain(optax.contrib.normalize(), optax.sgd(0.5))
+    sam = optax.contrib.sam(optax.sgd(0.1), adversary, sync_period=3, opaque_mode=True)
+    optimizer, start = nts.constrain_to_mask(sam, MASK), masks.apply(MASK, PARAMS)
+    of_dense = jax.grad(loss)
+    of_sparse = jax.grad(lambda params: loss(masks.apply(MASK, params)))
+    found, wanted = (
+        opt.update(of(start), opt.init(start), start, grad_fn=lambda p, step, of=of: of(p))[0]
+        for opt, of in ((optimizer, of_dense), (sam, of_sparse))
+    )
+    np.testing.assert_allclose(oracles.flat(found), oracles.flat(wanted), rtol=1e-5, atol=1e-7)
 
 
 def test_donation_and_errors():

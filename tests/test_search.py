@@ -255,7 +255,11 @@ OF_FLOATS = {"kernel": jnp.ones((2, 3))}
     [
         ({"schedule": [0.5, 1.2]}, r"schedule: .*in \(0, 1\]"),
         ({"schedule": [0.5, 0.6]}, "never rise"),
-        ({"schedule": [0.9] * 7}, "7 rounds for 6 prunable weights"),
+        ({"schedule": [0.9] * 7}, "schedule: got 7 rounds for 6 prunable weights"),
+        (
+            {"density": 0.5},
+            r"density: 0.5, to be .* 20 rounds for 6 .*exponential\(0.5, rounds=6\)",
+        ),
         ({"schedule": [0.05]}, "rounds to none"),
         ({"schedule": [0.5], "scope": "filters"}, "scope: got 'filters'"),
         (
@@ -280,6 +284,24 @@ def test_bad_arguments_raise_before_anything_is_scored(options, match):
     for find in (nts.prune, nts.find_mask):
         with pytest.raises((ValueError, TypeError), match=match):
             find(KEY, TINY, score, **options)
+
+
+def test_params_in_another_byte_order_and_kernels_without_entries():
+    """As files of other programs hold them, and as layers of no features have them."""
+    big = {"kernel": EVEN["head"]["kernel"].astype(">f4"), "none": {"kernel": np.ones((3, 0))}}
+    wanted, _ = nts.prune(KEY, EVEN["head"], criteria.magnitude(), schedule=[0.5])
+    for find in (nts.prune, nts.find_mask):
+        mask, _ = find(KEY, big, criteria.magnitude(), schedule=[0.5])
+        np.testing.assert_array_equal(mask["kernel"], wanted["kernel"])
+        assert mask["none"]["kernel"] is None
+
+
+def test_the_magnitude_of_integers_is_not_one():
+    """|-128| is no int8."""
+    params = {"kernel": jnp.array([[-128, 127, 3]], jnp.int8)}
+    mask, history = nts.prune(KEY, params, criteria.magnitude(), schedule=[1 / 3])
+    assert mask["kernel"].tolist() == [[True, False, False]]
+    assert history[0].threshold == 128
 
 
 def test_a_score_that_is_not_finite_names_round_and_leaf():

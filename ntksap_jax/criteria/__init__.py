@@ -15,10 +15,12 @@ any function of that form: see `criteria/magnitude.py` for the smallest one.
 | `grasp` | weights, data, labels | Wang et al. 2020 |
 
 `inverted`, `fresh_weights` and `noise_inputs` make one criterion of another; `class_balanced` draws
-the examples that most papers score on.
+the examples that most papers score on, `fill_zeros` makes params to score of ones
+with factors that are zero.
 """
 
 from ntksap_jax.criteria.class_balanced import class_balanced as class_balanced
+from ntksap_jax.criteria.fill_zeros import fill_zeros as fill_zeros
 from ntksap_jax.criteria.force import force as force
 from ntksap_jax.criteria.grasp import grasp as grasp
 from ntksap_jax.criteria.iterative_snip import iterative_snip as iterative_snip

@@ -40,6 +40,12 @@ def check_network(network: Any) -> None:
         )
 
 
+def check_is_real(network: Network) -> None:
+    """Raises a TypeError for a network with complex weights, for criteria by paths."""
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    _checks.real(params, why="Sums over paths are of the sizes of")
+
+
 def check_micro_batch_size(size: int | None) -> None:
     """Raises a ValueError unless `size` is None or an integer of at least 1."""
     if size is not None:
@@ -136,7 +142,8 @@ def check_labels(network: Network, params: Params, batch: Batch, loss_fn: LossFn
     num_classes = logits.shape[-1]
     if is_traced(labels):
         return
-    lowest, highest = int(labels.min()), int(labels.max())
+    with jax.ensure_compile_time_eval():  # The caller's `jit` may close over them.
+        lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= num_classes:
         raise ValueError(
             f"batch: labels range from {lowest} to {highest}, expected 0 to {num_classes - 1} for "

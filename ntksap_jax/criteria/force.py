@@ -13,6 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from ntksap_jax import _zeros
 from ntksap_jax.criteria import _batches
 from ntksap_jax.criteria.snip import connection_sensitivity
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
@@ -57,4 +58,4 @@ def force(
         del key
         return jax.tree.map(jnp.abs, sensitivity(params, mask, batch)), {}
 
-    return score
+    return _zeros.says(score, network)

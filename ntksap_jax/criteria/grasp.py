@@ -17,8 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from ntksap_jax import _networks, masks
+from ntksap_jax import _networks, _zeros, masks
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
@@ -96,9 +97,12 @@ def grasp(
             for part in _batches.micro_batches(tuple(batch), micro_batch_size):
                 g = _batches.add(g, part_of_gradient(params, mask, part, total))
             # Only directions within the pruned network count: a pruned weight does not move.
-            g = masks.map_prunable(lambda m, p, leaf: (leaf * m).astype(p.dtype), mask, params, g)
+            # (JAX's gradient of complex weights is the conjugate of their direction.)
+            g = masks.map_prunable(
+                lambda m, p, leaf: jnp.conj(leaf * m).astype(p.dtype), mask, params, g
+            )
             for part in _batches.micro_batches(tuple(batch), micro_batch_size):
                 hg = _batches.add(hg, part_of_product(params, mask, g, part, total))
-        return masks.map_prunable(lambda m, p, h: p * h * m, mask, params, hg), {}
+        return masks.map_prunable(lambda m, p, h: jnp.real(p * h) * m, mask, params, hg), {}
 
-    return score
+    return _zeros.says(score, network)

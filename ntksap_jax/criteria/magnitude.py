@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from ntksap_jax import masks
@@ -26,6 +27,12 @@ def magnitude() -> ScoreFn:
 
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         del key, batch
-        return masks.map_prunable(lambda m, p: jnp.abs(p) * m, mask, params), {}
+        return masks.map_prunable(lambda m, p: _size(p) * m, mask, params), {}
 
     return score
+
+
+def _size(p: jax.Array) -> jax.Array:
+    """|θ|, of integers in float32: that of int8's -128 is no int8."""
+    is_integer = not jnp.issubdtype(p.dtype, jnp.inexact)
+    return jnp.abs(p.astype(jnp.float32) if is_integer else p)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from ntksap_jax import _networks, _placement, _platform, masks, ntk
+from ntksap_jax import _networks, _placement, _platform, _zeros, masks, ntk
 from ntksap_jax._draws import typed_key
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches, _inputs, _ntk_sap_checks
@@ -64,7 +64,9 @@ def ntk_sap(
             other, and on TPU the compiler counts the same work and 14 to 39 % more bytes moved.
         batch_size: number of Gaussian inputs in a sample.
         reinit: draw fresh weights from `network.init` for every sample (the paper). `False` scores
-            the given params, such as pretrained ones.
+            the given params, such as pretrained ones. Kernels that `init` makes all zero, as heads
+            often are, are drawn from N(0, 2/fan-in), and such scales of normalisation and residual
+            branches are 1, as in the paper's networks; the search's first `RoundInfo` names them.
         inputs: `"noise"`: Gaussian, of the network's `input_shape` (the paper); `"data"`: those of
             the batch given to the score, the same for every sample; or a function
             `(key, batch_size) -> inputs`. Where the network takes integers, as a language model
@@ -119,6 +121,7 @@ def ntk_sap(
     )
 
     from_data = isinstance(inputs, str) and inputs == "data"
+    zeros_of = _zeros.of_init(network)
 
     # -- One sample: inputs, weights and a probe -----------------------------------------------
 
@@ -150,15 +153,17 @@ def ntk_sap(
 
     # -- A chunk: one sample, or `vmap_samples` of them with weights and keys stacked ----------
 
-    def draw_weights(keys: Key, layout: _placement.Layout | None) -> Params:
+    def draw_weights(
+        keys: Key, layout: _placement.Layout | None, zeros: tuple[_zeros.Zero, ...]
+    ) -> Params:
         """Draws weights in the place of the params; they are never anywhere else."""
 
         def draw(key: Key) -> Params:
-            return _placement.constrain(network.init(key), layout)
+            return _placement.constrain(_zeros.fill(key, network.init(key), zeros), layout)
 
         return draw(keys) if vmap_samples == 1 else jax.vmap(draw)(keys)
 
-    draw_placed_weights = jax.jit(draw_weights, static_argnames="layout")
+    draw_placed_weights = jax.jit(draw_weights, static_argnames=("layout", "zeros"))
 
     @functools.partial(jax.jit, static_argnames="layout", donate_argnames="total")
     def add_drawn(
@@ -184,7 +189,9 @@ def ntk_sap(
         # Weights are drawn outside of the compiled sample: random generators take long to compile,
         # and the caller has most likely compiled `network.init` already.
         draw = draw_weights if layouts.weights is None else draw_placed_weights
-        weights = draw(keys[..., 0], layout=layouts.weights) if reinit else params
+        weights = params
+        if reinit:
+            weights = draw(keys[..., 0], layout=layouts.weights, zeros=zeros_of(mask))
         return add_drawn(total, weights, keys[..., 1:], mask, batch, layout=layouts.total)
 
     # -- All chunks: on the devices of `shard_samples`, in a `lax.scan`, or in a loop ----------
@@ -194,8 +201,8 @@ def ntk_sap(
         total: Total, keys: Key, params: Params, mask: Mask, batch: Batch, layouts: _Layouts
     ) -> Total:
         def chunk(keys: Key) -> Total:
-            zeros = _zeros(mask, params, layout=None)
-            return add_chunk(zeros, keys, params, mask, batch, layouts._replace(total=None))
+            nothing = _nothing(mask, params, layout=None)
+            return add_chunk(nothing, keys, params, mask, batch, layouts._replace(total=None))
 
         assert shard_samples is not None
         spread = _placement.sum_over(chunk, keys, shard_samples)
@@ -208,16 +215,20 @@ def ntk_sap(
             _batches.check_batch(network, batch, labels=False, why="inputs='data'")
         if reinit:
             _ntk_sap_checks.check_fresh(network, params)
+        everything = (key, params, mask, batch)
+        key, params, mask, batch = _placement.vary_like(everything, everything)
         layouts = _layouts(params, mask)
         if shard_samples is not None:
             _ntk_sap_checks.check_axes(shard_samples, layouts.weights)
-        is_traced = _placement.is_traced((key, params, mask, batch))
+        # The new key tells if a transformation is under way that traces none of the arguments.
+        new_key = jax.random.fold_in(typed_key(key), 0)
+        is_traced = _placement.is_traced((new_key, params, mask, batch))
         if not is_traced:
             _networks.check_are_finite(outputs_are_finite(key, params, mask, batch))
 
         stack = (vmap_samples,) if vmap_samples > 1 else ()
         keys = jax.random.split(typed_key(key), (num_samples // vmap_samples, *stack, 3))
-        total = _zeros(mask, params, layout=layouts.total)
+        total = _placement.vary_like(_nothing(mask, params, layout=layouts.total), params)
         arguments = (params, mask, batch, layouts)
         if shard_samples is not None:
             total = add_spread(total, keys, *arguments)
@@ -229,7 +240,7 @@ def ntk_sap(
         trace, scores = _finish(total, mask, signed=signed)
         return scores, {"trace": trace / num_samples}
 
-    return score
+    return _zeros.says(score, network, zeros_of if reinit else None)
 
 
 def trace_and_gradient(
@@ -274,17 +285,20 @@ def trace_and_gradient(
 
         return estimate(fn, masks.map_prunable(lambda m, p: p, mask, params))
 
-    relaxed = masks.map_prunable(lambda m, p: m.astype(p.dtype), mask, params)
+    # Real for complex weights too: a weight is kept or not, whatever its phase.
+    relaxed = masks.map_prunable(lambda m, p: m.astype(jnp.finfo(p.dtype).dtype), mask, params)
     return jax.value_and_grad(trace)(relaxed)
 
 
 @functools.partial(jax.jit, static_argnames="layout")
-def _zeros(
+def _nothing(
     mask: Mask, params: Params, *, layout: _placement.Layout | None
 ) -> tuple[jax.Array, Scores]:
     """A sum of no samples. Half precision is for the network, not for sums over samples."""
     zeros = masks.map_prunable(
-        lambda m, p: jnp.zeros(m.shape, jnp.promote_types(p.dtype, jnp.float32)), mask, params
+        lambda m, p: jnp.zeros(m.shape, jnp.promote_types(jnp.finfo(p.dtype).dtype, jnp.float32)),
+        mask,
+        params,
     )
     trace = jnp.zeros((), jnp.result_type(*jax.tree.leaves(zeros)))
     return _placement.constrain((trace, zeros), layout)

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import _networks, _paths, masks
+from ntksap_jax import _networks, _paths, _placement, _zeros, masks
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Inputs, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
@@ -58,6 +58,7 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
     """
     _batches.check_network(network)
     _networks.check_one_output(network)
+    _batches.check_is_real(network)
     _batches.check_micro_batch_size(micro_batch_size)
 
     @jax.jit
@@ -81,6 +82,7 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
     def path_kernel(params: Params) -> Any:
         """z₂ with its power of two."""
         ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), network.examples(1))
+        ones = _placement.vary_like(ones, params)
         return _paths.evaluate(network.apply_running, params, ones, factor=jnp.square)
 
     @jax.jit
@@ -108,7 +110,7 @@ def px(network: Network, *, micro_batch_size: int | None = None) -> ScoreFn:
                 total = part_total if total is None else _each(_plus, total, part_total)
             return scores_of(params, mask, total), {}
 
-    return score
+    return _zeros.says(score, network)
 
 
 def _each(fn: Any, *trees: Any) -> Any:

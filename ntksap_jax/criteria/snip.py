@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import _networks, masks
+from ntksap_jax import _networks, _zeros, masks
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
@@ -69,7 +69,7 @@ def snip(
         size = (lambda d: d) if signed else jnp.abs
         return masks.map_prunable(lambda m, d: size(d) * m, mask, derivatives), {}
 
-    return score
+    return _zeros.says(score, network)
 
 
 def connection_sensitivity(
@@ -103,6 +103,6 @@ def connection_sensitivity(
         with scoring_precision():
             for part in _batches.micro_batches(tuple(batch), micro_batch_size):
                 gradients = _batches.add(gradients, gradient(params, mask, part, total))
-        return masks.map_prunable(lambda m, p, g: p * g, mask, params, gradients)
+        return masks.map_prunable(lambda m, p, g: jnp.real(p * g), mask, params, gradients)
 
     return sensitivity

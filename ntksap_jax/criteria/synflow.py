@@ -24,7 +24,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import _networks, _paths, masks
+from ntksap_jax import _networks, _paths, _placement, _zeros, masks
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
@@ -78,10 +78,12 @@ def synflow_l2(network: Network) -> ScoreFn:
 def _path_strength(network: Network, factor: Callable[[jax.Array], jax.Array]) -> ScoreFn:
     _batches.check_network(network)
     _networks.check_one_output(network)
+    _batches.check_is_real(network)
 
     @jax.jit
     def scores_of(params: Params, mask: Mask) -> Scores:
         ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), network.examples(1))
+        ones = _placement.vary_like(ones, params)
         weights = _batches.kept_weights(mask, params)
 
         def strength(weights: Params) -> jax.Array:
@@ -97,4 +99,4 @@ def _path_strength(network: Network, factor: Callable[[jax.Array], jax.Array]) -
         with scoring_precision():
             return scores_of(params, mask), {}
 
-    return score
+    return _zeros.says(score, network)

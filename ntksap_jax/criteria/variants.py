@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from ntksap_jax import _zeros
 from ntksap_jax._draws import random_like, typed_key
 from ntksap_jax.criteria import _batches
 from ntksap_jax.types import Batch, Key, Mask, Metrics, Network, Params, ScoreFn, Scores
@@ -30,6 +33,7 @@ def inverted(score: ScoreFn) -> ScoreFn:
     [-3.0, -2.0, 0.0]
     """
 
+    @functools.wraps(score)
     def turned(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         scores, metrics = score(key, params, mask, batch)
         return jax.tree.map(jnp.negative, scores), metrics
@@ -42,7 +46,8 @@ def fresh_weights(score: ScoreFn, network: Network) -> ScoreFn:
 
     Args:
         score: any criterion.
-        network: its model; `network.init` draws the weights.
+        network: its model; `network.init` draws the weights. Factors that it makes all zero are
+            drawn too, as by `ntk_sap`.
 
     Returns:
         The criterion. (NTK-SAP has this built in, for every one of its samples.)
@@ -60,13 +65,15 @@ def fresh_weights(score: ScoreFn, network: Network) -> ScoreFn:
     True
     """
     _batches.check_network(network)
+    zeros_of = _zeros.of_init(network)
 
     def fresh_score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         del params
         weights_key, score_key = jax.random.split(typed_key(key))
-        return score(score_key, network.init(weights_key), mask, batch)
+        weights = _zeros.fill(weights_key, network.init(weights_key), zeros_of(mask))
+        return score(score_key, weights, mask, batch)
 
-    return fresh_score
+    return _zeros.says(fresh_score, network, zeros_of)
 
 
 def noise_inputs(score: ScoreFn) -> ScoreFn:
@@ -84,6 +91,7 @@ def noise_inputs(score: ScoreFn) -> ScoreFn:
     (4, 3)
     """
 
+    @functools.wraps(score)
     def noise_score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         if batch is None:
             raise ValueError(

@@ -17,10 +17,10 @@ def needs_no_sharding_rule(*arrays: Any) -> bool:
     types = [jax.typeof(x) for x in arrays]
     meshes = [jax.sharding.get_abstract_mesh(), *(t.sharding.mesh for t in types)]
     kinds = {kind for mesh in meshes for kind in mesh.axis_types}
-    return AxisType.Explicit not in kinds and not any(_varying(t) for t in types)
+    return AxisType.Explicit not in kinds and not any(varying(t) for t in types)
 
 
-def _varying(array_type: Any) -> Any:
+def varying(array_type: Any) -> Any:
     """The manual axes along which an array differs between devices; once `vma`."""
     manual = getattr(array_type, "manual_axis_type", None)
     return array_type.vma if manual is None else manual.varying

@@ -167,7 +167,8 @@ def prune(
             return of_layers
         mask = filters.to_mask(params, channels, keep)
         scores, _ = score(key, params, mask, batch)  # type: ignore[call-arg, arg-type]
-        _check(masks.leaf_paths(scores), masks.leaf_paths(mask), channels)
+        found, given = masks.leaf_paths(scores), masks.leaf_paths(mask)
+        _check(found, given, channels, score=score, params=params)
         return filters.by_gate(scores, channels, absolute=absolute)
 
     keep: dict[str, np.ndarray] = {}
@@ -186,13 +187,14 @@ def prune(
     return keep
 
 
-def _check(scores: dict[str, Any], mask: dict[str, Any], channels: Channels) -> None:
+def _check(scores: dict[str, Any], mask: dict[str, Any], channels: Channels, **blame: Any) -> None:
     """Checks scores as `ntksap_jax.prune` does, of the layers that may lose filters."""
     paths = [path for path, layer in channels.layers.items() if layer.removable and path in scores]
     _scores.check(
         {path: scores[path] for path in paths},
         {path: mask[path] for path in paths},
         advice="Score it with other weights or by another criterion, or prune less.",
+        **blame,
     )
 
 

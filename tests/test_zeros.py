@@ -1,0 +1,170 @@
+"""Models that start with zeros in the place of scales, heads, gates and adapters."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import ntksap_jax as nts
+from ntksap_jax import _zeros, criteria, masks
+
+KEY = jax.random.key(0)
+ZEROS = nn.initializers.zeros
+WIDTH = 6
+
+
+class Branch(nn.Module):
+    """A residual branch whose normalisation ends in zero scales, as in flax's ImageNet example."""
+
+    @nn.compact
+    def __call__(self, x):
+        branch = nn.Dense(WIDTH, name="kernels")(nn.relu(x))
+        return x + nn.BatchNorm(True, scale_init=ZEROS, name="norm")(branch)
+
+
+class LayerScale(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x + self.param("gamma", ZEROS, (WIDTH,)) * nn.Dense(WIDTH)(nn.relu(x))
+
+
+class ReZero(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x + 0.5 * self.param("alpha", ZEROS, ()) * nn.Dense(WIDTH)(nn.relu(x))
+
+
+class Adapter(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        inner = nn.relu(nn.Dense(2, name="down")(x))
+        return x + nn.Dense(WIDTH, kernel_init=ZEROS, name="up")(inner)
+
+
+class LowRank(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        down = self.param("kernel", nn.initializers.lecun_normal(), (WIDTH, 2))
+        return x + x @ down @ self.param("lora_b", ZEROS, (2, WIDTH))
+
+
+class Head(nn.Module):
+    """Zero by a deviation of 0, as well as by `zeros`."""
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.initializers.variance_scaling(0.0, "fan_in", "truncated_normal")
+        return nn.Dense(3, kernel_init=init)(x)
+
+
+class Harmless(nn.Module):
+    """Zeros that are no factors."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = x + self.param("position", ZEROS, (WIDTH,)) + 0.1 * self.param("other", ZEROS, (WIDTH,))
+        token = jnp.broadcast_to(self.param("token", ZEROS, (1, WIDTH)), x.shape)
+        return nn.Dense(3)(jnp.concatenate([x, token], -1)) * (1 + self.param("s", ZEROS, (3,)))
+
+
+class Stack(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        def layer(branch, x, _):
+            return branch(x), None
+
+        scanned = nn.scan(layer, {"params": 0}, split_rngs={"params": True}, length=2)
+        return scanned(LayerScale(name="layers"), x, None)[0]
+
+
+KERNEL = np.sqrt(2 / WIDTH)
+PARTS = {
+    "residual": (Branch(), {"norm/scale": None}),
+    "layer scale": (LayerScale(), {"gamma": None}),
+    "rezero": (ReZero(), {"alpha": None}),
+    "adapter": (Adapter(), {"up/kernel": 1}),  # of two inputs
+    "lora": (LowRank(), {"lora_b": 1}),
+    "head": (Head(), {"Dense_0/kernel": KERNEL}),
+    "scan": (Stack(), {"layers/gamma": None}),
+    "harmless": (Harmless(), {}),
+}
+
+
+@pytest.mark.parametrize(("model", "wanted"), PARTS.values(), ids=PARTS.keys())
+def test_factors_that_init_makes_zero_are_told_from_other_zeros(model, wanted):
+    network = nts.linen(model, (WIDTH,))
+    params = jax.eval_shape(network.init, KEY)
+    found = _zeros.of_init(network)(masks.create(params))
+    assert {zero.path: zero.std for zero in found} == pytest.approx(wanted)
+
+
+def test_zeros_of_nnx_models():
+    def make(rngs):
+        first, last = (
+            nnx.Linear(WIDTH, WIDTH, rngs=rngs),
+            nnx.Linear(WIDTH, 3, kernel_init=ZEROS, rngs=rngs),
+        )
+        return nnx.Sequential(first, nnx.LayerNorm(WIDTH, scale_init=ZEROS, rngs=rngs), last)
+
+    network = nts.nnx(make, (WIDTH,))
+    found = _zeros.of_init(network)(masks.create(jax.eval_shape(network.init, KEY)))
+    assert [zero.path.rsplit("/", 1)[-1] for zero in found] == ["scale", "kernel"]
+
+
+# -- All of them, with every criterion -----------------------------------------------------------
+
+
+NETWORK = nts.linen(
+    nn.Sequential([nn.Dense(WIDTH), *(PARTS[name][0].clone() for name in list(PARTS)[:5]), Head()]),
+    (4,),
+)
+PARAMS = NETWORK.init(KEY)
+BATCH = (jax.random.normal(KEY, (4, 4)), jnp.arange(4) % 3)
+SAMPLES = {"num_samples": 2, "batch_size": 3}
+FRESH = {
+    "ntk_sap": functools.partial(criteria.ntk_sap, **SAMPLES),
+    "fresh snip": lambda network: criteria.fresh_weights(criteria.snip(network), network),
+    "fresh magnitude": lambda network: criteria.fresh_weights(criteria.magnitude(), network),
+}
+GIVEN = {
+    "ntk_sap of given weights": functools.partial(criteria.ntk_sap, reinit=False, **SAMPLES),
+    "snip": criteria.snip,
+    "noise": lambda network: criteria.noise_inputs(criteria.iterative_snip(network)),
+    "force": criteria.force,
+    "grasp": criteria.grasp,
+    "synflow": criteria.synflow,
+    "synflow_l2": criteria.synflow_l2,
+    "px": criteria.px,
+    "magnitude": lambda network: criteria.magnitude(),
+}
+CAUSE = "Leaves 'layers_1/norm/scale', 'layers_2/gamma'"
+NEITHER = {"random": lambda network: criteria.random(), "erk": lambda network: criteria.erk()}
+
+
+@pytest.mark.parametrize("name", [*FRESH, *GIVEN, *NEITHER])
+def test_models_that_start_with_zeros_are_pruned(name):
+    """At once, or after the one step that the message names; the given params are left alone."""
+    score = (FRESH | GIVEN | NEITHER)[name](NETWORK)
+    search = functools.partial(nts.prune, schedule=[0.5, 0.3], batch=BATCH)
+    scored = PARAMS
+    if name in GIVEN:
+        cause = (
+            CAUSE if name != "magnitude" else "Leaves 'layers_4/up/kernel', 'layers_6/.*/kernel'"
+        )
+        with pytest.raises(
+            ValueError, match=rf"round 1 .*{cause}.* all zero .*criteria.fill_zeros"
+        ):
+            search(KEY, PARAMS, score)
+        scored = criteria.fill_zeros(KEY, PARAMS, NETWORK)
+    mask, history = search(KEY, scored, score)
+    assert masks.num_kept(mask) == round(0.3 * masks.num_prunable(mask))
+    scores, _ = score(KEY, scored, masks.create(PARAMS), BATCH)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(scores))
+    [note] = history[0].notes if name in FRESH else [""]
+    assert (CAUSE in note) == (name in FRESH)
+    assert history[1].notes == ()
+    assert not np.any(PARAMS["layers_1"]["norm"]["scale"])
