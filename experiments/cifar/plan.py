@@ -40,11 +40,7 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
         f"{training.momentum:g}, weight decay {training.weight_decay:g}",
         "learning rate": _learning_rate(training),
     }
-    return common.plan(
-        common.describe_images(job.images),
-        rows,
-        common.describe_place(job.images, config.seed, folders),
-    )
+    return common.plan(job.images, rows, config.seed, folders)
 
 
 def _criterion(options: SearchConfig) -> str:

@@ -88,7 +88,7 @@ def load_round(
 
 
 def _read_round(folder: Path, number: int, like: Params) -> tuple[list[Row], Mask]:
-    record = files.unseal(files.read_json(folder / "search" / f"round-{number}.json"))
+    record = files.read_sealed(folder / "search" / f"round-{number}.json")
     if record["run"] != run_folder.identity(folder):
         raise ValueError("it is of another run")
     rows = record["rows"]
@@ -115,20 +115,15 @@ def load_mask(folder: Path, like: Params) -> tuple[list[Row], Mask] | None:
     """Returns the rows and the mask of a search, or nothing if it is not complete.
 
     Raises:
-        ValueError: a file of these is damaged.
+        UserError: a file of these is damaged.
     """
     if not (folder / "mask.sha256").exists():
         return None
     path = _mask_path(folder, "mask")
-    try:
+    advice = f"Restore it, or delete {folder} and run again"
+    with files.reading(f"the mask {path}", advice):
         mask = _read_mask(path, like, files.read_text(folder / "mask.sha256").strip())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the mask {path}: {error}") from error
-    path = folder / "search.json"
-    try:
-        return files.unseal(files.read_json(path)), mask
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+    return files.read_sealed(folder / "search.json", advice=advice), mask
 
 
 def drop_rounds(folder: Path) -> None:

@@ -131,10 +131,10 @@ def _read_former(
                 # What people read follows what is verified.
                 run_folder.write_table(folder / "search.csv", rows)
             return rows, mask, True
-    except ValueError as error:
+    except UserError as error:
         # If the mask is damaged, the last rounds may still be there.
         if not (folder / "search").exists():
-            raise UserError(f"{error}. Restore it, or delete {folder} and run again") from error
+            raise
         say(f"the mask is made again from the last rounds of the search: {error}")
     return *search_files.load_round(folder, params, say=say), False
 

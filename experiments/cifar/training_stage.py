@@ -30,10 +30,6 @@ def make(
     num_epochs, per_epoch = config.training.epochs, job.images.steps_per_epoch
     keys, digest = make_keys(config.seed), masks.digest(mask)
 
-    def measure(state: TrainState) -> dict[str, float]:
-        score = inputs.evaluate(job.images, state, eval_step=job.eval_step)
-        return {"test_loss": score.loss, "test_accuracy": score.accuracy}
-
     def describe(row: Row) -> str:
         return (
             f"epoch {row['epoch']:>3}/{num_epochs}  learning rate {row['learning_rate']:.4f}  "
@@ -46,13 +42,12 @@ def make(
         folder=folder,
         table="metrics.csv",
         run=distributed.from_leader(lambda: run_folder.identity(folder, digest)),
-        order_key=keys.order,
-        augmentation_key=keys.augmentation,
+        keys=(keys.order, keys.augmentation),
         train_step=job.train_step,
         learning_rate=steps.learning_rate(config.training, per_epoch),
         num_steps=num_epochs * per_epoch,
         row_steps=per_epoch,
-        measure=measure,
+        measure=functools.partial(inputs.test_columns, job.images, eval_step=job.eval_step),
         describe=describe,
         advice="a lower --learning-rate, a longer --warmup-epochs",
         follow=functools.partial(spectrum.follow, config, job, variables["params"], mask, folder),

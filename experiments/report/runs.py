@@ -12,7 +12,7 @@ from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError
 from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config
 from experiments.shell.errors import UserError
-from experiments.storage import run_folder
+from experiments.storage import files, run_folder
 
 
 class _Record(BaseModel):
@@ -166,7 +166,7 @@ def _read_run(folder: Path, config: Mapping[str, Any]) -> Run:
 
 def _read_sessions(folder: Path) -> tuple[Session, ...]:
     path = folder / "environment.json"
-    entries = run_folder.read_json(path, list) if path.exists() else []
+    entries = files.read_json(path, list) if path.exists() else []
     return tuple(_check(entry, Session, path.name) for entry in entries)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.shell.errors import UserError
 from ntksap_jax._files import aside as aside
 
 LARGEST = 1 << 26
@@ -33,19 +37,33 @@ def read_text(path: Path, *, largest: int = LARGEST) -> str:
     return data.decode()
 
 
-def read_json(path: Path, kind: type = dict) -> Any:
+RESTORE = "Restore it, or delete the folder"
+
+
+@contextlib.contextmanager
+def reading(what: object, advice: str = RESTORE) -> Iterator[None]:
+    """Turns an error about a file into a `UserError` that says which it is, and what to do."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"cannot read {what}: {error}. {advice}") from error
+
+
+def read_json(path: Path, kind: type = dict, *, advice: str = RESTORE) -> Any:
     """Reads JSON that anybody may have written: a dict, or what else is asked for.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no such text, or holds something else.
+        UserError: it cannot be read, is no such text, or holds something else.
     """
-    try:
-        value = json.loads(read_text(path))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(value, kind):
-        raise ValueError(f"expected a {kind.__name__}, got {type(value).__name__}")
+    with reading(path, advice):
+        try:
+            value = json.loads(read_text(path))
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+        if not isinstance(value, kind):
+            raise ValueError(f"expected a {kind.__name__}, got {type(value).__name__}")
     return value
 
 
@@ -63,6 +81,12 @@ def remove_leftovers(folder: Path) -> None:
 def seal(value: Any) -> dict[str, Any]:
     """Returns a value, of what JSON can hold, together with its SHA-256."""
     return {"sha256": digest(value), "value": value}
+
+
+def read_sealed(path: Path, *, advice: str = RESTORE) -> Any:
+    """Reads the value of a sealed record, as `read_json` does."""
+    with reading(path, advice):
+        return unseal(read_json(path, advice=advice))
 
 
 def unseal(record: Any) -> Any:

@@ -107,7 +107,7 @@ def prepare(folder: Path, config: Mapping[str, Any], *, data_source: str) -> Non
     """
     files.remove_leftovers(folder)
     environments = folder / "environment.json"
-    sessions = read_json(environments, list) if environments.exists() else []
+    sessions = files.read_json(environments, list) if environments.exists() else []
     if sessions:
         before = sessions[-1].get("data") if isinstance(sessions[-1], dict) else None
         if before != data_source:
@@ -190,12 +190,12 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Returns the configuration of a run, for `config.from_dict`."""
-    return read_json(folder / "config.json")
+    return files.read_json(folder / "config.json")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Returns the results of a complete run."""
-    return read_json(folder / "summary.json")
+    return files.read_json(folder / "summary.json")
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -214,12 +214,10 @@ def read_table(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    try:
+    with files.reading(path):
         rows = list(csv.DictReader(io.StringIO(files.read_text(path)), strict=True))
         if any(None in row or None in row.values() for row in rows):
             raise ValueError("its rows differ in length")
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {error}. Restore it, or delete the folder") from error
     return [{name: _number(cell) for name, cell in row.items()} for row in rows]
 
 
@@ -227,14 +225,6 @@ def write_picture(path: Path, figure: Figure) -> None:
     """Writes a figure as PNG."""
     with files.aside(path) as aside:
         figure.savefig(aside, format="png", dpi=150)
-
-
-def read_json(path: Path, kind: type = dict) -> Any:
-    """Returns what a JSON file holds, as `files.read_json` does, or raises a `UserError`."""
-    try:
-        return files.read_json(path, kind)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}. Restore it, or delete the folder") from error
 
 
 def _number(cell: str) -> int | float | str:

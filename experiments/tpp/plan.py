@@ -34,11 +34,7 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
         f"images; momentum {config.momentum:g}, weight decay {config.weight_decay:g}",
         "dense network": f"{there} {dense}",
     }
-    return common.plan(
-        common.describe_images(job.images, augmented=config.augment),
-        rows,
-        common.describe_place(job.images, config.seed, folders),
-    )
+    return common.plan(job.images, rows, config.seed, folders, augmented=config.augment)
 
 
 def _size(config: Config, job: Job) -> str:

@@ -131,14 +131,12 @@ def make_stage(
             f"{sizes}  {screen.duration(row['seconds'])}"
         )
 
-    order_key, augmentation_key = jax.random.split(job.keys.regularise)
     return Stage(
         name="Regularising",
         folder=folder,
         table="regularise.csv",
         run=run,
-        order_key=order_key,
-        augmentation_key=augmentation_key,
+        keys=tuple(jax.random.split(job.keys.regularise)),
         train_step=steps.make_train_step(job.model, regulariser.optimizer, job.images.augment),
         learning_rate=lambda step: config.regularise.reg_lr,
         num_steps=regulariser.num_steps,

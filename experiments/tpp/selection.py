@@ -179,10 +179,7 @@ def load_or_choose(path: Path, config: Config, job: Job, variables: Any, console
             indices = indices_of(choose(config, job, variables, console))
             run_folder.write_json(path, files.seal(indices))
             return indices
-        try:
-            return files.unseal(files.read_json(path))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {path}: {error}. Delete it to choose again") from error
+        return files.read_sealed(path, advice="Delete it to choose again")
 
     layers = job.channels.layers
     return {

@@ -66,8 +66,7 @@ def train(
     jsv = measure.linear_jsv(network.model, job.images) if job.is_linear else None
 
     def columns(state: TrainState) -> dict[str, float]:
-        score = inputs.evaluate(job.images, state, eval_step=eval_step)
-        scores = {"test_loss": score.loss, "test_accuracy": score.accuracy}
+        scores = inputs.test_columns(job.images, state, eval_step=eval_step)
         if jsv is not None:
             scores["jsv_mean"] = jsv(jax.device_get(state.variables))["mean"]
         return scores
@@ -81,14 +80,12 @@ def train(
             f"{screen.duration(row['seconds'])}"
         )
 
-    order_key, augmentation_key = jax.random.split(key)
     stage = Stage(
         name=name,
         folder=folder,
         table="metrics.csv",
         run=run,
-        order_key=order_key,
-        augmentation_key=augmentation_key,
+        keys=tuple(jax.random.split(key)),
         train_step=steps.make_train_step(network.model, optimizer, job.images.augment),
         learning_rate=schedule,
         num_steps=recipe.epochs * per_epoch,

@@ -93,6 +93,12 @@ def train_batches(inputs: Inputs, key: jax.Array, *, start: int) -> Iterator[tup
         first = 0
 
 
+def test_columns(inputs: Inputs, state: TrainState, *, eval_step: EvalStep) -> dict[str, float]:
+    """Returns what `evaluate` finds as columns of metrics.csv."""
+    score = evaluate(inputs, state, eval_step=eval_step)
+    return {"test_loss": score.loss, "test_accuracy": score.accuracy}
+
+
 def evaluate(inputs: Inputs, state: TrainState, *, eval_step: EvalStep) -> Score:
     """Measures loss and accuracy on the test set; all processes take part.
 

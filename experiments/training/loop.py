@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,8 +54,7 @@ class Stage(NamedTuple):
     folder: Path  # Where `checkpoints/`, the table and, if it comes to that, `failure/` go.
     table: str  # File name of the table, with a row for every `row_steps` steps.
     run: str  # Identifies what is computed, for the checkpoints.
-    order_key: jax.Array  # Decides which images form a batch.
-    augmentation_key: jax.Array  # Decides how they are augmented.
+    keys: Sequence[jax.Array]  # Decide which images form a batch, and how they are augmented.
     train_step: TrainStep  # From `steps.make_train_step`.
     learning_rate: optax.Schedule  # By step, for the table.
     num_steps: int  # Length.
@@ -94,7 +93,7 @@ def train(
         RunFailed: a loss that is not finite.
         Preempted: SIGTERM came; the last step is saved.
     """
-    key = stage.augmentation_key
+    order_key, key = stage.keys
     with contextlib.ExitStack() as stack:
         manager = None
         if distributed.is_leader():
@@ -107,7 +106,7 @@ def train(
         tracker = stack.enter_context(
             screen.track(console, stage.name, done=start, total=end, unit="step")
         )
-        batches = inputs.train_batches(images, stage.order_key, start=start)
+        batches = inputs.train_batches(images, order_key, start=start)
         begun, saved = time.perf_counter() - progress.seconds, time.monotonic()
         # For the failure report: up to this state all losses were finite. It costs memory.
         checked = state
@@ -224,16 +223,16 @@ def _recorder(
 def _failure(stage: Stage, images: Inputs, error: Diverged) -> RunFailed:
     """Saves the state before the step that failed, and its batch; says what to do."""
     # From the last state that was checked.
-    state, start = error.state, int(error.state.step)
-    batches = inputs.train_batches(images, stage.order_key, start=start)
+    state, start, (order_key, key) = error.state, int(error.state.step), stage.keys
+    batches = inputs.train_batches(images, order_key, start=start)
     for _ in range(start, error.step - 1):
-        state, _ = stage.train_step(stage.augmentation_key, state, *next(batches))
+        state, _ = stage.train_step(key, state, *next(batches))
     state, batch = distributed.local(state), distributed.gathered(next(batches))
     epoch = -(-error.step // images.steps_per_epoch)
     about = {"error": str(error), "stage": stage.name, "epoch": epoch, "step": error.step}
     # The others wait for it: who fails first ends all.
     place = distributed.from_leader(
-        lambda: failures.save(stage.folder, about, stage.augmentation_key, state=state, batch=batch)
+        lambda: failures.save(stage.folder, about, key, state=state, batch=batch)
     )
     return RunFailed(
         f"{stage.name.lower()}: {error} (epoch {epoch}): "

@@ -14,33 +14,30 @@ from experiments.storage import run_folder
 from experiments.training.inputs import Inputs
 
 
-def describe_images(images: Inputs, *, augmented: bool = True) -> dict[str, str]:
-    """Returns the rows of a plan about the images."""
-    dataset = images.dataset
+def plan(
+    images: Inputs,
+    rows: Mapping[str, str],
+    seed: int,
+    folders: Sequence[Path],
+    *,
+    augmented: bool = True,
+) -> list[tuple[str, str]]:
+    """Returns a plan, without rows that are empty: images, `rows`, seed, devices, folders."""
+    dataset, count = images.dataset, jax.process_count()
     shape = "x".join(map(str, dataset.image_shape))
     note = f" ({dataset.note})" if dataset.note else ""
-    return {
+    processes = f" in {count} processes" if count > 1 else ""
+    every = {
         "data set": f"{dataset.name}: {dataset.num_train:,} training and "
         f"{dataset.num_test:,} test images of {shape}, {dataset.num_classes} classes{note}",
         "augmentation": dataset.augmentation if augmented else "none",
-    }
-
-
-def describe_place(images: Inputs, seed: int, folders: Sequence[Path]) -> dict[str, str]:
-    """Returns the rows of a plan about seed, devices and folders."""
-    count = jax.process_count()
-    processes = f" in {count} processes" if count > 1 else ""
-    return {
+        **rows,
         "seed": str(seed),
         "devices": f"{images.mesh.size} x {jax.devices()[0].device_kind}{processes}, "
         f"jax {jax.__version__}",
         "writes to": "\n".join(f"{folder}{run_folder.describe(folder)}" for folder in folders),
     }
-
-
-def plan(*parts: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Returns the rows of a plan, without those that are empty."""
-    return [(name, value) for part in parts for name, value in part.items() if value]
+    return [(name, value) for name, value in every.items() if value]
 
 
 def common(config: Any, images: Inputs, epochs: Sequence[run_folder.Row]) -> dict[str, Any]:
