@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import re
 import socket
 import tarfile
 import threading
@@ -309,11 +310,8 @@ def test_the_command_line_prepares_where_it_is_told(serve, tmp_path, capsys, mon
     assert capsys.readouterr().out == f"{tmp_path / 'cifar10' / '3.0.2'}\n"
     main(["list"])
     table = capsys.readouterr().out
-    states = {
-        line.split("│")[1].strip(): line.split("│")[-2].strip()
-        for line in table.splitlines()
-        if "│" in line
-    }
+    rows = [re.split(r"\s{2,}", line.strip()) for line in table.splitlines()[4:] if line.strip()]
+    states = {name: state for name, *_, state in rows}
     assert states == {
         "digits": "embedded",
         "cifar10": "prepared",

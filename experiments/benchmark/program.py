@@ -46,7 +46,7 @@ from experiments.benchmark.child import ChildLost
 from experiments.benchmark.results import Table
 from experiments.benchmark.types import OURS, Case
 from experiments.shell import command_line, exits
-from experiments.shell.configuration import Count, configuration
+from experiments.shell.configuration import Count, File, Text, configuration
 from experiments.shell.console import open_console, show_plan, show_table, track
 from experiments.shell.errors import UserError
 
@@ -63,7 +63,7 @@ TABLES: dict[str, Callable[[], Table]] = {
 class Options:
     """How fast we are."""
 
-    case: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ()
+    case: Annotated[tuple[Text, ...], tyro.conf.arg(metavar="[NAME ...]")] = ()
     """Cases, or what their names begin with, such as sample-jvp (default: all)."""
     list: bool = False
     """Print the names of the cases and end."""
@@ -73,13 +73,13 @@ class Options:
     """Images in a step, instead of each case's own number."""
     without_torch: bool = False
     """Time our side alone."""
-    json: Path | None = None
+    json: File | None = None
     """Write all that was measured to this file, after every case."""
-    markdown: Path | None = None
+    markdown: File | None = None
     """Write the tables to this file."""
-    picture: Path | None = None
+    picture: File | None = None
     """Draw the ratios and rates to this file, such as times.png."""
-    aot: Annotated[str | None, tyro.conf.arg(metavar="TOPOLOGY")] = None
+    aot: Annotated[Text | None, tyro.conf.arg(metavar="TOPOLOGY")] = None
     """Time nothing: ask the TPU compiler what programs cost on this slice, such as v5e:2x4."""
 
 

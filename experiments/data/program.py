@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from experiments.data import catalogue, prepared
 from experiments.data.loading import find_streamed
 from experiments.data.prepare import prepare
 from experiments.shell import command_line, exits
-from experiments.shell.configuration import check_name
+from experiments.shell import console as screen
+from experiments.shell.configuration import Folder, Text, check_name, configuration
 
 PROG = "python -m experiments.data"
 
 
-@dataclass(frozen=True)
+@configuration
 class Prepare:
     """Download a data set and write the folder that TFDS reads."""
 
-    name: tyro.conf.Positional[str]
+    name: tyro.conf.Positional[Text]
     """cifar10, cifar100 or fashion_mnist."""
-    data_dir: Path | None = None
+    data_dir: Folder | None = None
     """Folder of prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
-    url: str | None = None
+    url: Text | None = None
     """Folder of a mirror that holds the official files: http(s)://... or file:///..."""
 
 
-@dataclass(frozen=True)
+@configuration
 class List:
     """Show the data sets, and which of them are ready."""
 
-    data_dir: Path | None = None
+    data_dir: Folder | None = None
     """Folder of prepared data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
 
 
@@ -55,17 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _show(root: Path) -> None:
-    table = Table("data set", "train", "test", "image", "classes", "state")
+    rows: list[tuple[str, ...]] = []
     for spec in catalogue.SPECS.values():
         is_there = prepared.is_there(prepared.folder(spec, root))
         state = "embedded" if not spec.version else "prepared" if is_there else "not prepared"
         shape = "x".join(map(str, spec.image_shape))
         counts = f"{spec.num_train:,}", f"{spec.num_test:,}"
-        table.add_row(spec.name, *counts, shape, str(spec.num_classes), state)
+        rows.append((spec.name, *counts, shape, str(spec.num_classes), state))
     for streamed in catalogue.STREAMED.values():
         state = "found" if find_streamed(streamed, root) else "not there"
         size = streamed.image_size
-        table.add_row(streamed.name, "", "", f"{size}x{size}x3", "", state)
-    console = Console()
+        rows.append((streamed.name, "", "", f"{size}x{size}x3", "", state))
+    header = ("data set", "train", "test", "image", "classes", "state")
+    console = screen.open_console()
     console.print(f"Folder of prepared data sets: {root}", soft_wrap=True, markup=False)
-    console.print(table)
+    screen.show_table(console, "", header, rows)

@@ -72,6 +72,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Text = Annotated[str, AfterValidator(_printable), AfterValidator(_no_flag)]
 Label = Annotated[str, AfterValidator(_part_of_a_file_name)]
 Folder = Annotated[Path, AfterValidator(_printable)]
+File = Annotated[Path, AfterValidator(_printable)]
 
 
 def name_of(what: str, known: Collection[str]) -> AfterValidator:
