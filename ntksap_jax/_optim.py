@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ntksap_jax import masks
+from ntksap_jax import _boxes, masks
 from ntksap_jax.types import ConstrainToMaskState, Mask, Params
 
 
@@ -29,15 +29,21 @@ def constrain_to_mask(
     Not `optax.masked`, whose mask is one Python boolean per leaf and which passes the gradients of
     the leaves it leaves out through as updates.
 
+    An optimiser that is running already goes on: `update` takes its state as it is, and returns one
+    that holds the mask. (What it remembers of pruned weights fades away without any effect.)
+
     Args:
         optimizer: any optax transformation, or a chain of them.
-        mask: boolean mask of the params. It lives in the state, not in the compiled program: one
-            compiled step serves every mask.
+        mask: boolean mask of the params, which may be in other containers: `nnx.Optimizer` passes
+            them as an `nnx.State`. It lives in the state, not in the compiled program: one compiled
+            step serves every mask.
 
     Returns:
         The transformation; its `update` needs `params`.
 
     Raises:
+        TypeError: an optimiser of another library, or one that holds params, such as
+            `nnx.Optimizer`.
         ValueError, TypeError: in `init`, a mask that does not fit the params; in `update`, no
             params.
 
@@ -49,13 +55,21 @@ def constrain_to_mask(
     >>> optax.apply_updates(params, updates)
     {'kernel': Array([0.9, 0. ], dtype=float32)}
     """
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise TypeError(
+            f"optimizer: got {type(optimizer).__name__}, expected an optax transformation, such as "
+            "optax.adamw(1e-3). The mask goes inside of what holds params or state: "
+            "nnx.Optimizer(model, constrain_to_mask(optax.adamw(1e-3), mask), wrt=nnx.Param), "
+            "TrainState.create(..., tx=constrain_to_mask(...))."
+        )
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params: Params) -> ConstrainToMaskState:
-        masks.check(mask, params)
+        fitting = _boxes.fit(mask, params)
+        masks.check(fitting, params)
         # A copy, so that a step that donates its state does not take the caller's mask.
         return ConstrainToMaskState(
-            jax.tree.map(jnp.copy, mask), optimizer.init(masks.apply(mask, params))
+            jax.tree.map(jnp.copy, fitting), optimizer.init(masks.apply(fitting, params))
         )
 
     def of_sparse(name: str, value: Any, mask: Mask) -> Any:
@@ -74,6 +88,8 @@ def constrain_to_mask(
                 "params: got None; constrain_to_mask needs the current params to hold pruned "
                 "weights at 0. Call optimizer.update(grads, state, params)."
             )
+        if not isinstance(state, ConstrainToMaskState):  # That of an optimiser without a mask.
+            state = ConstrainToMaskState(mask, state)
         updates, inner = optimizer.update(
             masks.apply(state.mask, updates),
             state.inner,
@@ -82,7 +98,7 @@ def constrain_to_mask(
         )
         constrained = jax.tree.map(
             lambda m, u, p: u if m is None else jnp.where(m, u, -p),
-            state.mask,
+            _boxes.fit(state.mask, params),
             updates,
             params,
             is_leaf=lambda leaf: leaf is None,

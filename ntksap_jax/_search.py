@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ntksap_jax import (
+    _boxes,
     _checks,
     _deprecated,
     _placement,
@@ -227,6 +228,7 @@ def _plan(
     _platform.warn_if_miscompiling()
     if mask is None:
         mask = masks.create(params)
+    mask = _boxes.fit(mask, params)
     masks.check(mask, params)
     densities = schedules.check(schedule)
     if len(densities) > (num_weights := masks.num_prunable(mask)):

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _npz, _placement, _tensors, _top_ranks
+from ntksap_jax import _boxes, _npz, _placement, _tensors, _top_ranks
 from ntksap_jax._draws import random_like, typed_key
 from ntksap_jax.types import Key, Mask, Params
 
@@ -41,10 +41,7 @@ def leaf_paths(tree: Any) -> dict[str, Any]:
     >>> leaf_paths({"dense": {"kernel": 1, "bias": None}})
     {'dense/kernel': 1}
     """
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {_boxes.name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def map_prunable(fn: Callable[..., Any], mask: Mask, *trees: Any) -> Any:
@@ -115,7 +112,7 @@ def create(
         return wanted and math.prod(leaf.shape) > 0
 
     def mask_leaf(path: Any, leaf: Any) -> jax.Array | None:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = _boxes.name(path)
         if not is_prunable(name, leaf):
             return None
         return jnp.ones(leaf.shape, bool, device=_placement.of(leaf))
@@ -217,7 +214,8 @@ def apply(mask: Mask, params: Params) -> Params:
 
     Args:
         mask: boolean or relaxed mask.
-        params: pytree of arrays that `mask` was made for.
+        params: pytree of arrays that `mask` was made for, or the same in other containers, such as
+            an `nnx.State`.
 
     >>> import jax.numpy as jnp
     >>> apply({"kernel": jnp.array([True, False])}, {"kernel": jnp.array([3.0, 4.0])})
@@ -231,7 +229,7 @@ def apply(mask: Mask, params: Params) -> Params:
             return jnp.where(m, leaf, jnp.zeros_like(leaf))
         return m.astype(leaf.dtype) * leaf
 
-    return jax.tree.map(apply_leaf, mask, params, is_leaf=_is_none)
+    return jax.tree.map(apply_leaf, _boxes.fit(mask, params), params, is_leaf=_is_none)
 
 
 def merge(weights: Any, params: Params) -> Params:
@@ -431,9 +429,7 @@ def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
         name: array.view(np.uint8).astype(bool)
         for name, array in file.read_arrays(path, headers).items()
     }
-    mask = jax.tree_util.tree_map_with_path(
-        lambda key, _: stored.get(jax.tree_util.keystr(key, simple=True, separator="/")), like
-    )
+    mask = jax.tree_util.tree_map_with_path(lambda key, _: stored.get(_boxes.name(key)), like)
     check(mask, like)
     if _tensors.is_ours(metadata) and metadata["digest"] != digest(mask):
         raise ValueError(

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ntksap_jax import _boxes
 from ntksap_jax._placement import check_auto, place_leaf
 from ntksap_jax.types import Network
 
@@ -183,7 +184,7 @@ def shard_params(tree: Any, mesh: Mesh, *, rule: Rule | None = None) -> Any:
     rule = split_outputs(mesh) if rule is None else rule
 
     def place(path: Any, leaf: Any) -> Any:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = _boxes.name(path)
         spec = rule(name, leaf.shape)
         try:
             sharding = NamedSharding(mesh, spec)

@@ -43,6 +43,8 @@ def pure(state: flax_nnx.State) -> dict[str, Any]:
 
 def filled(state: flax_nnx.State, params: Params) -> flax_nnx.State:
     """Returns the state with the given values."""
+    if isinstance(params, flax_nnx.State):
+        params = pure(params)
     wanted: Any = jax.tree.structure(pure(state))
     given = jax.tree.structure(params)
     if wanted != given:

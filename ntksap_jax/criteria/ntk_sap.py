@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from ntksap_jax import _networks, _placement, _platform, _zeros, masks, ntk
+from ntksap_jax import _boxes, _networks, _placement, _platform, _zeros, masks, ntk
 from ntksap_jax._draws import typed_key
 from ntksap_jax._precision import scoring_precision
 from ntksap_jax.criteria import _batches, _inputs, _ntk_sap_checks
@@ -191,7 +191,8 @@ def ntk_sap(
         draw = draw_weights if layouts.weights is None else draw_placed_weights
         weights = params
         if reinit:
-            weights = draw(keys[..., 0], layout=layouts.weights, zeros=zeros_of(mask))
+            fresh = draw(keys[..., 0], layout=layouts.weights, zeros=zeros_of(mask))
+            weights = _boxes.fit(fresh, mask)
         return add_drawn(total, weights, keys[..., 1:], mask, batch, layout=layouts.total)
 
     # -- All chunks: on the devices of `shard_samples`, in a `lax.scan`, or in a loop ----------

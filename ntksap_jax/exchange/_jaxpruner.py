@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import masks
+from ntksap_jax import _boxes, masks
 from ntksap_jax.types import Mask, Params
 
 
@@ -56,7 +56,7 @@ def from_jaxpruner(jaxpruner_masks: Any, *, like: Params) -> Mask:
     shapes = {path: np.shape(leaf) for path, leaf in masks.leaf_paths(like).items()}
 
     def from_leaf(key: Any, leaf: Any) -> jax.Array:
-        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        path = _boxes.name(key)
         array, shape = np.asarray(leaf), shapes.get(path)
         if shape is not None and array.shape != shape and array.shape == _packed_shape(shape):
             array = np.unpackbits(array.astype(np.uint8), count=math.prod(shape)).reshape(shape)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _files, _npz, _tensors, masks
+from ntksap_jax import _boxes, _files, _npz, _tensors, masks
 from ntksap_jax.types import Mask
 
 _FORMAT, _VERSION = "ntksap_jax packed network", "2"
@@ -115,7 +115,7 @@ def load_packed(path: str | os.PathLike[str], *, like: Any) -> tuple[Any, Mask]:
 
     def arranged(stored: dict[str, np.ndarray]) -> Any:
         def at(key: Any, _: Any) -> jax.Array | None:
-            name = jax.tree_util.keystr(key, simple=True, separator="/")
+            name = _boxes.name(key)
             return jnp.asarray(stored[name]) if name in stored else None
 
         return jax.tree_util.tree_map_with_path(at, like)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import masks
+from ntksap_jax import _boxes, masks
 from ntksap_jax.exchange import _torch_layouts
 from ntksap_jax.exchange._torch_layouts import Names, Shape
 
@@ -119,7 +119,7 @@ def from_torch(
         )
 
     def from_leaf(key: Any, leaf: Any) -> jax.Array:
-        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        path = _boxes.name(key)
         name, layout = full_names[path], plan[path]
         array = _as_numpy(state[name], name)
         if array.shape != layout.shape:
