@@ -133,6 +133,10 @@ def around(layer):
     return net(call)
 
 
+def branches(x):
+    return jnp.abs(x), jnp.square(x)
+
+
 class Divided(nn.Module):
     """Divides by a parameter, as ActNorm and learned step sizes do."""
 
@@ -169,6 +173,14 @@ class Divided(nn.Module):
         (lambda x: x * jnp.broadcast_to(1.0 / x.shape[-1], x.shape), "`mul` with 0.5"),
         (lambda x: x / jnp.ones_like(x).sum(axis=-1, keepdims=True), "takes 2 together"),
         (lambda x: x * (jnp.ones(x.shape[-1]) @ jnp.ones(x.shape[-1])), "takes 2 together"),
+        (lambda x: x if x.shape[-1] > 5 else -x, "instead of"),
+        (lambda x: branches(x)[x.shape[-1] > 5], "is of other arrays"),
+        (
+            lambda x: jnp.tanh(
+                jnp.pad(x[:, None], ((0, 0), (1, 0), (0, 0)), constant_values=-jnp.inf)
+            ).max(axis=1),
+            "f(0) != 0",
+        ),
         (lambda x: x ** x.shape[-1], "`integer_pow`"),
         (lambda x: x * jax.lax.fori_loop(0, x.shape[-1], lambda i, y: y + 1.0, 0.0), "`scan`"),
     ],
@@ -197,6 +209,9 @@ def test_what_is_not_followed_must_stay_and_is_named(between, operation):
         lambda x: jnp.clip(x, -1, 1),
         lambda x: x / (x.std(axis=0) + 1e-5),
         lambda x: jnp.concatenate([x, jnp.ones((len(x), 2))], axis=-1),
+        lambda x: nn.max_pool(
+            jnp.pad(x[:, None], ((0, 0), (1, 1), (0, 0)), constant_values=-jnp.inf), (2,)
+        ).max(axis=1),
         lambda x: jnp.concatenate([nn.Dense(1)(x), x], axis=-1),
         lambda x: jnp.tile(x, (1, 2)),
         lambda x: jnp.repeat(x, 2, axis=-1),

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from random_models import draw
 
-import ntksap_jax as nts
 from ntksap_jax import _jaxprs, flops, masks, structured
 from ntksap_jax.structured.channels import filter_channels
 
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FEW, MANY = 20, int(os.environ.get("RANDOM_MODELS", 200))
 
 
@@ -32,7 +32,7 @@ def random_values(shapes, r):
     def one(path, leaf):
         scale = 1 / math.sqrt(max(math.prod(leaf.shape[:-1]), 1))
         values = r.normal(size=leaf.shape) * scale if leaf.ndim > 1 else r.normal(size=leaf.shape)
-        return jnp.asarray(np.abs(values) + 0.1 if path[-1].key == "var" else values)
+        return np.abs(values) + 0.1 if path[-1].key == "var" else np.asarray(values)
 
     return jax.tree_util.tree_map_with_path(one, shapes)
 
@@ -63,9 +63,12 @@ def flops_by_xla(primitive, params, shapes):
     return int(lowered.cost_analysis()["flops"])
 
 
-def products_of_kernels(model, shapes, shape):
-    """FLOPs of all products of what is made of params with what depends on the inputs."""
-    total, leaves = 0, jax.tree.leaves(shapes)
+def counts_of(model, shapes, shape):
+    """FLOPs by kernel, after a comparison of their sum with XLA's counts.
+
+    That is of all products of what is made of params with what depends on the inputs.
+    """
+    total, leaves = 0, masks.leaf_paths(shapes)
     program = jax.make_jaxpr(model.apply)(shapes, jnp.zeros((1, *shape), jnp.float32))
 
     def step(times, eqn, operands, where):
@@ -89,7 +92,10 @@ def products_of_kernels(model, shapes, shape):
 
     arguments = [False] * len(leaves) + [True]
     _jaxprs.walk(program, arguments, functools.partial(step, 1), constant=lambda value: None)
-    return total
+    paths = [path.removeprefix("params/") if path[:7] == "params/" else None for path in leaves]
+    counts = flops.count_program(program, paths)
+    assert sum(counts.values()) == total
+    return counts
 
 
 def check(seed):
@@ -100,8 +106,7 @@ def check(seed):
         if shapes is None:
             return False
         r = np.random.default_rng(seed)
-        counts = flops.count(nts.linen(model, shape))
-        assert sum(counts.values()) == products_of_kernels(model, shapes, shape)
+        counts = counts_of(model, shapes, shape)
         try:
             channels = structured.trace(model, shape)
         except ValueError as error:
@@ -112,23 +117,25 @@ def check(seed):
         assert kernels <= {*channels.layers, *channels.reasons}
         assert whole <= channels.reasons.keys()
         keep = random_keep(channels, r)
-        variables = structured.zero_out(random_values(shapes, r), channels, keep)
+        variables = random_values(shapes, r)
         try:
             small, fewer = structured.shrink(model, variables, channels, keep)
         except ValueError as error:
             assert "the model's own code" in str(error)
             return False
-        x = jnp.asarray(r.normal(size=(3, *shape)))
+        x = r.normal(size=(3, *shape))
 
         def both(variables, fewer, x):
-            return model.apply(variables, x), small.apply(fewer, x)
+            zeroed = structured.zero_out(variables, channels, keep)
+            return model.apply(zeroed, x), small.apply(fewer, x)
 
-        want, got = jax.jit(both)(variables, fewer, x)
-        scale = float(jnp.max(jnp.abs(want), initial=1.0, where=jnp.isfinite(want)))
+        compiled = jax.jit(both).lower(variables, fewer, x).compile(QUICKLY)
+        want, got = map(np.asarray, compiled(variables, fewer, x))
+        scale = np.max(np.abs(want), initial=1.0, where=np.isfinite(want))
         np.testing.assert_allclose(got, want, atol=1e-7 * scale, rtol=1e-7)
         cost = structured.cost(channels, keep)
         assert cost.params == sum(leaf.size for leaf in jax.tree.leaves(fewer["params"]))
-        assert cost.flops == sum(flops.count(nts.linen(small, shape)).values())
+        assert cost.flops == sum(counts_of(small, fewer, shape).values())
     return True
 
 

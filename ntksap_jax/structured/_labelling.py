@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -49,9 +50,14 @@ class Tracing:
         self._flops = flops.count_program(jaxpr, names, batch=_program.BATCH)
         self._operations = _program.operations(jaxpr)
         arguments = [*self._leaves.values(), opaque(call.inputs.shape)]
-        for output in _jaxprs.walk(jaxpr, arguments, self._step, constant=_program.concrete):
-            for axis in output.axes if isinstance(output, Value) else ():
-                self._labels.fix(axis, "they are the model's outputs")
+        outputs = _jaxprs.walk(jaxpr, arguments, self._step, constant=_program.concrete)
+        axes = tuple(
+            output.axes if isinstance(output, Value) else (None,) * np.ndim(output)
+            for output in outputs
+        )
+        for axis in itertools.chain(*axes):
+            self._labels.fix(axis, "they are the model's outputs")
+        self._axes.append((axes, (), ()))
         for kernel in self._kernels:
             if self._shapes[f"params/{kernel}"][-1] == 1:
                 self.fix(kernel, _SINGLE)

@@ -17,13 +17,20 @@ any number of indices would do. None: anything else, such as pixels; the axis ke
 """
 
 
+class Padded(NamedTuple):
+    """A number, or minus infinity where it was padded with that for the maximum that follows."""
+
+    number: Any
+
+
 class Value(NamedTuple):
     """What is known of an array without computing it.
 
     Attributes:
         axes: what the indices of each axis are.
         removed: for each axis, the number that an entry becomes when its index's channel is
-            removed by setting its filters, biases, scales and shifts to 0; None if unknown.
+            removed by setting its filters, biases, scales and shifts to 0; None if unknown. (Or a
+            `Padded` one, which any calculation but a maximum takes for NaN.)
         uniform: the number that all entries are, None if unknown or not all the same.
         leaf: path of the leaf that the array is, perhaps reshaped or broadcast.
         layer: path of the kernel whose outputs the array is, perhaps with the layer's bias.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import Any, NamedTuple
 
 import flax.core
@@ -24,7 +25,16 @@ _LAYOUT = {
 _SETTINGS = {
     *("y", "exponent", "axes", "axis", "dimension", "dimensions", "permutation", "reverse"),
     *("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"),
-    *("lhs_dilation", "rhs_dilation", "length", "jaxpr", "cond_jaxpr", "body_jaxpr", "branches"),
+    *(
+        "lhs_dilation",
+        "rhs_dilation",
+        "dimension_numbers",
+        "length",
+        "jaxpr",
+        "cond_jaxpr",
+        "body_jaxpr",
+        "branches",
+    ),
 }
 
 BATCH = 2
@@ -59,6 +69,7 @@ class Operation(NamedTuple):
         shapes: shapes of its results.
         constants: the numbers among its arguments, in words, so that NaN equals itself; of whole
             arrays, a digest.
+        sources: which earlier results, or arguments of the program, the others are.
         settings: what its parameters say.
         lengths: of the axes that it sums over, or of all if it cannot be followed.
         places: which entries it takes from an axis, or where it puts them, for each axis of a slice
@@ -69,6 +80,7 @@ class Operation(NamedTuple):
     where: str
     shapes: tuple[tuple[int, ...], ...]
     constants: tuple[str, ...]
+    sources: tuple[int | None, ...]
     settings: tuple[str, ...] = ()
     lengths: tuple[int, ...] = ()
     places: tuple[tuple[int, ...], ...] = ()
@@ -141,28 +153,33 @@ def record(model: nn.Module, variables: Any, call: Call) -> Any:
 def operations(jaxpr: Any) -> list[Operation]:
     """Lists the operations of a closed jaxpr that say what the program does."""
     found: list[Operation] = []
+    fresh = itertools.count()
+
+    def note(name: str, where: str, operands: list[Any], shapes: Any, **more: Any) -> None:
+        constants = tuple(_in_words(op) for op in operands if isinstance(op, np.ndarray))
+        sources = tuple(None if isinstance(op, np.ndarray) else op for op in operands)
+        found.append(Operation(name, where, tuple(shapes), constants, sources, **more))
 
     def step(eqn: Any, operands: list[Any], where: str) -> list[Any] | None:
         if _jaxprs.called(eqn) is not None:
             return None
         if is_layout(eqn):  # a number that is broadcast is still that number
-            number = operands[0] if np.ndim(operands[0]) == 0 else None
-            return [number] * len(eqn.outvars)
+            return operands[:1]
         sizes = [getattr(var.aval, "shape", ()) for var in eqn.invars]
-        found.append(
-            Operation(
-                eqn.primitive.name,
-                where,
-                tuple(var.aval.shape for var in eqn.outvars),
-                tuple(_in_words(op) for op in operands if op is not None),
-                tuple(str(eqn.params[name]) for name in sorted(_SETTINGS & eqn.params.keys())),
-                tuple(sizes[place][axis] for (place, axis), *_ in _rules.consumed(eqn)),
-                places_of(eqn),
-            )
+        note(
+            eqn.primitive.name,
+            where,
+            operands,
+            (var.aval.shape for var in eqn.outvars),
+            settings=tuple(str(eqn.params[name]) for name in sorted(_SETTINGS & eqn.params.keys())),
+            lengths=tuple(sizes[place][axis] for (place, axis), *_ in _rules.consumed(eqn)),
+            places=places_of(eqn),
         )
-        return [None] * len(eqn.outvars)
+        return list(itertools.islice(fresh, len(eqn.outvars)))
 
-    _jaxprs.walk(jaxpr, [None] * len(jaxpr.jaxpr.invars), step, constant=concrete)
+    arguments = list(itertools.islice(fresh, len(jaxpr.jaxpr.invars)))
+    outputs = _jaxprs.walk(jaxpr, arguments, step, constant=concrete)
+    note("return", "", outputs, (var.aval.shape for var in jaxpr.jaxpr.outvars))
     return found
 
 

@@ -173,6 +173,8 @@ def mismatch(small: nn.Module, variables: Any, call: Call, expected: list[Operat
         same = want.name == have.name and want.constants == have.constants
         if not same or want.settings != have.settings or not _fits(want.shapes, have.shapes):
             return f"at {place} it does {_describe(have)} instead of {_describe(want)}"
+        if want.sources != have.sources:
+            return f"at {place} its {_describe(have)} is of other arrays"
         if want.lengths != have.lengths:
             return (
                 f"at {place} its {_describe(have)} takes {_sizes(have.lengths)} together instead "

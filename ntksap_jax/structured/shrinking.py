@@ -110,7 +110,8 @@ def shrink(
     channels_.expand(channels, keep)
     removed = channels_.removed_channels(channels, keep)
     small = tracing.resize(model, channels, removed)
-    wrong = tracing.misfit(model, channels, removed)
+    shapes = _program.shapes_of(model, channels.call)
+    wrong = tracing.misfit(model, shapes, channels, removed)
     if wrong is not None:
         raise ValueError(
             "keep: the model's own code does not follow when these filters go: "

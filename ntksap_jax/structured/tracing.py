@@ -77,7 +77,7 @@ def trace(
     # Layers that are tied to others, on residual streams, are where a model's code counts channels.
     for tied in (False, True):
         some = [group for group in together if (len(group) > 1) is tied]
-        for group, reason in _unfit(model, channels, some):
+        for group, reason in _unfit(model, variables, channels, some):
             tracing.fix(group[0], reason)
     channels = tracing.channels()
     if not any(layer.removable for layer in channels.layers.values()):
@@ -86,11 +86,12 @@ def trace(
     return channels
 
 
-def misfit(model: nn.Module, channels: Channels, removed: np.ndarray) -> str | None:
+def misfit(model: nn.Module, shapes: Any, channels: Channels, removed: np.ndarray) -> str | None:
     """Says what the model does otherwise without some channels than it should, None if nothing.
 
     Args:
         model: the model that was traced.
+        shapes: its variables as they are initialised, whatever precision they were given since.
         channels: its channels.
         removed: result of `removed_channels`.
     """
@@ -105,11 +106,9 @@ def misfit(model: nn.Module, channels: Channels, removed: np.ndarray) -> str | N
         ]
         return jax.ShapeDtypeStruct(tuple(sizes), leaf.dtype)
 
-    # As they are initialised: those of the caller may be of another precision.
-    variables = _program.shapes_of(model, channels.call)
-    shapes = jax.tree_util.tree_map_with_path(shape, variables)
+    fewer = jax.tree_util.tree_map_with_path(shape, shapes)
     expected = expected_program(channels, removed)
-    return _resized.mismatch(small, shapes, channels.call, expected)
+    return _resized.mismatch(small, fewer, channels.call, expected)
 
 
 def resize(model: nn.Module, channels: Channels, removed: np.ndarray) -> _resized.Resized:
@@ -129,7 +128,7 @@ def resize(model: nn.Module, channels: Channels, removed: np.ndarray) -> _resize
 
 
 def _unfit(
-    model: nn.Module, channels: Channels, some: list[tuple[str, ...]]
+    model: nn.Module, shapes: Any, channels: Channels, some: list[tuple[str, ...]]
 ) -> list[tuple[tuple[str, ...], str]]:
     """Finds the groups of layers whose number of filters the model's own code does not let change.
 
@@ -140,14 +139,18 @@ def _unfit(
     removed = np.zeros(channels.num_channels, bool)
     for group in some:
         _remove_some(channels, group, removed)
-    wrong = misfit(model, channels, removed)
+    wrong = misfit(model, shapes, channels, removed)
     if wrong is None:
         return []
     if len(some) == 1:
         reason = f"the model's own code depends on how many there are: {wrong}"
         return [(some[0], reason)]
     half = len(some) // 2
-    return [found for part in (some[:half], some[half:]) for found in _unfit(model, channels, part)]
+    return [
+        found
+        for part in (some[:half], some[half:])
+        for found in _unfit(model, shapes, channels, part)
+    ]
 
 
 def _remove_some(channels: Channels, group: tuple[str, ...], removed: np.ndarray) -> None:

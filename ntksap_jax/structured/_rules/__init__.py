@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ntksap_jax.structured._labels import Labels, Value
+import numpy as np
+
+from ntksap_jax.structured._labels import Labels, Padded, Value
 from ntksap_jax.structured._rules import axes, elementwise, products, shapes
 from ntksap_jax.structured._rules.common import unknown
+
+_ARRANGEMENTS = {"slice", "split", "squeeze", "reshape", "transpose", "rev", "broadcast_in_dim"}
 
 Rule = Callable[[Labels, Any, list[Value], str], list[Value]]
 
@@ -44,9 +48,23 @@ def apply(labels: Labels, eqn: Any, operands: list[Value], where: str) -> list[V
     name = eqn.primitive.name
     if name in _IDENTITY:
         return operands
+    if name not in _ARRANGEMENTS | _ELEMENTWISE:
+        ignores = name in ("reduce_max", "reduce_window_max")
+        operands = [_without_padding(operand, ignores) for operand in operands]
     place = f"operation `{name}` at {where or 'the top level'}"
     results = _RULES.get(name, unknown)(labels, eqn, operands, place)
     return [_tidy(result, var) for result, var in zip(results, eqn.outvars, strict=True)]
+
+
+def _without_padding(operand: Value, ignores: bool) -> Value:
+    """The same without the minus infinity that a maximum ignores; for all else it gives NaN."""
+
+    def settle(number: Any) -> Any:
+        if not isinstance(number, Padded):
+            return number
+        return number.number if ignores else np.nan
+
+    return operand._replace(removed=tuple(map(settle, operand.removed)))
 
 
 def consumed(eqn: Any) -> list[tuple[tuple[int, int], ...]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ntksap_jax.structured._labels import Axis, Labels, Value
+from ntksap_jax.structured._labels import Axis, Labels, Padded, Value
 from ntksap_jax.structured._rules.common import if_zero, merge, number_of, same, without_axes
 
 
@@ -120,8 +120,10 @@ def pad(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Val
     ignored = number is not None and bool(np.isneginf(number))
 
     def padded(value: Any, axis: int) -> Any:
+        if same(value, number):
+            return value
         own = config[axis] != (0, 0, 0)
-        return value if same(value, number) or (ignored and not own) else None
+        return Padded(value) if ignored and not own and value is not None else None
 
     removed = [padded(value, axis) for axis, value in enumerate(operand.removed)]
     result = number if same(operand.uniform, number) else None

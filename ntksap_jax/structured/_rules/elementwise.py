@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ntksap_jax.structured._labels import Labels, Value
+from ntksap_jax.structured._labels import Labels, Padded, Value
 from ntksap_jax.structured._rules.common import merge, number_of, product_is_zero, same
 
 
@@ -29,6 +29,8 @@ def elementwise(labels: Labels, eqn: Any, operands: list[Value], place: str) -> 
 def _evaluate(eqn: Any, numbers: list[Any]) -> Any:
     """Computes an elementwise operation on single numbers, None for those that are not known."""
     name, dtype = eqn.primitive.name, eqn.outvars[0].aval.dtype
+    if any(isinstance(number, Padded) for number in numbers):
+        numbers = _without_padding(name, numbers)
     if name == "select_n" and numbers[0] is not None:
         return numbers[1 + int(numbers[0])]
     if any(number is None for number in numbers):
@@ -48,6 +50,19 @@ def _evaluate(eqn: Any, numbers: list[Any]) -> Any:
             for number, var in zip(numbers, eqn.invars, strict=True)
         ]
         return np.asarray(eqn.primitive.bind(*scalars, **eqn.params))
+
+
+def _without_padding(name: str, numbers: list[Any]) -> list[Any]:
+    """What counts where a maximum is taken that leaves no padding over; NaN for all else.
+
+    (A window of nothing but padding has no value to speak of.)
+    """
+    padded = [number.number for number in numbers if isinstance(number, Padded)]
+    others = [number for number in numbers if not isinstance(number, Padded)]
+    known = all(number is not None for number in (*padded, *others))
+    if name == "max" and known and (not others or max(others) >= max(padded)):
+        return [*padded, *others]
+    return [np.nan if isinstance(number, Padded) else number for number in numbers]
 
 
 def _with_bias(eqn: Any, operands: list[Value]) -> str | None:
