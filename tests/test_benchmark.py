@@ -362,7 +362,7 @@ def test_the_networks_have_the_same_parameters(name, torch):
     model = torch_models.MODELS[name]()
     shapes = {path: weight.shape for path, weight in model.named_parameters()}
     assert shapes == {path: weight.shape for path, weight in tensors(zeros).items()}
-    num_prunable = sum(layer.mask.numel() for _, layer in torch_models.masked_layers(model))
+    num_prunable = sum(layer.weight.numel() for _, layer in torch_models.prunable_layers(model))
     assert num_prunable == masks.num_prunable(masks.create(zeros))
 
 
@@ -398,28 +398,28 @@ def test_the_scores_are_the_same_for_the_same_draws(estimator, torch):
 
     model = torch_models.cifar_resnet((1, 1), width=4)
     model.load_state_dict(tensors(params), strict=False)
+    torch_models.add_masks(model)
     with torch.no_grad():
         for name, keep in tensors(mask).items():
-            model.get_submodule(name.removesuffix(".weight")).mask.copy_(keep)
+            model.get_buffer(f"{name}_mask").copy_(keep)
     torch_steps.require_mask_gradients(model)
     images = images_to_torch(inputs)
     torch_steps.calibrate(model, images)
-    direction = tensors(tangent)
+    direction = {f"{name}_orig": values for name, values in tensors(tangent).items()}
     theirs = {
         "finite_difference": lambda: torch_steps.finite_difference(model, images, direction),
         "jvp": lambda: torch_steps.jvp(model, images, direction),
         "vjp": lambda: torch_steps.vjp(model, images, torch.tensor(cotangent)),
     }[estimator]()
     np.testing.assert_allclose(theirs.item(), trace, rtol=1e-4)
-    theirs.backward(inputs=[layer.mask for _, layer in torch_models.masked_layers(model)])
-    scores = {
-        f"{path}.weight": layer.mask.grad for path, layer in torch_models.masked_layers(model)
-    }
+    masks_of = {path: layer.weight_mask for path, layer in torch_models.prunable_layers(model)}
+    theirs.backward(inputs=list(masks_of.values()))
     expected = tensors(gradient)
-    assert scores.keys() == expected.keys()
-    for name, values in expected.items():
+    assert {f"{path}.weight" for path in masks_of} == expected.keys()
+    for path, mask in masks_of.items():
+        values = expected[f"{path}.weight"]
         tolerance = 1e-3 * float(values.abs().max())
-        np.testing.assert_allclose(scores[name], values, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(mask.grad, values, atol=tolerance, err_msg=path)
 
 
 def test_the_sums_of_a_convolution_are_the_same(torch):

@@ -177,11 +177,10 @@ def test_by_default_names_are_ours_with_dots():
     variables = random_variables(model, (8, 8, 3))
     theirs = torch_models.cifar_resnet(blocks=(1, 1), width=4).eval()
     mask = random_mask(variables["params"], density=0.8)
-    masked = {
-        name.removesuffix("weight") + "mask": array.astype(np.float32)
-        for name, array in exchange.to_torch(mask).items()
-    }
-    theirs.load_state_dict(tensors(exchange.to_torch(variables) | masked))
+    theirs.load_state_dict(tensors(exchange.to_torch(variables)))
+    for name, keep in tensors(exchange.to_torch(mask)).items():
+        layer = theirs.get_submodule(name.removesuffix(".weight"))
+        torch.nn.utils.prune.custom_from_mask(layer, "weight", keep)
     x = np.random.default_rng(1).normal(size=(2, 8, 8, 3)).astype(np.float32)
     pruned = variables | {"params": masks.apply(mask, variables["params"])}
     assert_same(jax.jit(model.apply)(pruned, x), theirs(images_first(x)))

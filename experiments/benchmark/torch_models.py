@@ -1,7 +1,7 @@
 """The networks in plain torch.nn, layer for layer those of `ntksap_jax.models`.
 
-Modules carry the names that our params have, so that weights can be copied over. As in the authors'
-code, the layers that are pruned multiply their weight with a mask in every forward pass.
+Modules carry the names that our params have, so that weights can be copied over. With PyTorch's own
+masks, the layers multiply their weight with a mask in every forward pass, as in the authors' code.
 """
 
 # PyTorch is optional: types are checked where it is installed.
@@ -11,57 +11,34 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 Layers = OrderedDict[str, nn.Module]
 
 
-class MaskedConv2d(nn.Conv2d):
-    """A convolution without bias; `mask` is of the weight's shape, and counts if `is_masked`."""
-
-    mask: Tensor
-    is_masked = True
-
-    def __init__(self, in_channels: int, out_channels: int, size: int, *, stride: int = 1) -> None:
-        super().__init__(
-            in_channels, out_channels, size, stride=stride, padding=size // 2, bias=False
-        )
-        self.register_buffer("mask", torch.ones_like(self.weight))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolves images (N, C, H, W)."""
-        return self._conv_forward(x, masked_weight(self), None)
+def convolution(in_channels: int, channels: int, size: int, *, stride: int = 1) -> nn.Conv2d:
+    """Makes a convolution without bias, which keeps the size of images if the stride is 1."""
+    padding = size // 2
+    return nn.Conv2d(in_channels, channels, size, stride=stride, padding=padding, bias=False)
 
 
-class MaskedLinear(nn.Linear):
-    """A dense layer with bias; `mask` is of the weight's shape, and counts if `is_masked`."""
-
-    mask: Tensor
-    is_masked = True
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features)
-        self.register_buffer("mask", torch.ones_like(self.weight))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (N, in_features) to (N, out_features)."""
-        return F.linear(x, masked_weight(self), self.bias)
+def prunable_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """Returns the layers whose weights may be pruned, by path."""
+    return [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
 
 
-Masked = MaskedConv2d | MaskedLinear
-
-
-def masked_weight(layer: Masked) -> Tensor:
-    """Returns what the layer multiplies its inputs with."""
-    return layer.weight * layer.mask if layer.is_masked else layer.weight
-
-
-def masked_layers(model: nn.Module) -> list[tuple[str, Masked]]:
-    """Returns the layers that are pruned, by path."""
-    return [(path, module) for path, module in model.named_modules() if isinstance(module, Masked)]
+def add_masks(model: nn.Module) -> None:
+    """Makes the prunable layers multiply `weight_orig` with `weight_mask`, which keeps all."""
+    for _, layer in prunable_layers(model):
+        prune.identity(layer, "weight")
 
 
 def batch_norms(model: nn.Module) -> Iterator[nn.BatchNorm2d]:
@@ -71,8 +48,8 @@ def batch_norms(model: nn.Module) -> Iterator[nn.BatchNorm2d]:
 
 def draw_weights(model: nn.Module) -> None:
     """Draws weights as the authors do: Kaiming-normal by fan-in, gain √2; biases stay."""
-    for _, layer in masked_layers(model):
-        nn.init.kaiming_normal_(layer.weight)
+    for _, layer in prunable_layers(model):
+        nn.init.kaiming_normal_(getattr(layer, "weight_orig", layer.weight))
     for norm in batch_norms(model):
         nn.init.ones_(norm.weight)
         nn.init.zeros_(norm.bias)
@@ -90,13 +67,13 @@ class Block(nn.Module):
         super().__init__()
         channels, total_stride = in_channels, 1
         for index, (features, size, stride) in enumerate(convolutions, start=1):
-            self.add_module(f"conv{index}", MaskedConv2d(channels, features, size, stride=stride))
+            self.add_module(f"conv{index}", convolution(channels, features, size, stride=stride))
             self.add_module(f"bn{index}", nn.BatchNorm2d(features))
             channels, total_stride = features, total_stride * stride
         self.depth = len(convolutions)
         self.projects = total_stride != 1 or in_channels != channels
         if self.projects:
-            self.shortcut_conv = MaskedConv2d(in_channels, channels, 1, stride=total_stride)
+            self.shortcut_conv = convolution(in_channels, channels, 1, stride=total_stride)
             self.shortcut_bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,7 +92,7 @@ def cifar_resnet(
 ) -> nn.Sequential:
     """ResNet for small images; by default ResNet-20, with projection shortcuts."""
     layers: Layers = OrderedDict(
-        conv=MaskedConv2d(3, width, 3), bn=nn.BatchNorm2d(width), relu=nn.ReLU()
+        conv=convolution(3, width, 3), bn=nn.BatchNorm2d(width), relu=nn.ReLU()
     )
     channels, index = width, 0
     for stage, number in enumerate(blocks):
@@ -135,7 +112,7 @@ def vgg16_bn(num_classes: int = 100) -> nn.Sequential:
         if group > 0:
             layers[f"pool_{group}"] = nn.MaxPool2d(2)
         for _ in range(number):
-            layers[f"conv_{index}"] = MaskedConv2d(channels, features, 3)
+            layers[f"conv_{index}"] = convolution(channels, features, 3)
             layers[f"bn_{index}"] = nn.BatchNorm2d(features)
             layers[f"relu_{index}"] = nn.ReLU()
             channels, index = features, index + 1
@@ -145,7 +122,7 @@ def vgg16_bn(num_classes: int = 100) -> nn.Sequential:
 def resnet50(num_classes: int = 1000) -> nn.Sequential:
     """ResNet-50 for large images: 7×7 convolution and max pool first, then bottlenecks."""
     layers: Layers = OrderedDict(
-        conv=MaskedConv2d(3, 64, 7, stride=2),
+        conv=convolution(3, 64, 7, stride=2),
         bn=nn.BatchNorm2d(64),
         relu=nn.ReLU(),
         max_pool=nn.MaxPool2d(3, stride=2, padding=1),
@@ -163,7 +140,7 @@ def resnet50(num_classes: int = 1000) -> nn.Sequential:
 
 def _classifier(layers: Layers, channels: int, num_classes: int) -> nn.Sequential:
     """Ends a network by the mean over the pixels and a linear layer."""
-    head = MaskedLinear(channels, num_classes)
+    head = nn.Linear(channels, num_classes)
     layers.update(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=head)
     return nn.Sequential(layers)
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from experiments.benchmark import torch_steps
-from experiments.benchmark.torch_models import MODELS, draw_weights, masked_layers
+from experiments.benchmark.torch_models import MODELS, add_masks, draw_weights, prunable_layers
 from experiments.benchmark.types import (
     CONVOLUTION_CALLS,
     DENSITY,
@@ -70,8 +71,8 @@ def _round(case: Case, layout: str) -> Steps:
     model = _model(case, layout)
 
     def step() -> None:
-        for _, layer in masked_layers(model):
-            nn.init.ones_(layer.mask)
+        for _, layer in prunable_layers(model):
+            nn.init.ones_(layer.weight_mask)
         _prune(case, layout, model, DENSITY ** (1 / SEARCH_ROUNDS))
 
     return {STEP: step}
@@ -87,14 +88,16 @@ def _search(case: Case, layout: str) -> Steps:
 
 
 def _prune(case: Case, layout: str, model: nn.Module, density: float) -> None:
-    num_prunable = sum(layer.weight.numel() for _, layer in masked_layers(model))
+    num_prunable = sum(layer.weight_mask.numel() for _, layer in prunable_layers(model))
     inputs = (_noise(case, layout) for _ in range(case.num_samples))
     estimate = torch_steps.ESTIMATORS[case.estimator]
     torch_steps.prune(model, inputs, estimate, round(density * num_prunable))
 
 
 def _model(case: Case, layout: str) -> nn.Module:
-    model = MODELS[case.model]().to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
+    model = MODELS[case.model]()
+    add_masks(model)
+    model = model.to(memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
     torch_steps.require_mask_gradients(model)
     return model
 
@@ -121,10 +124,9 @@ def _selection(case: Case, layout: str) -> Steps:
 def _train(case: Case, layout: str) -> Steps:
     model = MODELS[case.model]()
     draw_weights(model)
-    with torch.no_grad():
-        for _, layer in masked_layers(model):
-            layer.is_masked = case.masked
-            layer.mask.copy_(torch.rand_like(layer.mask) < DENSITY)
+    for _, layer in prunable_layers(model) if case.masked else ():
+        mask = torch.rand_like(layer.weight) < DENSITY
+        prune.custom_from_mask(layer, "weight", mask)
     model = model.to(memory_format=MEMORY_FORMATS[layout]).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     images, labels = _noise(case, layout), torch.arange(case.batch_size) % 10

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn import grad
 
-from experiments.benchmark.torch_models import batch_norms, draw_weights, masked_layers
+from experiments.benchmark.torch_models import batch_norms, draw_weights, prunable_layers
 
 SIGMA = 0.01
 """Standard deviation of the perturbation, which the authors' code calls epsilon."""
@@ -35,8 +35,8 @@ the trace of a model in evaluation mode, differentiably in the masks."""
 def require_mask_gradients(model: nn.Module) -> None:
     """Makes the masks, and nothing else, what gradients are taken of."""
     model.requires_grad_(False)
-    for _, layer in masked_layers(model):
-        layer.mask.requires_grad_()
+    for _, layer in prunable_layers(model):
+        layer.weight_mask.requires_grad_()
     for norm in batch_norms(model):
         norm.momentum = 1.0
 
@@ -46,7 +46,7 @@ def add_sample(model: nn.Module, inputs: Tensor, estimate: Estimate) -> Tensor:
     draw_weights(model)
     calibrate(model, inputs)
     trace = estimate(model, inputs)
-    trace.backward(inputs=[layer.mask for _, layer in masked_layers(model)])
+    trace.backward(inputs=[layer.weight_mask for _, layer in prunable_layers(model)])
     return trace.detach()
 
 
@@ -66,7 +66,8 @@ def calibrate(model: nn.Module, inputs: Tensor) -> None:
 def draw_tangent(model: nn.Module) -> Weights:
     """Draws a Gaussian direction in the space of the weights that are pruned, by parameter."""
     return {
-        f"{path}.weight": torch.randn_like(layer.weight) for path, layer in masked_layers(model)
+        f"{path}.weight_orig": torch.randn_like(layer.weight_orig)
+        for path, layer in prunable_layers(model)
     }
 
 
@@ -93,7 +94,7 @@ def jvp(model: nn.Module, inputs: Tensor, tangent: Weights | None = None) -> Ten
 
 def vjp(model: nn.Module, inputs: Tensor, cotangent: Tensor | None = None) -> Tensor:
     """Returns ‖Jᵀ u‖², by reverse-mode differentiation that can be differentiated again."""
-    weights = [layer.weight.requires_grad_() for _, layer in masked_layers(model)]
+    weights = [layer.weight_orig.requires_grad_() for _, layer in prunable_layers(model)]
     outputs = model(inputs)
     if cotangent is None:
         cotangent = torch.randn_like(outputs)
@@ -110,10 +111,10 @@ ESTIMATORS: dict[str, Estimate] = {"finite_difference": finite_difference, "jvp"
 def take_scores(model: nn.Module) -> list[Tensor]:
     """Returns the scores that samples have added up, layer by layer, and clears the sums."""
     scores = []
-    for _, layer in masked_layers(model):
-        assert layer.mask.grad is not None
-        scores.append((layer.mask.grad * layer.mask.detach()).abs())
-        layer.mask.grad = None
+    for _, layer in prunable_layers(model):
+        assert layer.weight_mask.grad is not None
+        scores.append((layer.weight_mask.grad * layer.weight_mask.detach()).abs())
+        layer.weight_mask.grad = None
     return scores
 
 
@@ -133,8 +134,8 @@ def prune(model: nn.Module, inputs: Iterable[Tensor], estimate: Estimate, num_ke
         add_sample(model, batch, estimate)
     kept = select(take_scores(model), num_kept)
     with torch.no_grad():
-        for (_, layer), mask in zip(masked_layers(model), kept, strict=True):
-            layer.mask.copy_(mask)
+        for (_, layer), mask in zip(prunable_layers(model), kept, strict=True):
+            layer.weight_mask.copy_(mask)
 
 
 # -- Convolutions --------------------------------------------------------------------------------
