@@ -1,12 +1,12 @@
 """The benchmark: what it says of given times, and tiny cases from end to end."""
 
-import dataclasses
 import importlib.util
 import json
 import os
 import signal
 import time
 import warnings
+from dataclasses import astuple, replace
 
 import jax
 import jax.numpy as jnp
@@ -39,22 +39,19 @@ TINY = {"model": "mlp", "input_shape": (4, 4, 3), "batch_size": 3}
 @pytest.fixture
 def tiny_cases(monkeypatch):
     """Replaces the cases by small ones of the same kinds."""
-    tiny = [
-        dataclasses.replace(
-            cases.CASES["search-resnet20"], name="tiny-search", num_rounds=3, **TINY
-        ),
-        dataclasses.replace(cases.CASES["selection-1M"], name="tiny-selection", num_scores=1000),
-    ]
-    monkeypatch.setattr(cases, "CASES", {case.name: case for case in tiny})
+    tiny = {
+        "tiny-search": replace(cases.CASES["search-resnet20"], num_rounds=3, **TINY),
+        "tiny-selection": replace(cases.CASES["selection-1M"], num_scores=1000),
+    }
+    tiny = {name: replace(case, name=name) for name, case in tiny.items()}
+    monkeypatch.setattr(cases, "CASES", tiny)
     table = results.Table("Tiny", ("a", "b"), [("c", "1")], "A legend.")
     monkeypatch.setattr(benchmark, "TABLES", {"tiny-table": lambda: table})
 
 
 def without_torch(monkeypatch):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name)
-    )
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "torch" else find(n))
 
 
 # -- From end to end -------------------------------------------------------------------------------
@@ -126,7 +123,7 @@ def test_both_sides_take_turns(tiny_cases, tmp_path):
 @pytest.mark.long
 def test_a_case_that_fails_costs_one_line(tiny_cases, tmp_path, monkeypatch, capsys):
     """The other case is measured all the same."""
-    broken = dataclasses.replace(cases.CASES["tiny-search"], model="resnet21")
+    broken = replace(cases.CASES["tiny-search"], model="resnet21")
     monkeypatch.setitem(cases.CASES, "tiny-search", broken)
     file = tmp_path / "times.json"
     arguments = ["--case", "tiny-search", "tiny-selection", "--without-torch", "--repeats", "1"]
@@ -210,7 +207,7 @@ def test_nominal_flops(monkeypatch):
         ("search-resnet20", 20 * 5 * 6 * 100),
         ("train-resnet20-masked", 3 * 128),
     ):
-        case = dataclasses.replace(cases.CASES[name], model="mlp")
+        case = replace(cases.CASES[name], model="mlp")
         assert nominal_flops.count(case) == passes * 10, name
 
 
@@ -243,8 +240,8 @@ def test_a_summary_of_made_up_times():
     summary, dense = made_up()
     assert summary.torch.name == "channels_last"
     # Round by round, 0.5, 0.75 and 0.4: not the ratio of the medians.
-    assert dataclasses.astuple(summary.ratio) == pytest.approx((0.5, 0.45, 0.625))
-    assert dataclasses.astuple(summary.ours.seconds) == pytest.approx((1.0, 0.9, 2.0))
+    assert astuple(summary.ratio) == pytest.approx((0.5, 0.45, 0.625))
+    assert astuple(summary.ours.seconds) == pytest.approx((1.0, 0.9, 2.0))
     assert summary.ours.gflops == pytest.approx(60)
     assert summary.peak == pytest.approx(100)
     assert summary.ours.of_peak == pytest.approx(0.6)
@@ -252,7 +249,7 @@ def test_a_summary_of_made_up_times():
     assert summary.compile_seconds == pytest.approx(0.5 + 5.0)
     # PyTorch's side has no such step, and is compared by its own.
     assert dense.name == "train-resnet20-masked, dense"
-    assert dataclasses.astuple(dense.ratio) == pytest.approx((0.5, 0.45, 0.5))
+    assert astuple(dense.ratio) == pytest.approx((0.5, 0.45, 0.5))
     assert dense.ours.gflops is None
     # The peak is that of the better side.
     assert made_up(gflops=120.0)[0].peak == pytest.approx(120)
@@ -430,8 +427,8 @@ def test_the_sums_of_a_convolution_are_the_same(torch):
     w = random.standard_normal((3, 3, 2, 2), np.float32)
     kernel = torch.tensor(w.transpose(3, 2, 0, 1).copy())
     theirs = torch_steps.CONVOLUTION_SUMS
-    assert ours.convolution_sums().keys() == theirs.keys()
-    for name, each in ours.convolution_sums().items():
+    assert ours.CONVOLUTION_SUMS.keys() == theirs.keys()
+    for name, each in ours.CONVOLUTION_SUMS.items():
         expected = theirs[name](images_to_torch(x), kernel, images_to_torch(y)).numpy()
         axes = (2, 3, 1, 0) if name == "kernel gradient" else (0, 2, 3, 1)
         np.testing.assert_allclose(each(x, w, y), expected.transpose(axes), rtol=1e-4, atol=1e-5)
@@ -445,7 +442,7 @@ def test_their_steps_run(kind, torch):
     for name, case in cases.CASES.items():
         if case.kind != kind or not name.endswith(("resnet20", "masked", "dense")):
             continue
-        case = dataclasses.replace(case, batch_size=2, input_shape=(8, 8, 3))
+        case = replace(case, batch_size=2, input_shape=(8, 8, 3))
         for layout in case.layouts:
             [step] = torch_side.prepare(case, layout=layout, cores=1).steps.values()
             step()

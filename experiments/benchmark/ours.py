@@ -213,15 +213,13 @@ def _convolution(case: Case) -> Steps:
         for each, _ in itertools.product(sums, range(CONVOLUTION_CALLS)):
             jax.block_until_ready(each(images, kernel, images))
 
-    sums = convolution_sums()
-    alone = {name: functools.partial(call, each) for name, each in sums.items()}
-    return {STEP: functools.partial(call, *sums.values()), **alone}
+    alone = {name: functools.partial(call, each) for name, each in CONVOLUTION_SUMS.items()}
+    return {STEP: functools.partial(call, *CONVOLUTION_SUMS.values()), **alone}
 
 
-def convolution_sums() -> dict[str, Callable[..., jax.Array]]:
-    """Returns the sums that a layer needs, functions of images, kernel and cotangent."""
-    return {
-        "outputs": jax.jit(lambda x, w, y: ops.conv2d(x, w)),
-        "input gradient": jax.jit(lambda x, w, y: jax.vjp(lambda x: ops.conv2d(x, w), x)[1](y)[0]),
-        "kernel gradient": jax.jit(lambda x, w, y: jax.vjp(lambda w: ops.conv2d(x, w), w)[1](y)[0]),
-    }
+CONVOLUTION_SUMS: dict[str, Callable[..., jax.Array]] = {
+    "outputs": jax.jit(lambda x, w, y: ops.conv2d(x, w)),
+    "input gradient": jax.jit(lambda x, w, y: jax.vjp(lambda x: ops.conv2d(x, w), x)[1](y)[0]),
+    "kernel gradient": jax.jit(lambda x, w, y: jax.vjp(lambda w: ops.conv2d(x, w), w)[1](y)[0]),
+}
+"""The sums that a layer needs, functions of images, kernel and cotangent."""

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 import ntksap_jax as nts
 from experiments.benchmark.tpu_programs import Cost, Program
@@ -41,15 +41,9 @@ def cost(topology: str, program: Program) -> Cost:
     model = models.cifar_resnet(program.depth, width=program.width)
     network = nts.linen(model, INPUT_SHAPE)
     function, arguments = traced(program, network, mesh)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), arguments
-    )
-
     started = time.perf_counter()
-    compiled: Any = jax.jit(function).lower(*placed).compile()
+    compiled = compile_for(NamedSharding(mesh, PartitionSpec()), jax.jit(function), arguments)
     seconds = time.perf_counter() - started
-    counted = compiled.cost_analysis()
     text = compiled.as_text()
     exchanged = collectives(text)
     params = jax.eval_shape(network.init, jax.random.key(0))
@@ -57,16 +51,32 @@ def cost(topology: str, program: Program) -> Cost:
     outputs = jax.eval_shape(network.apply, params, images)
     forward: Any = jax.jit(network.apply).lower(params, images).cost_analysis()
     return Cost(
-        flops=counted["flops"],
+        **counts(compiled),
         forward_flops=forward["flops"],
-        bytes_accessed=counted["bytes accessed"],
-        temporary_bytes=compiled.memory_analysis().temp_size_in_bytes,
         largest_array_bytes=max(map(num_bytes, re.findall(r"\b[a-z]+\d+\[[\d,]*\]", text))),
         jacobian_bytes=4 * outputs.size * sum(leaf.size for leaf in jax.tree.leaves(params)),
         num_collectives=len(exchanged),
         collective_bytes=sum(exchanged),
         compile_seconds=seconds,
     )
+
+
+def compile_for(sharding: Sharding, function: Any, arguments: tuple[Any, ...]) -> Any:
+    """Compiles a jitted function for the devices of a sharding, which all arguments have."""
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments
+    )
+    return function.lower(*shapes).compile()
+
+
+def counts(compiled: Any) -> dict[str, Any]:
+    """Returns operations, bytes moved and bytes of memory: by the compiler's count, a loop once."""
+    counted = compiled.cost_analysis()
+    return {
+        "flops": counted["flops"],
+        "bytes_accessed": counted["bytes accessed"],
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
 
 
 def traced(

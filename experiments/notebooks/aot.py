@@ -45,6 +45,7 @@ def costs() -> dict[str, dict[str, float]]:
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
+    from experiments.benchmark import tpu_compiler
     from experiments.notebooks import SMALL
     from ntksap_jax import constrain_to_mask, masks
 
@@ -68,20 +69,10 @@ def costs() -> dict[str, dict[str, float]]:
         "evaluation": (cells["count_correct"], (state, *test)),
     }
     chip = SingleDeviceSharding(topologies.get_topology_desc("v5e:1x1", "tpu").devices[0])
-
-    def cost(function: Any, arguments: tuple[Any, ...]) -> dict[str, float]:
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), arguments
-        )
-        compiled = function.lower(*shapes).compile()
-        counted = compiled.cost_analysis()
-        return {
-            "flops": counted["flops"],
-            "bytes_accessed": counted["bytes accessed"],
-            "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        }
-
-    return {name: cost(*program) for name, program in programs.items()}
+    return {
+        name: tpu_compiler.counts(tpu_compiler.compile_for(chip, *program))
+        for name, program in programs.items()
+    }
 
 
 if __name__ == "__main__":
