@@ -59,10 +59,7 @@ def load_round(
 ) -> tuple[list[Row], Mask | None]:
     """Returns the rows and the mask of the last round that is intact; before the first, none.
 
-    Args:
-        folder: the run folder.
-        like: the params that the mask is for.
-        say: is told which rounds are lost, if any.
+    The mask is for params as in `like`; `say` is told which rounds are lost, if any.
 
     Raises:
         UserError: there were rounds, and none is intact.
@@ -91,11 +88,8 @@ def _read_round(folder: Path, number: int, like: Params) -> tuple[list[Row], Mas
     record = files.read_sealed(folder / "search" / f"round-{number}.json")
     if record["run"] != run_folder.identity(folder):
         raise ValueError("it is of another run")
-    rows = record["rows"]
-    if len(rows) != number:
-        raise ValueError(f"it is round {len(rows)}")
     path = _mask_path(folder / "search", f"round-{number}")
-    return rows, _read_mask(path, like, rows[-1]["sha256"])
+    return record["rows"], _read_mask(path, like, record["rows"][-1]["sha256"])
 
 
 # -- The end of the search -----------------------------------------------------------------------

@@ -22,14 +22,12 @@ from experiments.cifar.config import Config
 from experiments.cifar.job import Job
 from experiments.shell.errors import UserError
 from experiments.storage import run_folder
+from experiments.storage.run_folder import DISTANCE, EIGENVALUE, EPOCH
 from ntksap_jax import ntk
 from ntksap_jax.types import Mask, Params
 
 IMAGES = 0x5BEC
 """Folded into the key of the seed for the choice of images, which no other draw is to depend on."""
-
-EPOCH, DISTANCE, EIGENVALUE = "epoch", "kernel_distance", "eigenvalue_"
-"""Columns of spectrum.csv; each eigenvalue's ends in its index."""
 
 
 def follow(

@@ -200,11 +200,8 @@ def local(tree: Any) -> Any:
         return tree
 
     def copy(x: Any) -> Any:
-        if not isinstance(x, jax.Array) or x.is_fully_addressable:
-            return x
-        if not x.is_fully_replicated:
-            raise ValueError(f"tree: {x.sharding} is not replicated, no process has all of it")
-        return x.addressable_data(0)
+        is_whole = not isinstance(x, jax.Array) or x.is_fully_addressable
+        return x if is_whole else x.addressable_data(0)
 
     return jax.tree.map(copy, tree)
 

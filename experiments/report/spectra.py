@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.cifar.spectrum import DISTANCE, EIGENVALUE, EPOCH
 from experiments.report import drawing, tables
 from experiments.report.runs import Run
 from experiments.report.setups import Line, Section, density_text
 from experiments.shell import pictures
+from experiments.storage.run_folder import DISTANCE, EIGENVALUE, EPOCH
 
 FLOOR = 1e-6
 """Share of the largest eigenvalue below which float32 kernels have none."""

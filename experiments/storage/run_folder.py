@@ -49,6 +49,9 @@ NOT_COMPARED = (
 )
 """Fields of a configuration that may differ when a run is resumed: they change no result."""
 
+EPOCH, DISTANCE, EIGENVALUE = "epoch", "kernel_distance", "eigenvalue_"
+"""Columns of spectrum.csv; each eigenvalue's ends in its index."""
+
 Row = dict[str, Any]
 
 
