@@ -82,9 +82,29 @@ def weight_norm(x, r):
     return nn.WeightNorm(nn.Dense(width(r)))(x)
 
 
+class Methods(nn.Module):
+    """Two layers that several methods share."""
+
+    width: int
+
+    def setup(self):
+        self.inner = nn.Dense(self.width)
+        self.outer = nn.Dense(self.width)
+
+    def encode(self, x):
+        return nn.relu(self.inner(x))
+
+    def decode(self, x):
+        return self.outer(self.encode(x)) + self.outer(x)
+
+
 def shared(x, r):
-    layer = nn.Dense(x.shape[-1])
-    return layer(nn.relu(layer(x)))
+    if r.integers(2):
+        layer = nn.Dense(x.shape[-1])
+        return layer(nn.relu(layer(x)))
+    inner = width(r)
+    module = Methods(inner)
+    return module.decode(nn.Dense(inner)(x)) + module.encode(nn.Dense(inner)(x))
 
 
 def looped(x, r):
@@ -302,7 +322,7 @@ def pool(x, r):
 PLAIN = [dense, dense, conv, conv, conv, skip, transposed]
 LAYERS = [
     *(*PLAIN, depthwise, depthwise, grouped, transposed, local, heads, einsum, standardised),
-    *(weight_norm, shared, gate, looped),
+    *(weight_norm, shared, shared, gate, looped),
 ]
 OTHERS = [
     *(batch_norm, batch_norm, layer_norm, act_norm, own_statistics, quantised, activation),

@@ -25,16 +25,8 @@ _LAYOUT = {
 _SETTINGS = {
     *("y", "exponent", "axes", "axis", "dimension", "dimensions", "permutation", "reverse"),
     *("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"),
-    *(
-        "lhs_dilation",
-        "rhs_dilation",
-        "dimension_numbers",
-        "length",
-        "jaxpr",
-        "cond_jaxpr",
-        "body_jaxpr",
-        "branches",
-    ),
+    *("lhs_dilation", "rhs_dilation", "dimension_numbers", "length", "jaxpr", "branches"),
+    *("cond_jaxpr", "body_jaxpr"),
 }
 
 BATCH = 2

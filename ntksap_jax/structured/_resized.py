@@ -43,9 +43,9 @@ class Resized(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the module, in this one's scope: without a level of its own in the paths."""
-        return self.run("__call__", *args, **kwargs)
+        return self._run("__call__", *args, **kwargs)
 
-    def run(self, method: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _run(self, method: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls a method of the module by its name, or a function of the module."""
         assert self.scope is not None
         module: Any = self.original.module.clone(parent=self.scope.rewound())
@@ -81,7 +81,7 @@ def _of_original(method: Any) -> Any:
         return None
 
     def run(resized: Resized, *args: Any, **kwargs: Any) -> Any:
-        return resized.run(method, *args, **kwargs)
+        return resized._run(method, *args, **kwargs)
 
     return run
 
@@ -171,8 +171,12 @@ def mismatch(small: nn.Module, variables: Any, call: Call, expected: list[Operat
     for want, have in zip(expected, found, strict=False):
         place = want.where or "the top level"
         same = want.name == have.name and want.constants == have.constants
-        if not same or want.settings != have.settings or not _fits(want.shapes, have.shapes):
+        if not same or not _fits(want.shapes, have.shapes):
             return f"at {place} it does {_describe(have)} instead of {_describe(want)}"
+        if want.settings != have.settings:
+            pairs = zip(have.settings, want.settings, strict=True)
+            other = next((f"{one} instead of {two}" for one, two in pairs if one != two))
+            return f"at {place} its {_describe(have)} is by {other}"
         if want.sources != have.sources:
             return f"at {place} its {_describe(have)} is of other arrays"
         if want.lengths != have.lengths:

@@ -60,13 +60,14 @@ def cost(channels: Channels, keep: Keep | None = None) -> Cost:
         if path.startswith("params/")
     }
     kernels = {f"params/{kernel}": flops for kernel, flops in channels.flops.items()}
+    layers = {f"params/{kernel}" for kernel in channels.layers}
     biases = {f"params/{layer.bias}" for layer in channels.layers.values() if layer.bias}
     return Cost(
         flops=sum(
             flops * entries[path] // math.prod(channels.shapes[path])
             for path, flops in kernels.items()
         ),
-        layer_params=sum(entries[path] for path in kernels.keys() | biases),
+        layer_params=sum(entries[path] for path in layers | biases),
         params=sum(entries.values()),
     )
 

@@ -56,7 +56,7 @@ def if_zero(number: Any) -> Any:
 def product_is_zero(*numbers: Any) -> bool:
     """Whether a product is 0 whatever its unknown factors are; those are taken to be finite."""
     known = [number for number in numbers if number is not None]
-    return any(number == 0 for number in known) and bool(np.all(np.isfinite(known)))
+    return any(number == 0 for number in known) and all(map(np.isfinite, known))
 
 
 def without_axes(operand: Value, gone: Any, numbers: Callable[[Any], Any]) -> Value:
