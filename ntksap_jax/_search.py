@@ -21,6 +21,7 @@ from ntksap_jax import (
     _boxes,
     _checks,
     _deprecated,
+    _overlooked,
     _placement,
     _platform,
     _scores,
@@ -173,7 +174,9 @@ def prune(
         )
     scope = Scope.of(scope)
     params, batch = _checks.native((params, batch))
+    is_default = mask is None
     mask, plan = _plan(params, mask, density, schedule, scope)
+    notes = _overlooked.notes(params, mask) if is_default else ()
     _check_start(mask, plan, start_round, scope, regrow)
     # Placed as the params are: a mask placed otherwise would make the second round compile again.
     mask = masks.map_prunable(
@@ -201,7 +204,7 @@ def prune(
             layer_densities=masks.layer_densities(mask),
             metrics={name: float(value) for name, value in metrics.items()},
             seconds=time.perf_counter() - started,
-            notes=_zeros.notes(score, mask) if t == start_round else (),
+            notes=(*notes, *_zeros.notes(score, mask)) if t == start_round else (),
         )
         history.append(info)
         if on_round is not None:

@@ -104,7 +104,8 @@ class RoundInfo(NamedTuple):
         metrics: the criterion's own scalars, such as the estimated `"trace"`.
         seconds: wall-clock time of the round; the first one includes compilation.
         notes: what the search has to say once, in the first round done here, such as which leaves
-            the criterion did not score as they are initialised.
+            the criterion did not score as they are initialised, or what looks like a kernel and
+            stays dense, with the `include=` that prunes it.
 
     >>> import jax.numpy as jnp
     >>> import ntksap_jax as nts

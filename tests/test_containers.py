@@ -102,3 +102,22 @@ def test_an_optimiser_that_is_running_goes_on_under_a_mask():
     np.testing.assert_allclose(updates["kernel"], [[want["kernel"][0, 0], -2.0]], rtol=1e-6)
     updates, state = constrained.update(params, state, params)
     assert isinstance(state, nts.types.ConstrainToMaskState) and updates["kernel"][0, 1] == -2
+
+
+def test_kernels_of_other_names_are_told_once_with_the_include_that_takes_them():
+    ones = jnp.ones((2, 3))
+    params = {
+        "a": {"W": ones, "b": jnp.ones(3)},
+        "b": {"weight": ones, "pos_embedding": ones},
+        "norm": {"weight": jnp.ones(3)},
+    }
+    for tree, pattern in (
+        (params, "^(b/weight|a/W)$"),  # "weight" alone would take the norm's
+        ({"a": params["a"], "b": params["b"]}, "(^|/)(W|weight)$"),
+    ):
+        _, history = nts.prune(KEY, tree, criteria.magnitude(), schedule=[0.5, 0.4])
+        [note] = history[0].notes
+        assert "'a/W'" in note and repr(pattern) in note and not history[1].notes
+        mask = masks.create(tree, include=pattern)
+        assert set(masks.leaf_paths(mask)) == {"a/W", "b/weight"}
+        assert not nts.prune(KEY, tree, criteria.magnitude(), schedule=[0.5], mask=mask)[1][0].notes

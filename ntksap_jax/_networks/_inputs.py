@@ -35,7 +35,7 @@ def specification(input_shape: Any, dtype: Any) -> tuple[Any, Any]:
         TypeError: none of these.
     """
     if isinstance(input_shape, jax.ShapeDtypeStruct):
-        return input_shape.shape, jnp.dtype(input_shape.dtype)
+        return input_shape.shape, jax.dtypes.canonicalize_dtype(input_shape.dtype)
     if isinstance(input_shape, Mapping):
         each = {name: specification(shape, dtype) for name, shape in input_shape.items()}
         return {name: s for name, (s, _) in each.items()}, {
