@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
+import sys
 import types
 import warnings
 from collections.abc import Callable
@@ -36,8 +37,13 @@ def warn(old: str, new: str, *, stacklevel: int = 3) -> None:
 
 def __getattr__(name: str) -> Any:
     """The package's `__getattr__`: a module that is no longer there, with its old names."""
-    if not any(old.startswith(f"{name}.") for old in RENAMED):
+    if f"ntksap_jax.{name}" not in _MODULES:
         raise AttributeError(f"module 'ntksap_jax' has no attribute {name!r}")
+    return _MODULES[f"ntksap_jax.{name}"]
+
+
+def _module(name: str) -> types.ModuleType:
+    """Makes a module of the old names that begin so."""
     module = types.ModuleType(f"ntksap_jax.{name}")
 
     def renamed(attribute: str) -> Any:
@@ -49,6 +55,12 @@ def __getattr__(name: str) -> Any:
 
     module.__dict__["__getattr__"] = renamed
     return module
+
+
+_MODULES = {
+    f"ntksap_jax.{name}": _module(name) for name in {old.partition(".")[0] for old in RENAMED}
+}
+sys.modules.update(_MODULES)  # For `import ntksap_jax.search`, and `from ntksap_jax.search import`.
 
 
 def floors(function: Function) -> Function:

@@ -19,6 +19,19 @@ def test_an_old_name_is_the_new_one_and_says_so(old, new):
     assert found is operator.attrgetter(new)(nts)
 
 
+def test_old_modules_can_be_imported():
+    import ntksap_jax.networks
+
+    from ntksap_jax import search
+
+    with pytest.warns(DeprecationWarning, match="use ntksap_jax.linen"):
+        assert ntksap_jax.networks.linen is nts.linen
+    with pytest.warns(DeprecationWarning, match="use ntksap_jax.prune"):
+        from ntksap_jax.search import prune
+    with pytest.warns(DeprecationWarning, match="use ntksap_jax.find_mask"):
+        assert (prune, search.find_mask) == (nts.prune, nts.find_mask)
+
+
 def test_other_names_are_unknown():
     with pytest.raises(AttributeError, match="'ntksap_jax' has no attribute 'research'"):
         nts.research  # noqa: B018

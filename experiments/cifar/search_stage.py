@@ -71,7 +71,8 @@ def find_mask(
                 search_files.save_round(folder, rows, mask)
             add_event(row)
             progress.advance()
-            progress.line(_describe_round(info, num_rounds))
+            for line in (*info.notes, _describe_round(info, num_rounds)):
+                progress.line(line)
             if session.stop_requested():
                 raise Preempted
 
