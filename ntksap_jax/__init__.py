@@ -24,6 +24,7 @@ from ntksap_jax import criteria as criteria  # isort: skip
 from ntksap_jax import schedules as schedules  # isort: skip
 from ntksap_jax import scopes as scopes  # isort: skip
 from ntksap_jax import masks as masks  # isort: skip
+from ntksap_jax import axes as axes  # isort: skip
 
 # What else there is to ask of a network and its mask, and to do with them.
 from ntksap_jax import connectivity as connectivity  # isort: skip

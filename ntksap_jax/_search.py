@@ -21,6 +21,7 @@ from ntksap_jax import (
     _boxes,
     _checks,
     _deprecated,
+    _forms,
     _overlooked,
     _placement,
     _platform,
@@ -30,12 +31,15 @@ from ntksap_jax import (
     schedules,
 )
 from ntksap_jax._draws import typed_key
+from ntksap_jax.axes import of as axes_of
 from ntksap_jax.scopes import Scope, ScopeLike
 from ntksap_jax.types import (
+    Axes,
     Batch,
     Key,
     Mask,
     Metrics,
+    Network,
     Params,
     RoundInfo,
     ScoreFn,
@@ -57,6 +61,7 @@ def find_mask(
     mask: Mask | None = None,
     batch: Batch = None,
     scope: ScopeLike = "global",
+    axes: Axes | None = None,
     regrow: bool = False,
 ) -> tuple[Mask, Metrics]:
     """Searches for a mask, all rounds in one `lax.scan`, to be traced by the caller's `jit`.
@@ -73,7 +78,8 @@ def find_mask(
         schedule: density after each round, in the place of `density`.
         mask: where to start from; by default `masks.create(params)`.
         batch: (inputs, labels) for criteria that need them.
-        scope: as for `prune`, like `regrow`.
+        scope: as for `prune`, like `axes` and `regrow`.
+        axes: what the axes of kernels mean.
         regrow: rank all prunable weights again in every round.
 
     Returns:
@@ -96,7 +102,7 @@ def find_mask(
     key = typed_key(key)
     scope = Scope.of(scope)
     params, batch = _checks.native((params, batch))
-    mask, plan = _plan(params, mask, density, schedule, scope)
+    mask, plan, axes = _plan(params, mask, score, density, schedule, scope, axes)
     rounds = len(plan)
     everything = (key, params, mask, batch)
     key, params, mask, batch = _placement.vary_like(everything, everything)
@@ -104,7 +110,7 @@ def find_mask(
     def body(mask: Mask, t_and_counts: tuple[jax.Array, Any]) -> tuple[Mask, Metrics]:
         t, counts = t_and_counts
         scores, metrics = score(jax.random.fold_in(key, t), params, mask, batch)
-        mask, threshold = scope.keep_top(scores, _candidates(mask, regrow), counts)
+        mask, threshold = scope.keep_top(scores, _candidates(mask, regrow), counts, axes=axes)
         return mask, {**metrics, "threshold": threshold}
 
     stacked = jax.tree.map(lambda *counts: jnp.array(counts, jnp.int32), *plan)
@@ -123,6 +129,7 @@ def prune(
     start_round: int = 0,
     batch: Batch = None,
     scope: ScopeLike = "global",
+    axes: Axes | None = None,
     regrow: bool = False,
     on_round: Callable[[RoundInfo, Mask], None] | None = None,
 ) -> tuple[Mask, list[RoundInfo]]:
@@ -145,6 +152,9 @@ def prune(
         batch: (inputs, labels) for criteria that need them.
         scope: what one threshold ranges over: `"global"`, `"layer"`, `"filter"` or one of
             `ntksap_jax.scopes`, such as `scopes.Global(min_channels=1)` or `scopes.NofM(2, 4)`.
+        axes: what the axes of kernels mean, by path or pattern, such as `{"blocks": "sio"}`; see
+            `ntksap_jax.axes`. Needed only where a scope depends on it and the criterion knows no
+            network, or its network does not show it; a search says so then.
         regrow: rank all prunable weights again in every round, so that pruned ones may come back
             (FORCE: de Jorge et al., "Progressive skeletonization", ICLR 2021). The criterion is
             given the mask of the last round and must score the pruned weights too.
@@ -175,9 +185,9 @@ def prune(
     scope = Scope.of(scope)
     params, batch = _checks.native((params, batch))
     is_default = mask is None
-    mask, plan = _plan(params, mask, density, schedule, scope)
+    mask, plan, axes = _plan(params, mask, score, density, schedule, scope, axes)
     notes = _overlooked.notes(params, mask) if is_default else ()
-    _check_start(mask, plan, start_round, scope, regrow)
+    _check_start(mask, plan, start_round, scope, axes, regrow)
     # Placed as the params are: a mask placed otherwise would make the second round compile again.
     mask = masks.map_prunable(
         lambda m, p: m if _placement.of(p) is None else jax.device_put(m, _placement.of(p)),
@@ -195,13 +205,15 @@ def prune(
                 _check_regrowth(scores, mask)
         except ValueError as error:
             raise ValueError(f"round {t + 1} of {len(plan)}: {error}") from error
-        mask, threshold = scope.keep_top_concrete(scores, _candidates(mask, regrow), plan[t])
+        mask, threshold = scope.keep_top_concrete(
+            scores, _candidates(mask, regrow), plan[t], axes=axes
+        )
         info = RoundInfo(
             round=t + 1,
             density=masks.density(mask),
             num_kept=masks.num_kept(mask),
             threshold=float(threshold),
-            layer_densities=masks.layer_densities(mask),
+            layer_densities=masks.layer_densities(mask, axes=axes),
             metrics={name: float(value) for name, value in metrics.items()},
             seconds=time.perf_counter() - started,
             notes=(*notes, *_zeros.notes(score, mask)) if t == start_round else (),
@@ -218,9 +230,19 @@ def _candidates(mask: Mask, regrow: bool) -> Mask:
 
 
 def _plan(
-    params: Params, mask: Mask | None, density: float | None, schedule: Any, scope: Scope
-) -> tuple[Mask, list[Any]]:
-    """Checks a search's arguments; returns the mask to start from and the counts of every round."""
+    params: Params,
+    mask: Mask | None,
+    score: ScoreFn,
+    density: float | None,
+    schedule: Any,
+    scope: Scope,
+    axes: Axes | None,
+) -> tuple[Mask, list[Any], Axes]:
+    """Checks a search's arguments.
+
+    Returns:
+        The mask to start from, the counts of every round, and what the axes of the leaves mean.
+    """
     if (density is None) == (schedule is None):
         raise ValueError(
             f"density: got density={density!r} and schedule={schedule!r}, expected one of the two: "
@@ -244,19 +266,43 @@ def _plan(
             f"schedule=schedules.exponential({densities[-1]:.6g}, rounds={num_weights})."
         )
     scope.check_last(float(densities[-1]))
-    return mask, [scope.counts(mask, float(d)) for d in densities]
+    known = _known_axes(params, mask, score, scope, axes)
+    return mask, [scope.counts(mask, float(d), axes=known) for d in densities], known
 
 
-def _check_start(mask: Mask, plan: list[Any], start_round: int, scope: Scope, regrow: bool) -> None:
+def _known_axes(
+    params: Params, mask: Mask, score: ScoreFn, scope: Scope, axes: Axes | None
+) -> Axes:
+    """What is given, what the criterion knows of its network if that matters, and names say."""
+    shapes = {path: tuple(leaf.shape) for path, leaf in masks.leaf_paths(params).items()}
+    for pattern in axes or {}:
+        if not _forms.matching(pattern, shapes):
+            raise ValueError(
+                f"axes: {pattern!r} is no path of a leaf, and as a pattern matches none. The "
+                f"leaves are: {', '.join(shapes)}."
+            )
+    words = _forms.words_of(shapes, axes)
+    may_be_stacks = any(words[p].startswith("???") for p in masks.leaf_paths(mask))
+    if scope.need() != "nothing" or may_be_stacks:
+        source = getattr(score, "axes", None) or _zeros.about(score).network
+        if isinstance(source, Network):
+            return _forms.words_of(shapes, axes, axes_of(source))
+        return _forms.words_of(shapes, {**(source or {}), **(axes or {})})
+    return words
+
+
+def _check_start(
+    mask: Mask, plan: list[Any], start_round: int, scope: Scope, axes: Axes, regrow: bool
+) -> None:
     if not 0 <= start_round <= len(plan):
         raise ValueError(
             f"start_round: got {start_round}, expected the number of rounds already done, from 0 "
             f"to {len(plan)}."
         )
     if start_round == 0:
-        scope.check_left(plan[0], _candidates(mask, regrow))
+        scope.check_left(plan[0], _candidates(mask, regrow), axes=axes)
         return
-    expected = scope.num_kept(plan[start_round - 1], mask)
+    expected = scope.num_kept(plan[start_round - 1], mask, axes=axes)
     if masks.num_kept(mask) not in expected:
         at_least = f"{expected[0]} to " if len(expected) > 1 else ""
         raise ValueError(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _jaxprs, _placement, masks
+from ntksap_jax import _forms, _jaxprs, _placement, axes, masks
 from ntksap_jax._draws import normal
 from ntksap_jax.types import ApplyFn, Key, Mask, Network, Params, ScoreFn
 
@@ -100,16 +100,27 @@ def _described(
 ) -> tuple[Zero, ...]:
     in_products = factors(network.apply, params, network.examples(2), zero)
     leaves = list(masks.leaf_paths(params).items())
-    return tuple(
-        Zero(i, path, _kaiming(leaf.shape) if in_products.get(i, True) else None)
-        for i, (path, leaf) in enumerate(leaves)
+    found = [
+        i
+        for i, (path, _) in enumerate(leaves)
         if i in in_products or (i in zero and path in prunable)
+    ]
+    words = axes.of(network) if any(in_products.get(i, True) for i in found) else {}
+    return tuple(
+        Zero(i, path, _kaiming(leaf.shape, words.get(path)) if in_products.get(i, True) else None)
+        for i, (path, leaf) in [(i, leaves[i]) for i in found]
     )
 
 
-def _kaiming(shape: tuple[int, ...]) -> float:
-    """The deviation of Kaiming-normal weights, by the number of inputs (NTK-SAP, released code)."""
-    return math.sqrt(2 / math.prod(shape[:-1]))
+def _kaiming(shape: tuple[int, ...], word: str | None) -> float:
+    """The deviation of Kaiming-normal weights, by the number of inputs (NTK-SAP, released code).
+
+    Where it is not known which axes are inputs, all but the last one are.
+    """
+    if word is None or "?" in word:
+        return math.sqrt(2 / math.prod(shape[:-1]))
+    form = _forms.Form(shape, word)
+    return math.sqrt(2 / (math.prod(form.positions) * form.inputs))
 
 
 # -- Programs --------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _jaxprs, _networks, _paths, masks
-from ntksap_jax.types import Mask, Network
+from ntksap_jax import _forms, _jaxprs, _networks, _paths, masks
+from ntksap_jax.axes import of
+from ntksap_jax.types import Axes, Mask, Network
 
 
 class Connectivity(NamedTuple):
@@ -25,9 +26,9 @@ class Connectivity(NamedTuple):
     Attributes:
         effective: the mask without the weights that lie on no path from an input to an output.
         effective_density: fraction of the prunable weights in it.
-        live_channels: fraction of the output channels (last axis of the kernel) of each prunable
-            leaf that lie on such a path, by path of the leaf.
-        dead_layers: paths of the prunable leaves of which nothing lies on such a path.
+        live_channels: fraction of the output channels of each prunable layer that lie on such a
+            path, by path of the leaf, such as "fc/kernel", or "blocks/fc/kernel[2]" in a stack.
+        dead_layers: paths of the prunable layers of which nothing lies on such a path.
         dead_outputs: number of the network's outputs that no input reaches.
         is_collapsed: whether no path at all is left from any input to any output.
 
@@ -47,7 +48,7 @@ class Connectivity(NamedTuple):
     is_collapsed: bool
 
 
-def analyse(network: Network, mask: Mask) -> Connectivity:
+def analyse(network: Network, mask: Mask, *, axes: Axes | None = None) -> Connectivity:
     """Finds what is alive under a mask, exactly, whatever the network's branches and shortcuts.
 
     Only the mask counts, not the weights' values: every kept weight and every unit passes values
@@ -57,12 +58,15 @@ def analyse(network: Network, mask: Mask) -> Connectivity:
         network: the model, from `linen`, `nnx` or `plain`; convolutions, dense layers, pools,
             shortcuts, ReLU-like activations and normalisation.
         mask: the mask.
+        axes: which axes of a kernel are its outputs, where the network does not show it; see
+            `axes`.
 
     Returns:
         What is alive, as Python numbers.
 
     Raises:
         ValueError: a mask that does not fit the network; an operation that no path goes through;
+            a kernel whose outputs are not known, since it is used in several ways;
             kernels that are changed before they are used, as by weight standardisation.
 
     >>> import jax.numpy as jnp
@@ -90,9 +94,13 @@ def analyse(network: Network, mask: Mask) -> Connectivity:
                 "standardisation or the like."
             )
     effective, reached = jax.device_get(_trace_paths(network, mask))
+    leaves = masks.leaf_paths(effective)
+    words = _forms.words_of({p: leaf.shape for p, leaf in leaves.items()}, axes, of(network))
+    forms = _forms.forms(leaves, words, need="roles", what="connectivity.analyse")
     alive = {
-        path: np.any(leaf, axis=tuple(range(leaf.ndim - 1)))
-        for path, leaf in masks.leaf_paths(effective).items()
+        name: np.any(channels, axis=tuple(range(channels.ndim - 1)))
+        for (path, leaf), form in zip(leaves.items(), forms, strict=True)
+        for name, channels in zip(form.names(path), form.arranged_layers(leaf), strict=True)
     }
     outputs = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(reached)])
     return Connectivity(

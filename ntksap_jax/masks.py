@@ -9,6 +9,7 @@ which leaves a transformation touches.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
@@ -21,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _boxes, _npz, _placement, _tensors, _top_ranks
+from ntksap_jax import _boxes, _forms, _npz, _placement, _tensors, _top_ranks
 from ntksap_jax._draws import random_like, typed_key
-from ntksap_jax.types import Key, Mask, Params
+from ntksap_jax.types import Axes, Key, Mask, Params
 
 KERNEL_NAMES = ("kernel", "weight", "w")
 """Leaf names that hold the weights of a layer in Flax, Equinox and Haiku.
@@ -322,16 +323,35 @@ def density(mask: Mask) -> float:
     return num_kept(mask) / num_prunable(mask)
 
 
-def layer_densities(mask: Mask) -> dict[str, float]:
-    """Returns the fraction kept in each prunable leaf, by path.
+def layer_densities(mask: Mask, *, axes: Axes | None = None) -> dict[str, float]:
+    """Returns the fraction kept in each prunable layer, by path.
+
+    Args:
+        mask: the mask.
+        axes: what the axes of leaves mean; see `axes`. A leaf of which neither this nor its name
+            says that it is a stack counts as one layer.
 
     >>> import jax.numpy as jnp
     >>> layer_densities({"fc": {"kernel": jnp.array([True, False]), "bias": None}})
     {'fc/kernel': 0.5}
+    >>> layer_densities({"kernel": jnp.array([[[True]], [[False]]])}, axes={"kernel": "sio"})
+    {'kernel[0]': 1.0, 'kernel[1]': 0.0}
     """
     leaves = leaf_paths(mask)
-    pairs = zip(leaves.items(), _kept_in_leaves(mask), strict=True)
-    return {path: count / leaf.size for (path, leaf), count in pairs}
+    forms = _forms.forms(leaves, axes, need="nothing", what="layer_densities")
+    densities: dict[str, float] = {}
+    for (path, leaf), form in zip(leaves.items(), forms, strict=True):
+        layers = _kept_in_layers(leaf, form) if form.stacked else _kept_in_leaves(leaf)
+        densities |= {
+            name: int(count) / form.size
+            for name, count in zip(form.names(path), layers, strict=True)
+        }
+    return densities
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def _kept_in_layers(leaf: jax.Array, form: _forms.Form) -> jax.Array:
+    return jnp.sum(form.by_layer(leaf), axis=1, dtype=jnp.int32)
 
 
 # -- Files ---------------------------------------------------------------------------------------

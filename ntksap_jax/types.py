@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,9 @@ is what gradients with respect to a mask are taken at.
 
 Scores = Any
 """Pytree shaped like a mask: a floating-point array per prunable leaf; higher means keep."""
+
+Axes = Mapping[str, str]
+"""What the axes of leaves mean, a letter for each axis, by path or by pattern: see `axes`."""
 
 Inputs = Any
 """What the network takes: an array with the examples along axis 0, or a dict or tuple of them.

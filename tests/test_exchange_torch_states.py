@@ -24,7 +24,8 @@ def numbers(*shape):
 @given(st.lists(SIZES, min_size=2, max_size=5).map(tuple))
 def test_kernels_are_out_in_spatial(shape):
     kernel = numbers(*shape)
-    [(name, array)] = exchange.to_torch({"layer": {"kernel": kernel}}).items()
+    axes = {"kernel": "p" * (len(shape) - 2) + "io"}
+    [(name, array)] = exchange.to_torch({"layer": {"kernel": kernel}}, axes=axes).items()
     assert name == "layer.weight"
     assert array.flags.c_contiguous and array.flags.writeable
     assert array.shape == (shape[-1], shape[-2], *shape[:-2])
@@ -71,9 +72,11 @@ def trees(draw):
 @settings(max_examples=20)
 @given(trees())
 def test_there_and_back_changes_nothing(tree):
-    state = exchange.to_torch(tree)
+    leaves = masks.leaf_paths(tree).items()
+    axes = {path: "ppppio"[-leaf.ndim :] for path, leaf in leaves if path.endswith("kernel")}
+    state = exchange.to_torch(tree, axes=axes)
     assert len(state) == len(jax.tree.leaves(tree))
-    again = exchange.from_torch(state, like=tree)
+    again = exchange.from_torch(state, like=tree, axes=axes)
     assert jax.tree.structure(again) == jax.tree.structure(tree)
     for old, new in zip(jax.tree.leaves(tree), jax.tree.leaves(again), strict=True):
         assert old.dtype == new.dtype
@@ -122,6 +125,16 @@ def test_a_mask_has_the_names_of_its_weights():
         theirs = {"conv.weight": state["features.conv.weight"].astype(dtype)}
         again = exchange.from_torch(theirs, like=masks.create(params))
         assert masks.digest(again) == masks.digest(mask)
+
+
+def test_what_pytorch_has_no_layout_for_is_an_error_that_names_the_leaf():
+    tree = {"blocks": {"kernel": numbers(3, 4, 5)}}
+    with pytest.raises(ValueError, match="axes: to convert leaf 'blocks/kernel'.*axes.of"):
+        exchange.to_torch(tree)
+    with pytest.raises(ValueError, match="'blocks/kernel' .* is a stack of layers"):
+        exchange.to_torch(tree, axes={"blocks": "sio"})
+    weight = exchange.to_torch(tree, axes={"blocks": "ooi"})["blocks.weight"]
+    np.testing.assert_array_equal(weight, numbers(3, 4, 5).reshape(12, 5))
 
 
 # -- Errors ----------------------------------------------------------------------------------------

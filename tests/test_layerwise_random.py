@@ -12,6 +12,7 @@ import ntksap_jax as nts
 from ntksap_jax import criteria, masks, schedules, scopes
 
 SHAPES = {"a": (3, 3, 4, 8), "b": (32, 5), "c": (1, 1, 8, 8)}
+ERK = criteria.erk(axes={"a|c": "ppio"})
 MASK = {name: jnp.ones(shape, bool) for name, shape in SHAPES.items()}
 SIZES = {name: int(np.prod(shape)) for name, shape in SHAPES.items()}
 TOTAL = sum(SIZES.values())
@@ -43,7 +44,7 @@ def erk_counts(target):
 
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.3, 0.6, 0.9])
 def test_erk_densities_at_every_total(density):
-    scores, _ = criteria.erk()(jax.random.key(0), None, MASK, None)
+    scores, _ = ERK(jax.random.key(0), None, MASK, None)
     mask = scopes.Global().select(scores, MASK, density=density)
     for name, count in erk_counts(density * TOTAL).items():
         assert int(mask[name].sum()) == pytest.approx(count, abs=2), name
@@ -54,7 +55,7 @@ def test_many_rounds_give_the_densities_of_one():
     counts = []
     for rounds in (1, 6):
         schedule = schedules.exponential(0.1, rounds=rounds)
-        mask, _ = nts.prune(jax.random.key(0), params, criteria.erk(), schedule=schedule, mask=MASK)
+        mask, _ = nts.prune(jax.random.key(0), params, ERK, schedule=schedule, mask=MASK)
         counts.append([int(leaf.sum()) for leaf in jax.tree.leaves(mask)])
     np.testing.assert_allclose(*counts, atol=1)
 

@@ -270,6 +270,7 @@ def test_a_score_gathers_activations_and_no_kernels(monkeypatch):
 # -- Selection -------------------------------------------------------------------------------------
 
 
+AXES = {"a": "ppio", "b": "io"}
 SPECS = {
     "outputs": {"a": PartitionSpec(None, None, None, "model"), "b": PartitionSpec(None, "model")},
     "inputs": {"a": PartitionSpec(None, None, "model"), "b": PartitionSpec("model")},
@@ -307,12 +308,12 @@ def test_selection_of_split_scores_is_exact_with_ties_too(scope, distinct, place
     scores, mask = scores_and_mask(None, distinct=distinct)
     if isinstance(scope, scopes.NofM):
         mask = jax.tree.map(jnp.ones_like, mask)
-    counts = scope.counts(mask, 0.5 if isinstance(scope, scopes.NofM) else 0.3)
-    expected, threshold = scope.keep_top_concrete(scores, mask, counts)
+    counts = scope.counts(mask, 0.5 if isinstance(scope, scopes.NofM) else 0.3, axes=AXES)
+    expected, threshold = scope.keep_top_concrete(scores, mask, counts, axes=AXES)
 
     placed, _ = scores_and_mask(specs, distinct=distinct)
     mask = jax.tree.map(lambda m, s: jax.device_put(m, s.sharding), mask, placed)
-    found, lowest = scope.keep_top_concrete(placed, mask, counts)
+    found, lowest = scope.keep_top_concrete(placed, mask, counts, axes=AXES)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert lowest == threshold
     assert_lie_alike(found, placed)
@@ -324,7 +325,8 @@ def test_selection_of_split_scores_is_exact_with_ties_too(scope, distinct, place
 def test_selection_exchanges_nothing_but_counts(scope, place):
     """The compiled program, the branch for ties included, knows all-reduces of a few numbers."""
     scores, mask = scores_and_mask(SPECS[place])
-    lowered = jax.jit(scope.keep_top).lower(scores, mask, scope.counts(mask, 0.3))
+    keep_top = jax.jit(functools.partial(scope.keep_top, axes=AXES))
+    lowered = keep_top.lower(scores, mask, scope.counts(mask, 0.3, axes=AXES))
     exchanged = collectives(lowered.compile().as_text())
     assert exchanged, "nothing is exchanged: is anything split?"
     assert max(exchanged) <= 64

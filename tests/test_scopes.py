@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from oracles import flat as join
 
-from ntksap_jax import _host_selection, masks
-from ntksap_jax.scopes import Block, Filter, Global, Layer, NofM, Scope
+from ntksap_jax import masks
+from ntksap_jax.scopes import Block, Filter, Global, Layer, NofM, Scope, _host_selection
 
 GLOBAL = Global()
+AXES = {"conv|low|high": "ppio", "dense|narrow|large": "io", "small": "pio"}
 
 
 @functools.partial(jax.jit, static_argnames="scope")
 def keep_top(scores, mask, counts, scope=GLOBAL):
-    return scope.keep_top(scores, mask, counts)
+    return scope.keep_top(scores, mask, counts, axes=AXES)
 
 
 # Few distinct values make ties; the others reach into both tails, subnormal numbers and zeros.
@@ -134,7 +135,7 @@ def test_a_low_density_empties_no_layer_and_no_filter(scope):
     scores = {
         name: jnp.arange(1.0, 1 + leaf.size).reshape(leaf.shape) for name, leaf in mask.items()
     }
-    kept = scope.select(scores, mask, density=0.05)
+    kept = scope.select(scores, mask, density=0.05, axes=AXES)
     counts = (int(kept["small"].sum()), int(kept["large"].sum()))
     assert counts == {Layer(): (1, 32), Filter(): (3, 30)}[scope]
 
@@ -195,7 +196,7 @@ def groups(scope, shape):
 @pytest.mark.parametrize("scope", [Filter(), NofM(2, 4), NofM(1, 2)], ids=str)
 @given(layers(VALUES), layers(st.booleans(), bool), st.floats(0.5, 1.0))
 def test_each_group_keeps_its_share_by_a_stable_sort(scope, scores, mask, density):
-    counts = scope.counts(mask, density)
+    counts = scope.counts(mask, density, axes=AXES)
     size, least = (8, 1) if scope == Filter() else (scope.m, scope.n)
     assert counts == dict.fromkeys(SHAPES, max(least, round(density * size)))
     new, threshold = keep_top(scores, mask, counts, scope)
@@ -214,7 +215,7 @@ def test_the_n_of_m_pattern_holds_in_every_group(n, m):
     random = np.random.default_rng(0)
     scores = {"conv": random.normal(size=(3, 3, 16, 5)), "dense": random.normal(size=(24, 7))}
     dense = masks.create(scores, include=".")
-    new = NofM(n, m).select(scores, dense, density=n / m)
+    new = NofM(n, m).select(scores, dense, density=n / m, axes=AXES)
     for start in range(0, 16, m):
         assert np.all(np.sum(new["conv"][:, :, start : start + m, :], axis=2) == n)
     for start in range(0, 24, m):
@@ -250,15 +251,15 @@ def test_blocks_of_one_size_fill_the_count_exactly():
     scores = {name: np.random.default_rng(0).normal(size=shape) for name, shape in SHAPES.items()}
     dense = masks.create(scores, include=".")
     for density in (0.1, 0.33, 0.5, 1.0):
-        new = Block(2, 2).select(scores, dense, density=density)
+        new = Block(2, 2).select(scores, dense, density=density, axes=AXES)
         assert masks.num_kept(new) == round(density * 80) // 4 * 4
-        assert masks.num_kept(new) in Block(2, 2).num_kept(round(density * 80), dense)
+        assert masks.num_kept(new) in Block(2, 2).num_kept(round(density * 80), dense, axes=AXES)
 
 
 def test_whole_filters_are_output_channels_at_all_positions():
     scores = {"conv": np.ones((3, 3, 2, 4)) * [1.0, 4.0, 2.0, 3.0]}
     dense = masks.create(scores, include=".")
-    new = Block(None, 1).select(scores, dense, density=0.5)
+    new = Block(None, 1).select(scores, dense, density=0.5, axes=AXES)
     assert np.all(np.asarray(new["conv"]) == [False, True, False, True])
 
 
@@ -266,7 +267,7 @@ def test_whole_filters_are_output_channels_at_all_positions():
 @given(layers(SMALL_NUMBERS))
 def test_selecting_in_steps_is_selecting_at_once(scope, scores):
     dense = {name: np.ones(shape, bool) for name, shape in SHAPES.items()}
-    half, quarter = (scope.counts(dense, d) for d in (0.5, 0.25))
+    half, quarter = (scope.counts(dense, d, axes=AXES) for d in (0.5, 0.25))
     halfway, _ = keep_top(scores, dense, half, scope)
     twice, _ = keep_top(scores, halfway, quarter, scope)
     once, _ = keep_top(scores, dense, quarter, scope)
@@ -308,12 +309,12 @@ TEN, BIAS = [jnp.ones(10, bool)], {"bias": jnp.ones(8, bool)}
         (Block(4, 4), ONES, 0.9, r"does not fit leaf 'conv', whose 6 outputs are no multiple of 4"),
         (Block(3, None), ONES, 0.9, r"does not fit leaf 'conv', whose 4 inputs"),
         *[
-            (scope, BIAS, 0.5, r"'bias' of shape \(8,\); expected two axes")
+            (scope, BIAS, 0.5, r"axes: scope .* leaf 'bias' of shape \(8,\) mean.*axes.of")
             for scope in (Filter(), NofM(2, 4), Block(None, 1), Global(min_channels=1))
         ],
         (NofM(2, 4), ONES, 0.4, r"density: got 0.4, but NofM\(n=2, m=4\) keeps 0.5 of the weights"),
         (Block(None, 1), ONES, 0.09, r"is 7, which is less than one block of leaf 'conv' \(8 we"),
-        (Global(min_weights=21), ONES, 0.5, "may take 42 weights in 2 leaves, but only 40 are"),
+        (Global(min_weights=21), ONES, 0.5, "may take 42 weights in 2 layers, but only 40 are"),
         # 4 + 6 and 8 + 4 channels are all:
         (Global(min_channels=20), ONES, 0.25, "may take 22 weights"),
     ],
@@ -321,7 +322,7 @@ TEN, BIAS = [jnp.ones(10, bool)], {"bias": jnp.ones(8, bool)}
 )
 def test_what_a_scope_cannot_keep_is_an_error(scope, mask, density, match):
     with pytest.raises(ValueError, match=match):
-        scope.counts(mask, density)
+        scope.counts(mask, density, axes=AXES)
 
 
 def test_shorthands():
@@ -355,7 +356,7 @@ def test_a_group_with_too_few_weights_left_is_an_error(scope):
     mask = ONES | {"dense": ONES["dense"].at[lost].set(False)}
     scores = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
     with pytest.raises(ValueError, match=r"asks for \d+ .*only \d left in .*'dense'"):
-        scope.select(scores, mask, density=0.5)
+        scope.select(scores, mask, density=0.5, axes=AXES)
 
 
 @pytest.mark.parametrize(
@@ -425,7 +426,8 @@ def test_floors_hold_where_a_global_threshold_cuts_a_layer_off():
     dense = masks.create(scores, include=".")
     bare = Global().select(scores, dense, density=0.05)
     assert masks.num_kept(bare["low"]) == masks.num_kept(bare["narrow"]) == 0
-    new = Global(min_weights=12, min_channels=5).select(scores, dense, density=0.05)
+    floors = Global(min_weights=12, min_channels=5)
+    new = floors.select(scores, dense, density=0.05, axes=AXES)
     assert masks.num_kept(new) == masks.num_kept(bare) == round(0.05 * masks.num_prunable(dense))
     assert masks.num_kept(new["low"]) == masks.num_kept(new["narrow"]) == 12
     assert min(connected(new["low"])) >= 5

@@ -15,6 +15,7 @@ et al. 2018), with
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -22,27 +23,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import masks
+from ntksap_jax import _forms, masks
+from ntksap_jax import axes as axes_
 from ntksap_jax._draws import typed_key
-from ntksap_jax.types import Batch, Key, Mask, Metrics, Params, ScoreFn, Scores
+from ntksap_jax.types import Axes, Batch, Key, Mask, Metrics, Params, ScoreFn, Scores
 
 
-def layerwise_random(densities: Mapping[str, float]) -> ScoreFn:
+def layerwise_random(densities: Mapping[str, float], *, axes: Axes | None = None) -> ScoreFn:
     """Keeps weights at random, with layer densities in proportion to the given ones.
 
     To get exactly these densities, search for the total density that they amount to. Another total
     scales them by a common factor; a layer that reaches 1 is dense, and the others share the rest.
 
     Args:
-        densities: fraction to keep in each prunable leaf, by path, in [0, 1], such as
+        densities: fraction to keep in each prunable layer, by path, in [0, 1], such as
             `masks.layer_densities(mask)` of a mask that another criterion found.
+        axes: what the axes of leaves mean (see `axes`), which names the layers of stacks as
+            `masks.layer_densities(mask, axes=axes)` does.
 
     Returns:
         The criterion; it ignores the params and the batch.
 
     Raises:
-        ValueError: a density that is negative or not finite; when called: leaves without a density,
-            or densities for leaves that do not exist.
+        ValueError: a density that is negative or not finite; when called: layers without a density,
+            or densities for layers that do not exist.
 
     >>> import jax, jax.numpy as jnp
     >>> from ntksap_jax import scopes
@@ -58,21 +62,29 @@ def layerwise_random(densities: Mapping[str, float]) -> ScoreFn:
                 f"densities: got {density!r} for leaf {path!r}, expected a fraction of its weights."
             )
 
+    @axes_.known(axes)
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         del params, batch
-        return _scores(typed_key(key), mask, dict(densities)), {}
+        forms = _forms.forms(masks.leaf_paths(mask), axes, need="nothing", what="layerwise_random")
+        return _scores(typed_key(key), mask, forms, dict(densities)), {}
 
     return score
 
 
-def erk() -> ScoreFn:
+def erk(*, axes: Axes | None = None) -> ScoreFn:
     """Keeps weights at random, with the layer densities of an Erdős-Rényi kernel.
 
     Small layers stay dense, large ones become sparse: the density falls with the product of the
     layer's dimensions while the number of weights grows with their sum.
 
+    Args:
+        axes: what the axes of leaves mean, where their names do not say it: `axes.of(network)`.
+
     Returns:
         The criterion; it ignores the params and the batch.
+
+    Raises:
+        ValueError: when called: a leaf of which it is not known what its axes mean.
 
     >>> import jax, jax.numpy as jnp
     >>> from ntksap_jax import scopes
@@ -83,31 +95,56 @@ def erk() -> ScoreFn:
     {'large': 60, 'small': 20}
     """
 
+    @axes_.known(axes)
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         del params, batch
+        leaves = masks.leaf_paths(mask)
+        forms = _forms.forms(leaves, axes, need="stacks", what="erk")
         densities = {
-            path: sum(leaf.shape) / math.prod(leaf.shape)
-            for path, leaf in masks.leaf_paths(mask).items()
+            name: _sum_of_sides(form) / form.size
+            for path, form in zip(leaves, forms, strict=True)
+            for name in form.names(path)
         }
-        return _scores(typed_key(key), mask, densities), {}
+        return _scores(typed_key(key), mask, forms, densities), {}
 
     return score
 
 
-def _scores(key: Key, mask: Mask, densities: dict[str, float]) -> Scores:
+def _sum_of_sides(form: _forms.Form) -> int:
+    if "?" in form.word:  # Two axes: which are the inputs does not matter.
+        return sum(form.shape)
+    return sum(form.positions) + form.inputs + form.outputs
+
+
+def _scores(key: Key, mask: Mask, forms: list[_forms.Form], densities: dict[str, float]) -> Scores:
     leaves = masks.leaf_paths(mask)
-    for path in leaves | densities:
-        if path not in densities or path not in leaves:
+    names = [form.names(path) for path, form in zip(leaves, forms, strict=True)]
+    known = dict.fromkeys(itertools.chain(*names))
+    for path in known | densities:
+        if path not in densities or path not in known:
             raise ValueError(
                 f"densities: leaf {path!r} has no density."
-                if path in leaves
-                else f"densities: {path!r} is no prunable leaf. They are: {', '.join(leaves)}."
+                if path in known
+                else f"densities: {path!r} is no prunable leaf. They are: {', '.join(known)}."
             )
     # A density of 0 gets scores below all others, yet not 0, which would say that nothing is known.
-    wanted = [max(densities[path], 1e-30) * leaf.size for path, leaf in leaves.items()]
-    return jax.tree.unflatten(
-        jax.tree.structure(mask), _layer_scores(key, list(leaves.values()), wanted)
-    )
+    wanted = [
+        max(densities[name], 1e-30) * form.size
+        for form, of_leaf in zip(forms, names, strict=True)
+        for name in of_leaf
+    ]
+    layers_of = [
+        list(form.by_layer(leaf)) if form.stacked else [leaf]
+        for form, leaf in zip(forms, leaves.values(), strict=True)
+    ]
+    scored = iter(_layer_scores(key, list(itertools.chain(*layers_of)), wanted))
+    scores = [
+        form.restore_layers(jnp.stack([next(scored) for _ in layers]))
+        if form.stacked
+        else next(scored)
+        for form, layers in zip(forms, layers_of, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(mask), scores)
 
 
 @jax.jit

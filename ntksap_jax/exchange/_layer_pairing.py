@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ntksap_jax import _jaxprs, masks
+from ntksap_jax import _jaxprs, axes, masks
 from ntksap_jax.exchange import _torch_layouts
 from ntksap_jax.types import Network
 
@@ -79,7 +79,7 @@ def _our_layers(network: Network) -> dict[str, Shapes]:
 
     program = jax.make_jaxpr(network.apply)(params, inputs)
     _jaxprs.walk(program, [*paths, None], note, constant=lambda value: None)
-    plan = _torch_layouts.layouts(masks.leaf_paths(params))
+    plan = _torch_layouts.layouts(masks.leaf_paths(params), axes=axes.of(network))
     layers: dict[str, Shapes] = {}
     for path in dict.fromkeys([*used, *paths]):
         layers.setdefault(plan[path].layer, {})[plan[path].name] = plan[path].shape

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ntksap_jax import _forms
+from ntksap_jax.types import Axes
+
 Shape = tuple[int, ...]
 Names = Callable[[str], str] | Mapping[str, str] | None
 
@@ -20,9 +23,6 @@ _NAMES = {
 }
 _KERNELS = ("kernel", "w")
 _COLLECTIONS = ("params", "batch_stats")
-# The layers of `nn.MultiHeadDotProductAttention`. Their kernels have an axis for the heads, between
-# or before the features; PyTorch's dense layers have all heads in one axis.
-_INTO_HEADS, _OUT_OF_HEADS = ("query", "key", "value"), "out"
 
 
 class Layout(NamedTuple):
@@ -54,31 +54,40 @@ class Layout(NamedTuple):
 
 
 def layouts(
-    leaves: Mapping[str, Any], flattened: Mapping[str, Shape] | None = None
+    leaves: Mapping[str, Any],
+    flattened: Mapping[str, Shape] | None = None,
+    axes: Axes | None = None,
 ) -> dict[str, Layout]:
     """Returns the layout of each leaf, by path.
 
     Args:
         leaves: arrays, or anything with a shape, by path.
-        flattened: see `to_torch`.
+        flattened: see `to_torch`, like `axes`.
+        axes: what the axes of leaves mean.
 
     Raises:
-        ValueError: `flattened` names no dense layer, or has another number of features.
+        ValueError: `flattened` names no dense layer, or has another number of features; a kernel of
+            which it is not known what its axes mean, or a stack of layers.
     """
     collected = leaves and all(path.split("/")[0] in _COLLECTIONS for path in leaves)
     parts = {path: path.split("/")[1 if collected else 0 :] for path in leaves}
     shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
-    attentions = _attentions({tuple(part[:-1]) for part in parts.values()})
+    own = {"/".join(part): shapes[path] for path, part in parts.items()}
+    words = _forms.words_of(own, axes)
     remaining = dict(flattened or {})
     result = {}
     for path, (*above, leaf) in parts.items():
         layer, shape = "/".join(above), shapes[path]
-        role = above[-1] if above and tuple(above[:-1]) in attentions else None
-        split = shape
+        split, word = shape, words["/".join(parts[path])]
+        order, merged = tuple(range(len(shape))), shape
         if leaf in _KERNELS and len(shape) == 2 and layer in remaining:
             split = _unflattened(layer, shape, tuple(remaining.pop(layer)))
-        axes, merged = _moved(leaf, shape, len(split), role)
-        result[path] = Layout(layer, _NAMES.get(leaf, leaf), split, axes, merged)
+            order, merged = (3, 2, 0, 1), shape[::-1]
+        elif leaf in _KERNELS and len(shape) >= 2:
+            order, merged = _moved(path, _forms.Form(shape, word))
+        elif leaf == "bias" and words.get(f"{layer}/kernel".lstrip("/")) == "i" + "o" * len(shape):
+            merged = (math.prod(shape),)  # PyTorch has all heads in one axis.
+        result[path] = Layout(layer, _NAMES.get(leaf, leaf), split, order, merged)
     if remaining:
         raise ValueError(
             f"flattened: {next(iter(remaining))!r} is not the path of a dense layer with a kernel. "
@@ -87,23 +96,22 @@ def layouts(
     return result
 
 
-def _moved(leaf: str, shape: Shape, num_axes: int, role: str | None) -> tuple[Shape, Shape]:
-    """Returns PyTorch's order of the axes, after splitting, and its shape.
-
-    `role` is the layer's name in an attention.
-    """
-    if leaf == "bias" and len(shape) == 2 and role in _INTO_HEADS:
-        return (0, 1), (math.prod(shape),)
-    if leaf not in _KERNELS or len(shape) < 2:
-        return tuple(range(len(shape))), shape
-    if len(shape) == 3 and role in _INTO_HEADS:
-        into, heads, features = shape
-        return (1, 2, 0), (heads * features, into)
-    if len(shape) == 3 and role == _OUT_OF_HEADS:
-        heads, features, out = shape
-        return (2, 0, 1), (out, heads * features)
-    *first, before_last, last = range(num_axes)
-    return (last, before_last, *first), (shape[-1], shape[-2], *shape[:-2])
+def _moved(path: str, form: _forms.Form) -> tuple[Shape, Shape]:
+    """Returns PyTorch's order of a kernel's axes, and its shape."""
+    if "?" in form.word:
+        raise ValueError(
+            f"axes: to convert leaf {path!r} of shape {form.shape}, it must be known what its axes "
+            "mean: a convolution's are 'pio', an attention's 'ioo' or 'iio', stacked layers' 'sio'."
+            f' Pass axes={{"{path}": ...}}, or axes=ntksap_jax.axes.of(network).'
+        )
+    if form.stacked:
+        raise ValueError(
+            f"tree: leaf {path!r} of shape {form.shape} is a stack of layers ({form.word!r}), for "
+            "each of which PyTorch has a module of its own. Take them apart before: "
+            "jax.tree.map(lambda leaf: leaf[0], stack) is the first of layers stacked in front."
+        )
+    order = tuple(i for letter in "oip" for i, found in enumerate(form.word) if found == letter)
+    return order, (form.outputs, form.inputs, *form.positions)
 
 
 def full_names(plan: Mapping[str, Layout], names: Names) -> dict[str, str]:
@@ -152,13 +160,3 @@ def _unflattened(layer: str, shape: Shape, pixels: Shape) -> Shape:
             f"{math.prod(pixels)}. Pass the shape (H, W, C) of what was flattened, without batch."
         )
     return (*pixels, shape[1])
-
-
-def _attentions(layers: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
-    """The modules that have all the layers of an attention."""
-    needed = (*_INTO_HEADS, _OUT_OF_HEADS)
-    return {
-        layer[:-1]
-        for layer in layers
-        if layer and all((*layer[:-1], name) in layers for name in needed)
-    }

@@ -12,12 +12,17 @@ import numpy as np
 from ntksap_jax import _boxes, masks
 from ntksap_jax.exchange import _torch_layouts
 from ntksap_jax.exchange._torch_layouts import Names, Shape
+from ntksap_jax.types import Axes
 
 _COUNTER = "num_batches_tracked"  # of BatchNorm; counts steps, has no part in the function
 
 
 def to_torch(
-    tree: Any, *, names: Names = None, flattened: Mapping[str, Shape] | None = None
+    tree: Any,
+    *,
+    names: Names = None,
+    flattened: Mapping[str, Shape] | None = None,
+    axes: Axes | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns params, variables or a mask in the names and layouts of a PyTorch state dict.
 
@@ -40,14 +45,16 @@ def to_torch(
         flattened: for each dense layer that follows a flattening, its path and the shape (H, W, C)
             of what is flattened. PyTorch flattens channels first, so that its features have another
             order; no shape tells.
+        axes: what the axes of kernels mean, where names and biases do not say it: kernels of three
+            axes, such as those of 1-D convolutions; see `axes`.
 
     Returns:
         Arrays by name, writable and contiguous. Types that NumPy does not know, such as bfloat16,
         become float32, which is exact.
 
     Raises:
-        ValueError: a layer that `names` does not know, leaves with the same name, or a `flattened`
-            that does not fit; the layer is named.
+        ValueError: a layer that `names` does not know, leaves with the same name, a `flattened`
+            that does not fit, a stack of layers, or axes that are not known; the layer is named.
         TypeError: a name that is not a string.
 
     >>> import jax.numpy as jnp
@@ -59,7 +66,7 @@ def to_torch(
     ['features.0.weight', 'classifier.bias']
     """
     leaves = masks.leaf_paths(tree)
-    plan = _torch_layouts.layouts(leaves, flattened)
+    plan = _torch_layouts.layouts(leaves, flattened, axes)
     full_names = _torch_layouts.full_names(plan, names)
     return {
         name: plan[path].to_torch(_numpy_type(np.asarray(leaves[path])))
@@ -73,6 +80,7 @@ def from_torch(
     like: Any,
     names: Names = None,
     flattened: Mapping[str, Shape] | None = None,
+    axes: Axes | None = None,
 ) -> Any:
     """Returns the arrays of a PyTorch state dict as params, variables or a mask: `to_torch` undone.
 
@@ -85,6 +93,7 @@ def from_torch(
             types that are wanted; `jax.ShapeDtypeStruct`s will do.
         names: as in `to_torch`.
         flattened: as in `to_torch`.
+        axes: as in `to_torch`.
 
     Returns:
         Arrays in the structure of `like`.
@@ -102,7 +111,7 @@ def from_torch(
     [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
     """
     leaves = masks.leaf_paths(like)
-    plan = _torch_layouts.layouts(leaves, flattened)
+    plan = _torch_layouts.layouts(leaves, flattened, axes)
     full_names = _torch_layouts.full_names(plan, names)
     for path, name in full_names.items():
         if name not in state:

@@ -6,24 +6,35 @@ import jax
 import jax.numpy as jnp
 
 from ntksap_jax import _top_ranks
+from ntksap_jax._forms import Form
 
 
-def protect(rank: jax.Array, score: jax.Array, *, min_weights: int, min_channels: int) -> jax.Array:
+def protect(
+    rank: jax.Array, score: jax.Array, form: Form, *, min_weights: int, min_channels: int
+) -> jax.Array:
     """Raises the ranks of the weights of one leaf that the floors keep to the highest of all.
 
-    They are at most max(min_weights, 2 · min_channels) weights.
+    They are at most max(min_weights, 2 · min_channels) weights of each layer.
     """
     top = _top_ranks.highest(rank.dtype)
     if min_channels:
-        outgoing = _best_of_best_channels(rank, score, min_channels)
-        incoming = _best_of_best_channels(
-            rank.swapaxes(-1, -2), score.swapaxes(-1, -2), min_channels
-        ).swapaxes(-1, -2)
-        rank = jnp.where(outgoing | incoming, top, rank)
+        ends = _ends
+        arranged = form.arrange(rank), form.arrange(score)
+        for _ in form.stacked:
+            ends = jax.vmap(ends, (0, 0, None))
+        rank = jnp.where(form.restore(ends(*arranged, min_channels)), top, rank)
     if min_weights:
-        [best] = _top_ranks.keep_highest([rank], min_weights)
-        rank = jnp.where(best, top, rank)
+        axis = -1 if form.stacked else None
+        [best] = _top_ranks.keep_highest([form.by_layer(rank)], min_weights, axis=axis)
+        rank = jnp.where(form.restore_layers(best), top, rank)
     return rank
+
+
+def _ends(rank: jax.Array, score: jax.Array, count: int) -> jax.Array:
+    """Marks the best weight of each of the best channels of a layer, of both kinds."""
+    outgoing = _best_of_best_channels(rank, score, count)
+    incoming = _best_of_best_channels(rank.swapaxes(-1, -2), score.swapaxes(-1, -2), count)
+    return outgoing | incoming.swapaxes(-1, -2)
 
 
 def _best_of_best_channels(rank: jax.Array, score: jax.Array, count: int) -> jax.Array:
