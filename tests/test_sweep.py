@@ -118,8 +118,6 @@ def main(arguments):
     [folder] = place.glob(f"*-{label}-seed0")
     assert arguments[-1] == "--resume"
     (folder / "config.json").write_text((place / f"{label}.json").read_text())
-    if label == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
     if label in ("ctrl-c", "all-preempted"):
         number = signal.SIGINT if label == "ctrl-c" else signal.SIGTERM
         os.kill(os.getppid(), number)
@@ -168,7 +166,6 @@ def states(options, capsys):
 @pytest.mark.parametrize(
     ("label", "code", "state", "said"),
     [
-        ("killed", 1, "failed", "ended by SIGKILL: out of memory?"),
         ("fails", 1, "failed", "the cause"),
         ("preempted", 75, "interrupted", "preempted, and saved"),
     ],
@@ -195,11 +192,10 @@ def test_what_goes_wrong_costs_one_cell_and_can_be_tried_again(
         assert "to do" not in capsys.readouterr().out
         (tmp_path / "runs" / "cause").unlink()
         options.append("--retry-failed")
-    if label != "killed":
-        assert run(*options) == 0
-        out = capsys.readouterr().out
-        assert lines(out, "1 to do by 1 worker")
-        assert lines(out, "3 cells: 3 complete")
+    assert run(*options) == 0
+    out = capsys.readouterr().out
+    assert lines(out, "1 to do by 1 worker")
+    assert lines(out, "3 cells: 3 complete")
 
 
 @pytest.mark.long
