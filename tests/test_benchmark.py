@@ -444,7 +444,7 @@ def test_their_steps_run(kind, torch):
             continue
         case = replace(case, batch_size=2, input_shape=(8, 8, 3))
         for layout in case.layouts:
-            [step] = torch_side.prepare(case, layout=layout, cores=1).steps.values()
+            step = torch_side.prepare(case, layout=layout, cores=1).steps["step"]
             step()
             step()
 

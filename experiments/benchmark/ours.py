@@ -18,6 +18,7 @@ from experiments.benchmark import nominal_flops
 from experiments.benchmark.types import (
     CONVOLUTION_CALLS,
     DENSITY,
+    MATMUL,
     MATMUL_SIZE,
     SEARCH_ROUNDS,
     STEP,
@@ -33,7 +34,7 @@ from ntksap_jax.types import Batch, Mask, Network, Params, ScoreFn
 
 
 def prepare(case: Case) -> Prepared:
-    """Makes the network and the functions to time."""
+    """Makes the network and the functions to time, with a matrix product where rates count."""
     makers: dict[str, Callable[[Case], Steps]] = {
         "sample": _sample,
         "round": _round,
@@ -47,7 +48,8 @@ def prepare(case: Case) -> Prepared:
     versions = {name: importlib.metadata.version(name) for name in packages}
     flops = nominal_flops.count(case)
     clock = compile_clock()
-    return Prepared(makers[case.kind](case), versions, flops, clock)
+    steps = {**makers[case.kind](case), **(_matmul() if case.has_flops else {})}
+    return Prepared(steps, versions, flops, clock)
 
 
 def compile_clock() -> Callable[[], float]:
@@ -66,11 +68,10 @@ def compile_clock() -> Callable[[], float]:
     return lambda: sum(end - start for start, end in spans)
 
 
-def matmul() -> Callable[[], Any]:
-    """Makes the matrix product that the rates are compared with."""
+def _matmul() -> Steps:
     left, right = jax.random.normal(jax.random.key(0), (2, MATMUL_SIZE, MATMUL_SIZE))
-    product = jax.jit(jnp.matmul)
-    return lambda: product(left, right).block_until_ready()
+    product = jax.jit(jnp.matmul).lower(left, right).compile()
+    return {MATMUL: lambda: product(left, right).block_until_ready()}
 
 
 # -- Scores --------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import math
 import os
 import re
@@ -13,15 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.benchmark import child
-from experiments.benchmark.types import (
-    MATMUL,
-    OURS,
-    Case,
-    Prepared,
-    Ready,
-    Round,
-    Side,
-)
+from experiments.benchmark.types import OURS, Case, Prepared, Ready, Round, Side
 
 WARM_UP, TIME = "warm up", "time"
 """What a child can be told; after the former, the peak of its memory starts again."""
@@ -88,20 +79,15 @@ def serve(side: str, case: Case, cores: int) -> tuple[Ready, child.Answer]:
 
 
 def prepare(side: str, case: Case, cores: int) -> Prepared:
-    """Prepares one side of a case in this process, with the matrix product where rates count."""
+    """Prepares one side of a case in this process."""
     if side == OURS:
         from experiments.benchmark import ours
 
-        prepared, matmul = ours.prepare(case), ours.matmul
-    else:  # Without JAX, which would count as memory of PyTorch's.
-        from experiments.benchmark import torch_side
+        return ours.prepare(case)
+    # Without JAX, which would count as memory of PyTorch's.
+    from experiments.benchmark import torch_side
 
-        prepared, matmul = torch_side.prepare(case, layout=side, cores=cores), torch_side.matmul
-    if not case.has_flops:
-        return prepared
-    product = matmul()
-    product()
-    return dataclasses.replace(prepared, steps={**prepared.steps, MATMUL: product})
+    return torch_side.prepare(case, layout=side, cores=cores)
 
 
 # -- Memory ----------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import functools
 import importlib.metadata
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from experiments.benchmark.torch_models import MODELS, add_masks, draw_weights, 
 from experiments.benchmark.types import (
     CONVOLUTION_CALLS,
     DENSITY,
+    MATMUL,
     MATMUL_SIZE,
     SEARCH_ROUNDS,
     STEP,
@@ -33,7 +33,10 @@ MEMORY_FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channe
 
 
 def prepare(case: Case, *, layout: str, cores: int) -> Prepared:
-    """Makes the network and the functions to time; `layout` is a key of `MEMORY_FORMATS`."""
+    """Makes the network and the functions to time, with a matrix product where rates count.
+
+    `layout` is a key of `MEMORY_FORMATS`.
+    """
     torch.set_num_threads(cores)
     torch.manual_seed(0)
     makers: dict[str, Callable[[Case, str], Steps]] = {
@@ -45,13 +48,9 @@ def prepare(case: Case, *, layout: str, cores: int) -> Prepared:
         "convolution": _convolution,
     }
     versions = {"torch": importlib.metadata.version("torch")}
-    return Prepared(makers[case.kind](case, layout), versions)
-
-
-def matmul() -> Callable[[], Any]:
-    """Makes the matrix product that the rates are compared with."""
     left, right = torch.randn(2, MATMUL_SIZE, MATMUL_SIZE)
-    return lambda: left @ right
+    product: Steps = {MATMUL: lambda: left @ right} if case.has_flops else {}
+    return Prepared({**makers[case.kind](case, layout), **product}, versions)
 
 
 # -- Scores --------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from experiments.data.augmentation import augment as augment
 from experiments.data.augmentation import normalise as normalise
 from experiments.data.batching import epoch_batches as epoch_batches
 from experiments.data.batching import eval_batches as eval_batches
-from experiments.data.catalogue import NAMES as NAMES
 from experiments.data.loading import load as load
 from experiments.data.loading import pruning_batch as pruning_batch
 from experiments.data.memory import Dataset as Dataset

@@ -34,7 +34,7 @@ def load(
     Tiny-ImageNet and ImageNet are decoded batch by batch.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `catalogue.NAMES`.
         data_dir: folder of prepared data; by default TFDS_DATA_DIR, else ~/tensorflow_datasets.
             The embedded `digits` need none.
         image_size: pixels a side. Images in memory are averaged down to it, with the padding of

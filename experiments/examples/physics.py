@@ -118,11 +118,6 @@ def residual(outputs: Outputs) -> jax.Array:
     return jnp.concatenate([jnp.sqrt(weights[0]) * equation, jnp.sqrt(weights[1]) * boundary])
 
 
-def value(outputs: Outputs) -> jax.Array:
-    """Returns u: the outputs as one would take them for any other network."""
-    return outputs["u"]
-
-
 def relative_error(network: Network, params: Params, *, side: int = 64) -> float:
     """Returns ‖u − solution‖ / ‖solution‖ over a grid of side × side points."""
     ticks = (jnp.arange(side) + 0.5) / side
@@ -151,10 +146,11 @@ def main(
 
     decay = functools.partial(optax.cosine_decay_schedule, decay_steps=steps)
     train = shared.make_train(loss_fn, lambda rate: optax.adam(decay(rate)), steps=steps)
+    ntk_sap = functools.partial(criteria.ntk_sap, network, inputs=draw_points)
     scores = {
         "random": criteria.random(),
-        "NTK of u": criteria.ntk_sap(network, inputs=draw_points, output_fn=value),
-        "NTK of the residual": criteria.ntk_sap(network, inputs=draw_points, output_fn=residual),
+        "NTK of u": ntk_sap(output_fn=lambda outputs: outputs["u"]),  # As of any other network.
+        "NTK of the residual": ntk_sap(output_fn=residual),
     }
     schedule = schedules.exponential(density, rounds=rounds)
 
