@@ -312,11 +312,6 @@ def test_parts_are_those_of_the_whole_batches(start):
             np.testing.assert_array_equal(array, np.concatenate(rows))
 
 
-def test_parts_that_are_not_equal_are_refused():
-    with pytest.raises(ValueError, match=r"part: got \(0, 3\), expected an index and how many"):
-        data.load("digits").test_batches(100, part=(0, 3))
-
-
 def test_what_processes_are_there_may_differ_when_a_run_is_resumed():
     _, config = PRESETS["demo"]
     other = command_line.parse(["demo", "--distributed", "--num-processes", "3"], PRESETS, prog="")
