@@ -224,6 +224,11 @@ def norm(rngs):
     return nnx.BatchNorm(3, rngs=rngs)
 
 
+@nnx.remat
+def rematted(layer, x):
+    return layer(x)
+
+
 EXISTING = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
 
 
@@ -269,6 +274,11 @@ NNX = {
     ),
     "norm twice": (
         custom(lambda m, x: m.norm(2 * m.norm(x)), norm=norm),
+        ValueError,
+        "BatchNorm 'norm' is called twice",
+    ),
+    "norm twice, each in a transform": (
+        custom(lambda m, x: rematted(m.norm, 2 * rematted(m.norm, x)), norm=norm),
         ValueError,
         "BatchNorm 'norm' is called twice",
     ),

@@ -95,12 +95,12 @@ def nnx(
     ) -> tuple[Any, Any]:
         """Returns the outputs, and the model after the call."""
         filled = _nnx_models.filled(model.params, params)
+        if norm in _nnx_layers.NORMS:
+            others = _nnx_models.unset(others, model.norms)
         called = flax_nnx.merge(model.graphdefs[norm], filled, others, rngs)
         args, kwargs = _inputs.arguments(inputs)
         mode = (training or {}) if norm is _nnx_layers.TRAINING else {}
-        with _nnx_layers.noting_calls():
-            outputs = called(*args, **kwargs, **{**call_kwargs, **mode})
-        return outputs, called
+        return called(*args, **kwargs, **{**call_kwargs, **mode}), called
 
     def measure(
         norm: type | None, params: Params, statistics: Statistics, inputs: Inputs

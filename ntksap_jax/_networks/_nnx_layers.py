@@ -7,29 +7,19 @@ copy of the model alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx as flax_nnx
 
 from ntksap_jax._networks._checks import ModelError
 from ntksap_jax._networks._embedding import is_embedded
 from ntksap_jax._networks._statistics import moments, unbiased_variance
 
-_called: ContextVar[list[Any]] = ContextVar("called")
-
-
-@contextmanager
-def noting_calls() -> Iterator[None]:
-    """Within it, every BatchNorm may be called once."""
-    token = _called.set([])
-    try:
-        yield
-    finally:
-        _called.reset(token)
+UNSET = jnp.dtype(bool)
+"""The type of statistics that no call has set yet: a second call is recognised by it."""
 
 
 def _set(variable: Any, value: jax.Array) -> None:
@@ -56,7 +46,7 @@ class Norm(flax_nnx.BatchNorm):
                 "evaluation, such as ntksap_jax.nnx(..., train=False); the batch's own statistics "
                 "are then used all the same."
             )
-        if any(module is self for module in _called.get()):
+        if self.mean.dtype != UNSET:
             raise ModelError(
                 f"{name} is called twice, so it has no one set of statistics. Give each call a "
                 "BatchNorm of its own."
@@ -66,7 +56,6 @@ class Norm(flax_nnx.BatchNorm):
                 f"{name} is given a mask of its inputs, which is not supported here: score without "
                 "padding."
             )
-        _called.get().append(self)
         mean, var, count = moments(x, self.axis, constant=self.constant)
         _set(self.mean, mean)
         _set(self.var, var)

@@ -15,7 +15,7 @@ from flax import nnx as flax_nnx
 from ntksap_jax import masks
 from ntksap_jax._networks import _checks, _stateful
 from ntksap_jax._networks._checks import ModelError
-from ntksap_jax._networks._nnx_layers import NORMS, TRAINING, graphdef_of
+from ntksap_jax._networks._nnx_layers import NORMS, TRAINING, UNSET, graphdef_of
 from ntksap_jax.types import Params
 
 
@@ -60,6 +60,13 @@ def replaced(state: flax_nnx.State, values: dict[str, Any]) -> flax_nnx.State:
     copy = jax.tree.map(lambda leaf: leaf, state)
     flax_nnx.replace_by_pure_dict(copy, values)
     return copy
+
+
+def unset(state: flax_nnx.State, norms: set[tuple[Any, ...]]) -> flax_nnx.State:
+    """Returns the state with statistics that no call has set yet."""
+    flat = flax_nnx.to_flat_state(state)
+    nothing = {path: jnp.zeros(v.shape, UNSET) for path, v in flat if path[:-1] in norms}
+    return replaced(state, flax.traverse_util.unflatten_dict(nothing))
 
 
 def initial_values(make: Callable[[flax_nnx.Rngs], Any], model: Model) -> flax_nnx.State:
