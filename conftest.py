@@ -9,8 +9,10 @@ import experiments  # noqa: F401  (sets XLA_FLAGS; must come before jax)
 
 if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     # Tests compile far more than they compute: unoptimised machine code of the same operations, in
-    # little more than half the time. CI also runs those against recorded values with optimisation.
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    # a third of the time. CI also runs those against recorded values with optimisation.
+    os.environ["XLA_FLAGS"] += (
+        " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    )
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Compiled programs outlive the run: the next one needs a third of the time. Nothing else
