@@ -12,15 +12,14 @@
 # %% [markdown]
 # # Many devices
 #
-# The samples of a score are independent: each device can draw weights and inputs for its own and
-# add its scores to the others', which is one exchange a round. Networks too large for one device
-# are split over several. Both are a matter of where arrays lie; results do not depend on it, beyond
-# rounding.
+# The samples of a score are independent, so they can be spread over devices, which add their scores
+# up once a round. Networks too large for one device are split over several. Both are a matter of
+# where arrays lie; results do not depend on it, beyond rounding.
 #
-# This notebook runs on any number of devices, one included (Colab's free TPU has one, Kaggle's
-# eight). To try it with eight on a machine that has none, start Jupyter with the environment
-# variable `XLA_FLAGS=--xla_force_host_platform_device_count=8`: JAX then takes the CPU for eight
-# devices. They share its cores, so the times say little.
+# This notebook runs on any number of devices, one included. To try it with eight on a machine that
+# has none, start Jupyter with the environment variable
+# `XLA_FLAGS=--xla_force_host_platform_device_count=8`: JAX then takes the CPU for eight devices.
+# They share its cores, so the times say little.
 
 # %%
 # Leave this empty in a checkout. Elsewhere it is the address of the library's git repository, which
@@ -92,9 +91,8 @@ params = search("one device", network)
 # ## Samples spread over all devices
 #
 # A *mesh* names the devices: here one axis, `"data"`, over all of them. `shard_samples` says along
-# which axis the samples are spread. Every device draws the weights and inputs of its own; what it
-# draws does not depend on how many devices there are. What the devices exchange does not grow with
-# the number of samples: the sum of the scores, one number for each weight, once a round.
+# which axis the samples are spread. What is drawn for a sample does not depend on how many devices
+# there are, and what they exchange does not grow with the number of samples.
 
 # %%
 mesh = nts.sharding.data_mesh()

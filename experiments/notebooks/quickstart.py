@@ -53,16 +53,14 @@ import ntksap_jax as nts
 # %% [markdown]
 # ## Data
 #
-# The handwritten digits (1797 images of 8×8 pixels) come inside scikit-learn: no download. For
-# CIFAR-10 set `DATA = "cifar10"`. It is read from a folder that TFDS prepared (`TFDS_DATA_DIR`, by
-# default `~/tensorflow_datasets`). If it is not there, the next cell downloads the official archive
-# (170 MB) and writes that folder, which takes some minutes. CIFAR-10 is for a TPU or GPU: a CPU
-# would train for hours.
+# The handwritten digits (1797 images of 8×8 pixels) come inside scikit-learn. CIFAR-10 is for a TPU
+# or GPU, because a CPU would train for hours. It is read from a folder that TFDS prepared
+# (`TFDS_DATA_DIR`, by default `~/tensorflow_datasets`); if there is none, it is downloaded (170 MB)
+# and prepared, which takes some minutes.
 
 # %% tags=["tpu"]
 DATA = "digits"  # or "cifar10"
 
-# %% tags=["tpu"]
 if DATA == "digits":
     from sklearn.datasets import load_digits
 
@@ -158,9 +156,8 @@ masks = {"NTK-SAP": mask, "random": chance, "dense": nts.masks.create(params)}
 # %% [markdown]
 # ## Look
 #
-# Where are the weights that are left? Random pruning keeps about the same fraction of every layer,
-# the smaller a layer the less exactly. NTK-SAP treats layers differently: compare its small layers,
-# such as the first and the last, with the large ones.
+# Where are the weights that are left? Random pruning keeps about the same fraction of every layer.
+# NTK-SAP does not: compare small layers, such as the first and the last, with large ones.
 
 # %%
 sizes = nts.masks.leaf_paths(params)
@@ -284,10 +281,9 @@ left.legend()
 plt.show()
 
 # %% [markdown]
-# Mind what a difference means: with one seed, and of the digits a few hundred test images, a
-# percentage point or two are chance. And two things that sparsity does *not* give are time and
-# memory on the device, which multiplies by the zeros as by any other number. The notebook
-# *structured* makes networks that really are smaller.
+# With one seed, and of the digits a few hundred test images, a percentage point or two are chance.
+# And sparsity saves neither time nor memory on the device, which multiplies by the zeros as by any
+# other number. The notebook *structured* makes networks that really are smaller.
 #
 # ## Take the mask away
 

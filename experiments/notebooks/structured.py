@@ -160,9 +160,8 @@ for name, (_, seconds) in timed.items():
 
 # %% [markdown]
 # Time does not fall as fast as the FLOPs: smaller layers use a device less well, and reading and
-# normalising activations takes time too. What a network takes on
-# *your* device is for you to measure, as here. TPUs compute in blocks of 128 channels, so odd
-# numbers of filters buy little there: `multiple_of=` rounds them.
+# normalising activations takes time too. TPUs compute in blocks of 128 channels, so odd numbers of
+# filters buy little there: `multiple_of=` rounds them.
 #
 # ## Use it
 #

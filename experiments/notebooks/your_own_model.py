@@ -74,9 +74,8 @@ def prune(name, network, **options):
 # ## `flax.linen`
 #
 # Pass the module, not bound to variables, the shape of one example, and whatever arguments put your
-# model in evaluation mode (here `train=False`): dropout off, batch normalisation by its running
-# averages. The library then puts each batch's own statistics in their place and holds them constant
-# under differentiation.
+# model in evaluation mode (here `train=False`). Batch normalisation then uses each batch's own
+# statistics, held constant under differentiation.
 
 
 # %%
