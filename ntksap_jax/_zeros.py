@@ -41,11 +41,12 @@ class About(NamedTuple):
 
     Attributes:
         network: the network that it evaluates, if any.
-        zeros: `zeros(mask)`: the leaves that it draws in the place of zeros.
+        zeros: `zeros(mask)`: the leaves that it draws in the place of zeros; None if it scores the
+            params that it is given.
     """
 
     network: Network | None = None
-    zeros: Callable[[Mask], Sequence[Zero]] = lambda mask: ()
+    zeros: Callable[[Mask], Sequence[Zero]] | None = None
 
 
 def about(score: ScoreFn) -> About:
@@ -55,7 +56,7 @@ def about(score: ScoreFn) -> About:
 
 def says(score: ScoreFn, network: Network, zeros: Any = None) -> ScoreFn:
     """Returns the score function, which now says what network it evaluates; see `About`."""
-    score.about = About(network) if zeros is None else About(network, zeros)  # type: ignore[attr-defined]
+    score.about = About(network, zeros)  # type: ignore[attr-defined]
     return score
 
 
@@ -248,7 +249,8 @@ def _fill(key: Key, leaves: list[jax.Array], zeros: tuple[Zero, ...]) -> list[ja
 
 def notes(score: ScoreFn, mask: Mask) -> tuple[str, ...]:
     """What a search should say once of the leaves that its criterion draws in place of zeros."""
-    zeros = about(score).zeros(mask)
+    draw = about(score).zeros
+    zeros = draw(mask) if draw is not None else ()
     if not zeros:
         return ()
     return (
@@ -266,7 +268,9 @@ def cause(score: ScoreFn, params: Params, useless: Sequence[str]) -> str | None:
         params: what it was given.
         useless: the paths of those leaves.
     """
-    network = about(score).network
+    network, draws = about(score)
+    if draws is not None:  # Then the given ones are not to blame.
+        return None
     if network is not None:
         zero = [each.path for each in of_params(network, params)]
     else:
