@@ -64,10 +64,10 @@ def says(score: ScoreFn, network: Network, zeros: Any = None) -> ScoreFn:
 
 
 def of_init(network: Network) -> Callable[[Mask], tuple[Zero, ...]]:
-    """Makes a function of the mask: the factors that `network.init` makes zero, and all kernels.
+    """Makes a function of the mask: the factors that `network.init` makes all zero.
 
-    Prunable leaves count even where the program does not show what they are for. Found once for
-    each set of prunable leaves, from the programs alone: nothing is computed.
+    Prunable leaves count as such even where the program does not show what they are for. Found once
+    for each set of prunable leaves, from the programs alone: nothing is computed.
     """
 
     @functools.cache

@@ -264,9 +264,9 @@ OF_FLOATS = {"kernel": jnp.ones((2, 3))}
         ({"schedule": [0.5], "scope": "filters"}, "scope: got 'filters'"),
         (
             {"schedule": [0.8, 0.6], "scope": scopes.NofM(1, 2)},
-            r"schedule: ends at density 0.6, but scope NofM\(n=1, m=2\) keeps 1 of every 2",
+            r"density: the search ends at 0.6, but scope NofM\(n=1, m=2\) keeps 1 of every 2",
         ),
-        ({"schedule": [0.4], "scope": scopes.NofM(1, 2)}, "schedule: ends at"),
+        ({"density": 0.4, "scope": scopes.NofM(1, 2)}, "density: "),
         ({"schedule": [0.5], "scope": scopes.NofM(2, 4)}, "'kernel', whose 2 in"),
         ({"schedule": [0.5], "scope": scopes.Block(1, 2)}, "'kernel', whose 3 out"),
         ({"schedule": [0.9, 0.5], "scope": scopes.Global(4)}, "may take 4 .* only 3 are"),

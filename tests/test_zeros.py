@@ -61,6 +61,15 @@ class Head(nn.Module):
         return nn.Dense(3, kernel_init=init)(x)
 
 
+class Attention(nn.Module):
+    """Kernels with two axes of outputs."""
+
+    @nn.compact
+    def __call__(self, x):
+        attend = nn.MultiHeadDotProductAttention(2, kernel_init=ZEROS, name="attend")
+        return attend(x[:, None] + jnp.ones((2, 1)))
+
+
 class Harmless(nn.Module):
     """Zeros that are no factors."""
 
@@ -89,6 +98,10 @@ PARTS = {
     "adapter": (Adapter(), {"up/kernel": 1}),  # of two inputs
     "lora": (LowRank(), {"lora_b": 1}),
     "head": (Head(), {"Dense_0/kernel": KERNEL}),
+    "attention": (
+        Attention(),
+        {f"attend/{name}/kernel": KERNEL for name in ("query", "key", "value", "out")},
+    ),
     "scan": (Stack(), {"layers/gamma": None}),
     "harmless": (Harmless(), {}),
 }

@@ -165,7 +165,7 @@ class NofM(_Groups):
         """Raises a ValueError unless the density is n / m."""
         if not math.isclose(density, self.n / self.m, rel_tol=1e-6):
             raise ValueError(
-                f"schedule: ends at density {density:.6g}, but scope {self} keeps {self.n} of "
+                f"density: the search ends at {density:.6g}, but scope {self} keeps {self.n} of "
                 f"every {self.m} weights. End it at {self.n / self.m:.6g}."
             )
 
