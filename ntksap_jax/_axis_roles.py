@@ -111,8 +111,8 @@ class _Roles:
             if axes is not None:
                 self._mark("s", self._picked(operands[0], axes))
         elif name in _ELEMENTWISE:
-            full = [operand for operand in operands if len(operand.axes) == len(shapes[0])]
-            axes = _joined([_resized(operand, shapes[0]) for operand in full]).axes
+            full = [_resized(x, shapes[0]) for x in operands if len(x.axes) == len(shapes[0])]
+            axes = _joined(full).axes if full else None
         if axes is not None:
             return [_resized(Value(axes, is_input), shape) for shape in shapes]
         for operand in operands:

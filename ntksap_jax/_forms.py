@@ -181,7 +181,7 @@ def matching(pattern: str, shapes: Mapping[str, Shape]) -> list[str]:
 
 
 def _check_word(pattern: str, word: Any) -> None:
-    if not (isinstance(word, str) and word and set(word) <= set("spio?")):
+    if not (isinstance(word, str) and set(word) <= set("spio?")):
         raise ValueError(
             f"axes: got {word!r} for {pattern!r}, expected a letter for each axis, such as 'sio': "
             "s (stacked layers), p (positions), i (inputs) or o (outputs)."

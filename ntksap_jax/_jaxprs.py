@@ -15,7 +15,7 @@ module that the operation stands in.
 """
 
 # Operations with a jaxpr among their parameters that is not simply called.
-_NO_CALLS = {"while", "scan", "cond", "reduce", "reduce_window", "shard_map"}
+_NO_CALLS = {"while", "scan", "cond", "reduce", "reduce_window", "shard_map", "pallas_call"}
 
 
 def walk(

@@ -354,6 +354,6 @@ def test_errors_name_the_leaf_and_the_option(params, options, match):
 
 
 def test_a_global_threshold_asks_for_nothing():
-    arrays = {"weight": jnp.ones((2, 3, 4))}
+    arrays = {"weight": jnp.ones((2, 3, 4)), "scalar": jnp.ones(())}
     mask, [info] = nts.prune(KEY, arrays, criteria.random(), schedule=[0.5])
     assert info.layer_densities == {"weight": 0.5}
