@@ -63,7 +63,8 @@ class OwnNorm(nn.Module):
             square.value = 0.9 * square.value + 0.1 * (var + mean**2)
         else:
             mean, var = average.value, square.value - average.value**2
-        return (x - mean) / jnp.sqrt(var + 1e-5)
+        one = self.variable(self.collection, "one", lambda: jnp.ones(()))  # no statistic
+        return (x - mean) / jnp.sqrt(var + 1e-5) * one.value
 
 
 class OwnNormNet(nn.Module):
@@ -83,7 +84,7 @@ def test_a_linen_layer_of_the_users_own():
     params = network.init(KEY)
     running = assert_normalises(network, params, dense)
     np.testing.assert_allclose(running, (dense(params, INPUTS) - 2) / 2, rtol=1e-4)
-    trained = {"OwnNorm_0": {"average": jnp.zeros(4), "square": jnp.ones(4)}}
+    trained = {"OwnNorm_0": {"average": jnp.zeros(4), "square": jnp.ones(4), "one": jnp.ones(())}}
     network = nts.linen(OwnNormNet(), (3,), training={"train": True}, batch_stats=trained)
     running = jax.jit(network.apply_running)(params, INPUTS)
     np.testing.assert_allclose(running, dense(params, INPUTS), rtol=1e-4)
@@ -287,7 +288,7 @@ REFUSED = {
         nts.linen,
         Spectral(),
         {"training": {"train": True}},
-        "even when it is called as `training` says.*jax.plain",
+        "even when it is called as in training.*jax.plain",
     ),
     "nnx": (nts.nnx, OwnNnxNorm, {}, "depend on 'mean'.*training={}"),
     "nnx by call": (nts.nnx, CallNorm, {}, "depend on 'running_mean'.*training={}"),
@@ -302,6 +303,10 @@ def test_running_averages_are_never_used_in_silence(make, model, options, messag
 
 
 def test_plain_functions_need_state_and_training_call():
+    with pytest.raises(ValueError, match="train: returns a state of the form"):
+        nts.plain(
+            lambda key: {}, lambda p, s, x: x, (3,), state=(0.0,), train=lambda p, s, x: (x, {})
+        )
     with pytest.raises(ValueError, match="train: got None, but state is given"):
         nts.plain(lambda key: {}, lambda p, s, x: x, (3,), state=jnp.zeros(3))
 

@@ -109,7 +109,7 @@ def linen(
     state_shapes = dict(_check_collections(variables, model, training))
     params_shapes = state_shapes.pop("params", {})
     examples = jax.tree.map(lambda d, s: jax.ShapeDtypeStruct((2, *s), d), dtype, shape)
-    collection = "batch_stats" if training is None else next(iter(state_shapes), "batch_stats")
+    collection = min(state_shapes, key="batch_stats".__ne__, default="batch_stats")
     if batch_stats is not None:
         check_statistics(
             batch_stats,
@@ -194,14 +194,8 @@ def linen(
                 examples,
                 way_out=_NO_BATCH_NORM,
             )
-        if training is not None:
-            _stateful.check_independent(
-                lambda state, params, inputs: train(params, state, inputs)[0],
-                state_shapes,
-                params_shapes,
-                examples,
-                way_out=_stateful.TRAINING_DEPENDS,
-            )
+        if training is not None and state_shapes:
+            _stateful.check_training(train, params_shapes, state_shapes, examples)
     return _checks.check_network(network, name="model", advice=advice, output_fn=output_fn)
 
 

@@ -108,13 +108,7 @@ def plain(
     if train is not None:
         advice = "Expected train(params, state, inputs) -> (outputs, state) in jax.numpy."
         with _checks.applying(network, name="train", advice=advice):
-            _stateful.check_independent(
-                lambda state, params, inputs: train(params, state, inputs)[0],
-                state,
-                params,
-                network.examples(2),
-                way_out=_stateful.TRAINING_DEPENDS,
-            )
+            _stateful.check_training(train, params, state, network.examples(2))
     arguments = "params, inputs" if train is None else "params, state, inputs"
     return _checks.check_network(
         network,

@@ -140,8 +140,7 @@ BY_PLAIN = (
     "function of your own: ntksap_jax.plain(init, apply, input_shape), with apply updating it."
 )
 TRAINING_DEPENDS = (
-    "even when it is called as `training` says, so these are not the statistics of a batch. "
-    + BY_PLAIN
+    "even when it is called as in training, so these are not the statistics of a batch. " + BY_PLAIN
 )
 
 
@@ -156,7 +155,38 @@ def check_independent(
         *arguments: likewise.
         way_out: the rest of the message.
     """
-    used = sorted(set().union(*dependencies(outputs_of, state, *arguments)))
+    _check_unused(set().union(*dependencies(outputs_of, state, *arguments)), way_out)
+
+
+def check_training(train: Train, params: Params, state: State, inputs: Inputs) -> None:
+    """Raises a ValueError if the training call looks at what it leaves in the state.
+
+    It may look at constants, which it hands on as they are.
+
+    Args:
+        train: the training call.
+        params: shapes, as of the other arguments.
+        state: the state.
+        inputs: the inputs.
+    """
+    paths = list(masks.leaf_paths(state))
+    program, (_, new) = jax.make_jaxpr(
+        lambda state, params, inputs: train(params, state, inputs), return_shape=True
+    )(state, params, inputs)
+    wanted: Any = jax.tree.structure(state)
+    if wanted != jax.tree.structure(new):
+        raise ModelError(
+            f"train: returns a state of the form {jax.tree.structure(new)}, expected that of the "
+            f"state before training: {wanted}."
+        )
+    others: list[set[str]] = [set() for _ in jax.tree.leaves((params, inputs))]
+    found = _walk(program, [*({path} for path in paths), *others])
+    variables = program.jaxpr.invars[: len(paths)], program.jaxpr.outvars[-len(paths) :]
+    constants = {path for path, old, new in zip(paths, *variables, strict=True) if old is new}
+    _check_unused(set().union(*found[: -len(paths)]) - constants, TRAINING_DEPENDS)
+
+
+def _check_unused(used: set[str], way_out: str) -> None:
     if used:
         more = f" (and {len(used) - 1} more)" if len(used) > 1 else ""
-        raise ModelError(f"model: its outputs depend on {used[0]!r}{more}, {way_out}")
+        raise ModelError(f"model: its outputs depend on {min(used)!r}{more}, {way_out}")
