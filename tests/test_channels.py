@@ -133,6 +133,16 @@ def around(layer):
     return net(call)
 
 
+class Transposed(nn.Module):
+    """A kernel whose entries are 0 for a removed input, which 0 / 0 there does not care about."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x):
+        return x @ self.param("kernel", nn.initializers.ones, (6, self.size)).T
+
+
 def branches(x):
     return jnp.abs(x), jnp.square(x)
 
@@ -168,6 +178,7 @@ class Divided(nn.Module):
         (lambda x: Divided(6)(x), "division by 0"),
         (lambda x: x / x.std(axis=0), "division by 0"),
         (lambda x: x * jax.lax.rsqrt(jnp.var(x, axis=0)), "division by 0"),
+        (lambda x: Transposed(6)(jnp.stack([x / x.std(axis=0), x]).sum(axis=0)), "division by 0"),
         # The number of channels, in an array.
         (lambda x: x * jnp.full_like(x, x.shape[-1]), "`mul` with 2.0"),
         (lambda x: x * jnp.broadcast_to(1.0 / x.shape[-1], x.shape), "`mul` with 0.5"),

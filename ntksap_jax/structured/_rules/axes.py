@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from ntksap_jax.structured._labels import Axis, Labels, Padded, Value
-from ntksap_jax.structured._rules.common import if_zero, merge, number_of, same, without_axes
+from ntksap_jax.structured._rules.common import (
+    agreed,
+    if_zero,
+    merge,
+    number_of,
+    same,
+    without_axes,
+)
 
 
 def reduce(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:
@@ -123,7 +130,9 @@ def pad(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Val
         if same(value, number):
             return value
         own = config[axis] != (0, 0, 0)
-        return Padded(value) if ignored and not own and value is not None else None
+        if ignored and not own and value is not None:
+            return Padded(value)
+        return agreed([value, number])
 
     removed = [padded(value, axis) for axis, value in enumerate(operand.removed)]
     result = number if same(operand.uniform, number) else None
@@ -166,8 +175,7 @@ def _join(
         parts = operands
         if axis == along:  # the others stay, or are 0 as well
             parts = [one for one in operands if isinstance(one.axes[axis], np.ndarray)]
-        numbers = [number_of(operand, axis) for operand in parts]
-        return numbers[0] if all(same(number, numbers[0]) for number in numbers) else None
+        return agreed([number_of(operand, axis) for operand in parts])
 
     removed = tuple(
         joined(axis) if isinstance(kind, np.ndarray) else None for axis, kind in enumerate(axes)

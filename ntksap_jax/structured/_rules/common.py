@@ -49,8 +49,18 @@ def same(left: Any, right: Any) -> bool:
 
 
 def if_zero(number: Any) -> Any:
-    """A sum of so many of a number: known only if it is 0 (or NaN, which stays what it is)."""
-    return number if number is not None and (number == 0 or number != number) else None
+    """A sum of so many of a number: known only if it is 0, or not finite, which gives NaN."""
+    if number is None or number == 0:
+        return number
+    return None if np.isfinite(number) else np.nan
+
+
+def agreed(numbers: list[Any]) -> Any:
+    """The number that all are; where they differ None, but NaN if one of them is not finite."""
+    if all(same(number, numbers[0]) for number in numbers):
+        return numbers[0]
+    finite = all(number is None or np.isfinite(number) for number in numbers)
+    return None if finite else np.nan
 
 
 def product_is_zero(*numbers: Any) -> bool:
