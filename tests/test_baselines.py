@@ -77,7 +77,8 @@ def test_sums_over_the_network_and_which_layers_they_leave_out():
     def found_and_wanted(params):
         kernels = [layer["kernel"] for layer in params.values()]
         layers = [*map(baselines.kernel_orthogonality, kernels)]
-        strides = {s: layers[2] + baselines.conv_orthogonality(kernels[1], stride=s) for s in (1, 2)}
+        of_conv = functools.partial(baselines.conv_orthogonality, kernels[1])
+        strides = {stride: layers[2] + of_conv(stride=stride) for stride in (1, 2)}
         return [
             (baselines.kernorth(params, channels), sum(layers)),
             (baselines.orthconv(params, channels), strides[2]),  # as published

@@ -80,6 +80,7 @@ def test_examples_without_a_condition_number_do_not_count():
 
 # -- OrthP ---------------------------------------------------------------------------------------
 
+
 @functools.partial(jax.jit, static_argnames="gain")
 def orthp(params, gain=1.0):
     """Of a single kernel."""
