@@ -5,17 +5,17 @@ import re
 import shlex
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
+import ntksap_jax as nts
 from experiments.cifar.presets import PRESETS
 from experiments.shell import command_line
 from ntksap_jax import masks, structured
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PRUNE, CRITERION, SMALLER, DEVICES, PYTORCH = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PRUNE, CRITERION, SMALLER, NNX = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def names():
 def test_it_is_short_and_uses_a_name_once():
     assert len(README.splitlines()) <= 200
     assigned = re.findall(r"^(\w+)(?:, (?!_\b)(\w+)| *, _)? = ", PRUNE + CRITERION, re.M)
-    later = re.findall(r"^(\w+)(?:, (\w+))? = ", SMALLER + DEVICES + PYTORCH, re.M)
+    later = re.findall(r"^(\w+)(?:, (\w+))? = ", SMALLER + NNX, re.M)
     for pair in later:
         assert not {name for name in pair if name} & {n for pair in assigned for n in pair if n}
 
@@ -60,16 +60,13 @@ def test_filters_go(names):
     assert sum(leaf.size for leaf in leaves) == kept.params < dense.params
 
 
-def test_samples_go_over_devices(names):
-    exec(DEVICES, names)
-    assert names["over_data"].mesh.size == jax.device_count()
-
-
-@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs PyTorch")
-def test_a_mask_goes_to_pytorch(names):
-    exec(PYTORCH, names)
-    kept = [layer.weight for layer in names["theirs"] if hasattr(layer, "weight_mask")]
-    assert sum(int((w != 0).sum()) for w in kept) == masks.num_kept(names["our_mask"])
+def test_an_nnx_model_trains_under_its_mask(names):
+    exec(NNX.replace("(8,))", "(8,)), num_samples=1, batch_size=4"), names)
+    weights = masks.leaf_paths(nts.exchange.nnx_params(names["mlp"]))
+    before = masks.leaf_paths(masks.apply(names["mlp_mask"], names["mlp_params"]))
+    for path, m in masks.leaf_paths(names["mlp_mask"]).items():
+        assert not np.any(np.asarray(weights[path])[~np.asarray(m)])
+        assert np.any(np.asarray(weights[path]) != np.asarray(before[path]))
 
 
 @pytest.mark.parametrize(
