@@ -1,7 +1,6 @@
 """Params, masks and scores that are split over devices: same results, and nothing gathered."""
 
 import functools
-import itertools
 import re
 
 import flax.linen as nn
@@ -26,23 +25,23 @@ def mesh_of(data, model):
     return sharding.model_mesh(model, jax.devices()[: data * model])
 
 
+NETWORKS = {
+    "conv_bn": oracles.conv_bn(8),
+    "relu_mlp": nts.linen(oracles.ReluMLP((16,), 8), (4,)),
+}
+
+
 def split(network, mesh):
     """The network with all its kernels split, small as they are."""
     rule = sharding.split_outputs(mesh, min_size=16)
     return sharding.shard_network(network, mesh, rule=rule)
 
 
-@functools.cache
-def conv_bn():
-    return oracles.conv_bn(8)
-
-
-@functools.cache
-def relu_mlp():
-    return nts.linen(oracles.ReluMLP((16, 32), 8), (4,))
-
-
-NETWORKS = {"conv_bn": conv_bn, "relu_mlp": relu_mlp}
+@functools.cache  # Made once: compiled once.
+def split_network(name, *shape):
+    """A network on a mesh of that shape, and its params."""
+    network = split(NETWORKS[name], mesh_of(*shape))
+    return network, network.init(KEY)
 
 
 def assert_lie_alike(tree, params):
@@ -122,7 +121,7 @@ def test_params_of_a_users_own_mesh_stay_where_they_are():
     """Axes of other names, both over one kernel; the network knows nothing of them."""
     devices = jax.devices()[4:8]
     mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2, devices=devices)
-    network = relu_mlp()
+    network = NETWORKS["relu_mlp"]
     score = criteria.ntk_sap(network, num_samples=4, batch_size=8)
     specs = {1: PartitionSpec(), 2: PartitionSpec("y", "x")}
     placed = jax.tree.map(
@@ -142,10 +141,9 @@ def large(request, monkeypatch):
     monkeypatch.setattr(_draws, "LARGE", request.param)
 
 
-@pytest.mark.parametrize("shape", [(2, 4), (1, 8)])
-def test_random_draws_are_the_same_on_any_mesh(shape, large):
+def test_random_draws_are_the_same_on_any_mesh(large):
     """The random bits are; of normal numbers made of them the last bit is a matter of rounding."""
-    mesh = mesh_of(*shape)
+    mesh = mesh_of(2, 4)
     rule = sharding.split_outputs(mesh, min_size=16)
     shapes = {"a": jax.ShapeDtypeStruct((8, 16), jnp.uint32), "b": None, "c": jnp.zeros(3)}
 
@@ -155,7 +153,7 @@ def test_random_draws_are_the_same_on_any_mesh(shape, large):
     drawn = jax.jit(lambda key: sharding.shard_params(bits(key), mesh, rule=rule))(KEY)
     jax.tree.map(np.testing.assert_array_equal, drawn, bits(KEY))
 
-    network = nts.linen(models.mlp(hidden=(16, 16), num_classes=8), (8,))
+    network = nts.linen(models.mlp(hidden=(16,), num_classes=8), (8,))
     drawn, expected = split(network, mesh).init(KEY), network.init(KEY)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=3e-7), drawn, expected)
 
@@ -172,7 +170,7 @@ def test_what_is_large_is_drawn_in_parts(monkeypatch):
 
 @functools.cache
 def single(name, estimator=ntk.jvp):
-    network = NETWORKS[name]()
+    network = NETWORKS[name]
     params = network.init(KEY)
     score = criteria.ntk_sap(network, estimator=estimator, num_samples=4, batch_size=8)
     scores, _ = score(KEY, params, masks.create(params), None)
@@ -183,20 +181,19 @@ def single(name, estimator=ntk.jvp):
 @pytest.mark.parametrize(
     ("name", "batch", "estimator", "shape"),
     [
-        ("conv_bn", "whole", ntk.jvp, (1, 2)),
+        ("conv_bn", "whole", ntk.jvp, (1, 4)),
         ("relu_mlp", "shard_samples", ntk.jvp, (2, 4)),
         pytest.param("conv_bn", "whole", ntk.jvp, (1, 8), marks=pytest.mark.long),
         pytest.param("conv_bn", "shard_inputs", ntk.vjp, (2, 4), marks=pytest.mark.long),
     ],
 )
 def test_scores_and_masks_are_those_of_one_device(name, batch, estimator, shape):
-    mesh = mesh_of(*shape)
-    network = split(NETWORKS[name](), mesh)
-    placement = {} if batch == "whole" else {batch: NamedSharding(mesh, PartitionSpec("data"))}
+    network, params = split_network(name, *shape)
+    over_data = NamedSharding(mesh_of(*shape), PartitionSpec("data"))
+    placement = {} if batch == "whole" else {batch: over_data}
     score = criteria.ntk_sap(network, estimator=estimator, num_samples=4, batch_size=8, **placement)
     expected, expected_mask, expected_counts = single(name, estimator)
 
-    params = network.init(KEY)
     assert _placement.is_split(params)
     dense = masks.create(params)
     assert_lie_alike(dense, params)
@@ -211,18 +208,17 @@ def test_scores_and_masks_are_those_of_one_device(name, batch, estimator, shape)
 
 
 def test_a_search_in_the_callers_jit_stays_split():
-    network = split(conv_bn(), mesh_of(1, 4))
+    network, params = split_network("relu_mlp", 2, 4)
     score = criteria.ntk_sap(network, num_samples=4, batch_size=8)
 
     @jax.jit
     def find(key):
-        params = network.init(key)
-        return nts.find_mask(key, params, score, schedule=[0.5, 0.25])[0]
+        return nts.find_mask(key, network.init(key), score, schedule=[0.5, 0.25])[0]
 
     mask = find(KEY)
     assert _placement.is_split(mask)
-    assert_lie_alike(mask, network.init(KEY))
-    _, expected, _ = single("conv_bn")
+    assert_lie_alike(mask, params)
+    _, expected, _ = single("relu_mlp")
     np.testing.assert_array_equal(oracles.flat(mask), expected)
 
 
@@ -230,8 +226,8 @@ def test_a_search_in_the_callers_jit_stays_split():
 def test_other_criteria_follow_the_params(make):
     found = []
     batch = (jax.random.normal(KEY, (8, 4)), jnp.arange(8) % 3)
-    for network in (relu_mlp(), split(relu_mlp(), mesh_of(1, 4))):
-        params = network.init(KEY)
+    whole = NETWORKS["relu_mlp"]
+    for network, params in ((whole, whole.init(KEY)), split_network("relu_mlp", 2, 4)):
         mask, _ = nts.prune(KEY, params, make(network), schedule=[0.5, 0.25], batch=batch)
         found.append(mask)
     assert_lie_alike(found[1], params)
@@ -239,23 +235,23 @@ def test_other_criteria_follow_the_params(make):
 
 
 def test_samples_over_the_axis_that_splits_the_params_are_an_error():
-    mesh = mesh_of(1, 2)
-    network = split(relu_mlp(), mesh)
-    over = NamedSharding(mesh, PartitionSpec(("data", "model")))
+    network, params = split_network("relu_mlp", 2, 4)
+    over = NamedSharding(mesh_of(2, 4), PartitionSpec(("data", "model")))
     score = criteria.ntk_sap(network, shard_samples=over)
-    params = network.init(KEY)
     with pytest.raises(ValueError, match=r"shard_samples: .* over the axes \['model'\], which"):
         score(KEY, params, masks.create(params), None)
 
 
 def test_a_score_gathers_activations_and_no_kernels(monkeypatch):
     monkeypatch.setattr(_draws, "LARGE", 256 * 256)
-    model = models.mlp(hidden=(256, 256), num_classes=8)
+    network = nts.linen(models.mlp(hidden=(256, 256), num_classes=8), (8,))
+    shapes = jax.eval_shape(network.init, KEY)
+    weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     costs = []
     for devices in (2, 8):
-        network = split(nts.linen(model, (8,)), mesh_of(1, devices))
-        params = network.init(KEY)
-        score = criteria.ntk_sap(network, num_samples=2, batch_size=8)
+        mesh = mesh_of(1, devices)
+        params = sharding.shard_params(weights, mesh, rule=sharding.split_outputs(mesh))
+        score = criteria.ntk_sap(split(network, mesh), num_samples=2, batch_size=8)
         compiled = jax.jit(score).lower(KEY, params, masks.create(params), None).compile()
         exchanged = collectives(compiled.as_text())
         # A few activations; a kernel is 4 * 256 * 256 bytes.
@@ -299,8 +295,11 @@ def scores_and_mask(specs, *, distinct=None):
     ("scope", "distinct", "place"),
     [
         (scopes.Global(), None, "both"),
-        *itertools.product([scopes.Global()], [2], SPECS),
-        *itertools.product([scopes.Layer(), scopes.Filter(), scopes.NofM(2, 4)], [2], ["both"]),
+        (scopes.Global(), 2, "both"),
+        (scopes.Global(), 2, "outputs"),
+        (scopes.Layer(), 2, "both"),
+        (scopes.Filter(), 2, "both"),
+        (scopes.NofM(2, 4), 2, "both"),
     ],
 )
 def test_selection_of_split_scores_is_exact_with_ties_too(scope, distinct, place):
@@ -367,9 +366,9 @@ def split_by_hand(params):
 )
 def test_later_rounds_compile_nothing(place, regrow):
     """Masks and sums lie in every round as in the first, which is also that of a mask just read."""
-    network = conv_bn()
+    network = NETWORKS["relu_mlp"]
     params = place(network.init(KEY))
-    batch = (jnp.ones((8, 6, 6, 2)), jnp.arange(8) % 3)
+    batch = (jax.random.normal(KEY, (8, 4)), jnp.arange(8) % 3)
     compiled_in = []
     with oracles.count_compilations() as compiled:
         nts.prune(
@@ -392,7 +391,6 @@ def test_later_rounds_compile_nothing(place, regrow):
 NUM_STEPS = 20
 
 
-@functools.cache
 def training_batches():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (NUM_STEPS, 16, 6, 6, 2), np.uint8)
@@ -411,7 +409,6 @@ def training_setup():
     return state, training.make_train_step(model, optimizer, noisy)
 
 
-@functools.cache
 def train(data, model):
     """Returns the losses and the last state; params are split if `model` is more than 1."""
     mesh, losses = mesh_of(data, model), []
@@ -427,14 +424,12 @@ def train(data, model):
     return losses, state
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
-def test_training_losses_do_not_depend_on_the_devices(shape):
+def test_training_losses_do_not_depend_on_the_devices():
     """Nor on where the params are."""
     expected, one_device = train(1, 1)
     assert expected[-1] < expected[0]
-    losses, state = train(*shape)
-    is_split = shape[1] > 1
-    assert _placement.is_split(state.params) == _placement.is_split(state.opt_state) == is_split
+    losses, state = train(2, 4)
+    assert _placement.is_split(state.params) and _placement.is_split(state.opt_state)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     weights = oracles.flat(one_device.params)
     np.testing.assert_allclose(oracles.flat(state.params), weights, rtol=1e-3, atol=1e-4)

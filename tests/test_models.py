@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 
 import flax.linen as nn
 import jax
@@ -9,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
@@ -75,10 +74,12 @@ def test_parameter_counts_are_the_published_ones(
 
 
 @pytest.mark.parametrize(
-    ("make", "convs"),
-    [(models.vgg16_bn, (2, 2, 3, 3, 3)), (models.vgg19_bn, (2, 2, 4, 4, 4))],
+    ("make", "convs", "width", "num_classes"),
+    [
+        (models.vgg16_bn, (2, 2, 3, 3, 3), 64, 100),
+        (models.vgg19_bn, (2, 2, 4, 4, 4), 8, 10),
+    ],
 )
-@pytest.mark.parametrize(("width", "num_classes"), [(64, 100), (8, 10)])
 def test_vgg_parameter_counts_have_their_closed_form(make, convs, width, num_classes):
     widths = [w for w, n in zip([1, 2, 4, 8, 8], convs, strict=True) for _ in range(n)]
     outputs = [width * w for w in widths]
@@ -88,8 +89,7 @@ def test_vgg_parameter_counts_have_their_closed_form(make, convs, width, num_cla
     assert sum(leaf.size for leaf in leaves.values()) == expected
 
 
-@given(n=st.integers(1, 3), width=st.integers(1, 5), num_classes=st.integers(1, 7))
-@settings(max_examples=5, deadline=None)
+@pytest.mark.parametrize(("n", "width", "num_classes"), [(1, 5, 1), (2, 1, 7)])
 def test_cifar_resnet_kernels_have_their_closed_form(n, width, num_classes):
     """Stages of 2n layers: 9·w²·(1·2n, 2·1 + 4·(2n − 1), 4·2 + 16·(2n − 1)) and projections."""
     for shortcut, projections in (("pad", 0), ("projection", 1 * 2 + 2 * 4)):
@@ -204,8 +204,7 @@ def check_against(reference, model, shape):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("size", [8, 7])
-def test_resnet_forward_pass_equals_numpy(size):
+def test_resnet_forward_pass_equals_numpy():
     """Even sizes tell symmetric padding from padding="SAME", which pads strided convolutions
     at the end only."""
 
@@ -217,11 +216,10 @@ def test_resnet_forward_pass_equals_numpy(size):
         return net.dense(x.mean((1, 2)), "fc")
 
     model = models.ResNet(blocks=(1, 1, 1), width=3, num_classes=4)
-    check_against(reference, model, (2, size, size, 3))
+    check_against(reference, model, (2, 8, 7, 3))
 
 
-@pytest.mark.parametrize("bottleneck", [False, True])
-@pytest.mark.parametrize("stem", ["imagenet", "small"])
+@pytest.mark.parametrize(("bottleneck", "stem"), [(False, "imagenet"), (True, "small")])
 def test_imagenet_resnet_forward_pass_equals_numpy(bottleneck, stem):
     """Even sizes up to the last stage; the bottleneck's stride is in its 3×3 convolution."""
 
@@ -303,11 +301,12 @@ SMALL = {
 }
 
 
+@pytest.mark.skipif(
+    "--xla_backend_optimization_level=0" in os.environ["XLA_FLAGS"],
+    reason="without optimisation XLA rounds alike, and this shows nothing: CI runs it with",
+)
 def test_pools_agree_with_flax_s_in_a_network(monkeypatch):
-    """Where activations are computed twice, and rounded otherwise, no derivative may be lost.
-
-    Without optimisation XLA rounds alike, and this shows nothing: CI runs it once more with.
-    """
+    """Where activations are computed twice, and rounded otherwise, no derivative may be lost."""
     model = models.VGG((8, 8, "M", 8, "M", 8, "M"), num_classes=3)
     x = jnp.asarray(images(0, 20, 16, 16, 3))
     params = jax.jit(model.init)(jax.random.key(0), x)["params"]
@@ -329,45 +328,36 @@ def test_pools_agree_with_flax_s_in_a_network(monkeypatch):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_forward_and_backward_in_training_and_evaluation(name):
-    model, input_shape = SMALL[name]
-    x = images(0, 8, *input_shape)
-    variables = random_variables(model, x)
-    params, stats = variables["params"], variables.get("batch_stats", {})
+def test_training_and_evaluation(name):
+    """Training moves all weights and statistics, and there BatchNorm mixes the examples.
 
-    def loss(params, train):
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": stats}, x, train=train, mutable=["batch_stats"]
-        )
-        assert logits.shape == (8, 3)
-        return jnp.sum(jnp.sin(logits) ** 2), updates.get("batch_stats", {})
-
-    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
-    for train in (True, False):
-        grads, new_stats = jax.device_get(gradient(params, train))
-        for path, grad in flatten_dict(grads, sep="/").items():
-            assert np.all(np.isfinite(grad)), path
-            assert np.any(grad != 0), path
-        for path, new in flatten_dict(new_stats, sep="/").items():
-            assert np.any(new != flatten_dict(stats, sep="/")[path]) == train, path
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_examples_meet_only_in_training(name):
-    """In evaluation an example's logits do not depend on the batch; BatchNorm mixes in training."""
+    In evaluation the statistics stay, and no example's logits depend on the others.
+    """
     model, input_shape = SMALL[name]
     x = images(0, 4, *input_shape)
     variables = random_variables(model, x)
+    stats = variables.get("batch_stats", {})
+
+    def run(params, x, train):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": stats}, x, train=train, mutable=["batch_stats"]
+        )
+        assert logits.shape == (4, 3)
+        return jnp.sum(jnp.sin(logits) ** 2), (logits[0], updates.get("batch_stats", {}))
+
+    gradient = jax.jit(jax.grad(lambda params, x: run(params, x, True), has_aux=True))
+    evaluate = jax.jit(lambda params, x: run(params, x, False)[1])
     other = np.concatenate([x[:1], -2 * x[1:]])
-
-    @functools.partial(jax.jit, static_argnums=1)
-    def first(x, train):
-        logits, _ = model.apply(variables, x, train=train, mutable=["batch_stats"])
-        return logits[0]
-
-    np.testing.assert_allclose(first(x, False), first(other, False), rtol=1e-5, atol=1e-6)
-    same = np.allclose(first(x, True), first(other, True), rtol=1e-3)
-    assert same == ("batch_stats" not in variables)
+    grads, (in_training, moved) = gradient(variables["params"], x)
+    _, (among_others, _) = gradient(variables["params"], other)
+    assert np.allclose(in_training, among_others, rtol=1e-3) == (not stats)
+    alone, kept = evaluate(variables["params"], x)
+    np.testing.assert_allclose(evaluate(variables["params"], other)[0], alone, rtol=1e-5, atol=1e-6)
+    for path, grad in flatten_dict(jax.device_get(grads), sep="/").items():
+        assert np.all(np.isfinite(grad)) and np.any(grad != 0), path
+    for path, old in flatten_dict(stats, sep="/").items():
+        assert np.any(flatten_dict(moved, sep="/")[path] != old), path
+        np.testing.assert_array_equal(flatten_dict(kept, sep="/")[path], old, err_msg=path)
 
 
 def test_batch_norm_runs_with_the_decay_and_epsilon_of_torch():
@@ -442,12 +432,11 @@ def test_initialisation_follows_the_key_and_differs_between_layers():
     ],
     ids=["projection", "pad", "basic", "bottleneck", "vgg"],
 )
-@given(height=st.integers(1, 40), width=st.integers(1, 40), channels=st.integers(1, 4))
-@settings(max_examples=4, deadline=None)
-def test_any_image_of_at_least_a_pixel_works(model, height, width, channels):
-    x = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
-    logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), x)
-    assert logits.shape == (2, model.num_classes)
+def test_any_image_of_at_least_a_pixel_works(model):
+    for shape in ((1, 1, 1), (3, 37, 4)):
+        x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+        logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), x)
+        assert logits.shape == (2, model.num_classes)
 
 
 def test_a_single_pixel_gives_finite_logits():
@@ -511,7 +500,7 @@ def test_modules_are_static_arguments():
 
 @pytest.mark.parametrize("size, stride, padding", [(2, 2, 0), (3, 3, 0), (3, 2, 1), (2, 1, 0)])
 def test_max_pool_is_that_of_flax_with_its_derivatives(size, stride, padding):
-    x = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
+    x, direction = images(0, 2, 7, 6, 3), images(1, 2, 7, 6, 3)
 
     def ours(x):
         return _layers.max_pool(x, size, stride=stride, padding=padding)
@@ -520,12 +509,13 @@ def test_max_pool_is_that_of_flax_with_its_derivatives(size, stride, padding):
         sides = ((padding, padding),) * 2
         return nn.max_pool(x, (size, size), strides=(stride, stride), padding=sides)
 
-    np.testing.assert_array_equal(ours(x), theirs(x))
-    gradients = [jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x)))) for f in (ours, theirs)]
-    np.testing.assert_allclose(*(gradient(x) for gradient in gradients), rtol=1e-6)
-    direction = jax.random.normal(jax.random.key(1), x.shape)
-    products = [jax.jvp(gradient, (x,), (direction,))[1] for gradient in gradients]
-    np.testing.assert_allclose(*products, rtol=1e-6)
+    def evaluate(pool):
+        gradient = jax.grad(lambda x: jnp.sum(jnp.sin(pool(x))))
+        return pool(x), *jax.jvp(gradient, (x,), (direction,))
+
+    found, wanted = jax.jit(lambda: (evaluate(ours), evaluate(theirs)))()
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_of_equal_pixels_the_first_gets_the_derivative():
@@ -550,7 +540,7 @@ def test_pools_over_devices(kind):
         gradient = jax.grad(lambda x: jnp.sum(jnp.sin(pool(x))))(x)
         return gradient, jax.jvp(pool, (x,), (gradient,))[1]
 
-    expected = derivatives(x)
+    expected = jax.jit(derivatives)(x)
     with jax.set_mesh(mesh):
         found = jax.jit(derivatives)(split)
     for a, b in zip(found, expected, strict=True):
