@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import ntksap_jax as nts
@@ -37,6 +36,7 @@ _NAMES = {"conv": ("conv",), "bn": ("bn",), "fc": ("fc",)} | {
 }
 
 
+@functools.cache
 def load(name: str) -> Any:
     """Opens a recorded file."""
     return np.load(Path(__file__).parent / "data" / f"{name}.npz", allow_pickle=False)
@@ -51,7 +51,7 @@ def network() -> Network:
 
 def images(array: np.ndarray) -> Any:
     """NCHW to NHWC."""
-    return jnp.asarray(array.transpose(0, 2, 3, 1))
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1))
 
 
 def params(recorded: Any, prefix: str) -> dict[str, Any]:
@@ -67,7 +67,9 @@ def params(recorded: Any, prefix: str) -> dict[str, Any]:
             array = recorded[key]
             layouts = {4: ("kernel", (2, 3, 1, 0)), 2: ("kernel", (1, 0)), 1: (leaf, (0,))}
             name, axes = layouts[array.ndim]
-            node["scale" if name == "weight" else name] = jnp.asarray(array.transpose(axes))
+            node["scale" if name == "weight" else name] = np.ascontiguousarray(
+                array.transpose(axes)
+            )
     return tree
 
 

@@ -36,8 +36,16 @@ def exact_trace(fn, params):
     return jnp.trace(ntk.exact(fn, params))
 
 
-def dense_trace(relaxed):
-    return oracles.dense_trace(NETWORK, PARAMS, relaxed, INPUTS)
+@functools.cache
+def dense_trace_and_gradient():
+    """Of the masked network, through its dense Jacobian."""
+    trace = lambda relaxed: oracles.dense_trace(NETWORK, PARAMS, relaxed, INPUTS)  # noqa: E731
+    return tuple(map(oracles.flat, jax.jit(jax.value_and_grad(trace))(RELAXED)))
+
+
+@functools.cache
+def exact_kernel():
+    return jax.jit(functools.partial(ntk.exact, fn))(PARAMS)
 
 
 def draws(estimator, fn, params, count):
@@ -48,18 +56,18 @@ def draws(estimator, fn, params, count):
 @ALL
 def test_mean_and_variance_over_draws(estimator):
     """Mean tr Θ within four standard errors; variance 2 ‖Θ‖²_F, as for any Gaussian probe."""
-    kernel = ntk.exact(fn, PARAMS)
-    variance = 2 * jnp.sum(kernel**2)
+    kernel = np.asarray(exact_kernel())
+    variance = 2 * np.sum(kernel**2)
     samples = draws(estimator, fn, PARAMS, count := 20_000)
-    assert abs(samples.mean() - jnp.trace(kernel)) < 4 * np.sqrt(variance / count)
+    assert abs(samples.mean() - np.trace(kernel)) < 4 * np.sqrt(variance / count)
     np.testing.assert_allclose(samples.var(), variance, rtol=0.1)
 
 
 def test_exact_kernel_is_the_dense_jacobian_contracted():
     """Its eigenvalues descend and sum to the trace."""
-    leaves = jax.tree.leaves(jax.jacfwd(fn)(PARAMS))
+    leaves = jax.tree.leaves(jax.jit(jax.jacfwd(fn))(PARAMS))
     jacobian = np.concatenate([np.asarray(j).reshape(15, -1) for j in leaves], axis=1)
-    kernel = ntk.exact(fn, PARAMS)
+    kernel = exact_kernel()
     np.testing.assert_allclose(kernel, jacobian @ jacobian.T, rtol=1e-4, atol=1e-5)
     values = np.asarray(ntk.eigenvalues(kernel))
     assert np.all(np.diff(values) <= 0)
@@ -70,7 +78,7 @@ def test_exact_kernel_is_the_dense_jacobian_contracted():
 @ALL
 def test_gradient_in_the_mask_agrees_with_that_of_the_exact_trace(estimator):
     """For each mask entry the mean gradient of many draws lies within its own standard error."""
-    want = oracles.flat(jax.grad(dense_trace)(RELAXED))
+    _, want = dense_trace_and_gradient()
 
     def one(key):
         estimate = functools.partial(estimator, key)
@@ -85,34 +93,27 @@ def test_gradient_in_the_mask_agrees_with_that_of_the_exact_trace(estimator):
     assert z.std() < 1.3
 
 
+@jax.jit
+def exact_trace_and_gradient(mask):
+    return trace_and_gradient(NETWORK, PARAMS, mask, INPUTS, estimate=exact_trace)
+
+
 def test_trace_under_a_mask_agrees_with_the_dense_jacobian():
-    trace, gradient = trace_and_gradient(NETWORK, PARAMS, MASK, INPUTS, estimate=exact_trace)
-    want, want_gradient = map(oracles.flat, jax.value_and_grad(dense_trace)(RELAXED))
+    trace, gradient = exact_trace_and_gradient(MASK)
+    want, want_gradient = dense_trace_and_gradient()
     np.testing.assert_allclose(trace, want[0], rtol=1e-5)
     np.testing.assert_allclose(oracles.flat(gradient), want_gradient, rtol=1e-3, atol=1e-4)
 
 
-@ALL
-def test_one_linear_layer_has_a_closed_form(estimator):
+def test_one_linear_layer_has_a_closed_form():
     """f(W) = x W with k outputs: Θ = (x xᵀ) ⊗ I, so tr Θ = k ‖x‖²; ∂/∂m_ij = 2 m_ij Σ_n x_ni²."""
-    x = jax.random.normal(jax.random.key(0), (4, 3))
-    weights = jax.random.normal(jax.random.key(1), (3, 2))
-    np.testing.assert_allclose(
-        ntk.exact(lambda w: x @ w, weights),
-        np.kron(np.asarray(x @ x.T), np.eye(2)),
-        atol=1e-5,
-    )
-    samples = draws(estimator, lambda w: x @ w, weights, count := 20_000)
-    error = np.sqrt(2 * np.sum(np.kron(x @ x.T, np.eye(2)) ** 2) / count)
-    assert abs(samples.mean() - 2 * np.sum(x**2)) < 4 * error
-
-    def trace(mask):
-        keys = jax.random.split(jax.random.key(5), count)
-        return jnp.mean(jax.vmap(lambda k: estimator(k, lambda w: x @ (w * mask), weights))(keys))
-
-    gradient = jax.jit(jax.grad(trace))(jnp.ones((3, 2)))
+    x = np.float32(np.random.default_rng(0).normal(size=(4, 3)))
+    weights = jnp.ones((3, 2))
+    kernel = jax.jit(lambda w: ntk.exact(lambda w: x @ w, w))(weights)
+    np.testing.assert_allclose(kernel, np.kron(x @ x.T, np.eye(2)), atol=1e-5)
+    trace = jax.jit(jax.grad(lambda m: exact_trace(lambda w: x @ (w * m), weights)))
     want = np.repeat(2 * np.sum(x**2, axis=0)[:, None], 2, axis=1)
-    np.testing.assert_allclose(gradient, want, rtol=0.1)
+    np.testing.assert_allclose(trace(jnp.ones((3, 2))), want, rtol=1e-4)
 
 
 def test_finite_differences_converge_to_the_directional_derivative():
@@ -122,11 +123,13 @@ def test_finite_differences_converge_to_the_directional_derivative():
         inputs = jax.random.normal(jax.random.key(1), (5, 4), jnp.float64)
         tangent = jax.tree.map(jnp.ones_like, params)
         fn = lambda p: NETWORK.apply(p, inputs)  # noqa: E731
-        exact = ntk.tangent_norm(fn, params, tangent)
-        errors = [
-            abs(ntk.difference_norm(fn, params, tangent, sigma=sigma) - exact)
-            for sigma in (2e-3, 1e-3)
-        ]
+        exact, *found = jax.jit(
+            lambda: [
+                ntk.tangent_norm(fn, params, tangent),
+                *(ntk.difference_norm(fn, params, tangent, sigma=s) for s in (2e-3, 1e-3)),
+            ]
+        )()
+        errors = [abs(float(norm) - float(exact)) for norm in found]
         assert abs(np.log2(errors[0] / errors[1]) - 1) < 0.1
 
 
@@ -142,7 +145,7 @@ def test_cotangent_norm_is_the_norm_of_the_pulled_back_probe():
         def value(scale):
             return norm(lambda p: fn(jax.tree.map(lambda x: x * scale, p)), PARAMS, probe)
 
-        return jax.value_and_grad(value)(1.3)
+        return jax.jit(jax.value_and_grad(value))(1.3)
 
     np.testing.assert_allclose(of_scale(ntk.cotangent_norm), of_scale(plain), rtol=1e-4)
 
@@ -155,19 +158,19 @@ def test_zero_outputs_have_zero_gradient():
         def estimate(m, estimator=estimator):
             return estimator(jax.random.key(0), lambda w: jnp.zeros((4, 3)) @ (w * m), weights)
 
-        np.testing.assert_array_equal(jax.grad(estimate)(weights), 0)
+        np.testing.assert_array_equal(jax.jit(jax.grad(estimate))(weights), 0)
 
 
 def test_pytrees_of_outputs():
     both = lambda p: {"a": fn(p), "b": [2 * fn(p)]}  # noqa: E731
     samples = draws(ntk.vjp, both, PARAMS, 4000)
-    np.testing.assert_allclose(samples.mean(), 5 * exact_trace(fn, PARAMS), rtol=0.1)
+    np.testing.assert_allclose(samples.mean(), 5 * np.trace(exact_kernel()), rtol=0.1)
 
 
 def test_masks_keep_probes_off_pruned_and_unprunable_weights():
     """With everything pruned but one entry, the trace is that entry's share alone."""
     mask = jax.tree.map(jnp.zeros_like, MASK)
     mask["Dense_1"]["kernel"] = mask["Dense_1"]["kernel"].at[2, 1].set(True)
-    trace, _ = trace_and_gradient(NETWORK, PARAMS, mask, INPUTS, estimate=exact_trace)
+    trace, _ = exact_trace_and_gradient(mask)
     # The first layer is pruned, so its activations are tanh(bias) = 0: the outputs feel nothing.
     np.testing.assert_allclose(trace, 0, atol=1e-9)

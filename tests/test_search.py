@@ -8,21 +8,21 @@ import oracles
 import pytest
 
 import ntksap_jax as nts
-from ntksap_jax import criteria, masks, ntk, schedules, scopes
+from ntksap_jax import criteria, masks, schedules, scopes
 
 KEY = jax.random.key(5)
-NETWORKS = {"smooth_mlp": oracles.smooth_mlp, "conv_bn": oracles.conv_bn}
+RANDOM = criteria.random()  # Made once: compiled once.
 
 
-@pytest.fixture(scope="module", params=NETWORKS.values(), ids=NETWORKS.keys())
-def problem(request):
-    network = request.param()
+@pytest.fixture(scope="module")
+def problem():
+    network = oracles.smooth_mlp()
     params = network.init(jax.random.key(0))
-    return network, params, criteria.ntk_sap(network, num_samples=2, batch_size=4)
+    return params, criteria.ntk_sap(network, num_samples=2, batch_size=4)
 
 
 def test_every_round_keeps_exactly_its_share_of_the_last(problem):
-    _, params, score = problem
+    params, score = problem
     given = jax.tree.map(np.array, params)
     schedule = schedules.exponential(0.1, rounds=4)
     seen = []
@@ -40,7 +40,7 @@ def test_every_round_keeps_exactly_its_share_of_the_last(problem):
 
 
 def test_reports_say_what_happened(problem):
-    _, params, score = problem
+    params, score = problem
     [info] = nts.prune(KEY, params, score, schedule=[0.4])[1]
     dense = masks.create(params)
     scores, metrics = score(jax.random.fold_in(KEY, 0), params, dense, None)
@@ -54,7 +54,7 @@ def test_reports_say_what_happened(problem):
 
 def test_same_key_same_mask_under_the_callers_jit(problem):
     """The same search, traced whole by the caller as a function of key and params."""
-    _, params, score = problem
+    params, score = problem
     schedule = schedules.exponential(0.2, rounds=2)
     driven, history = nts.prune(KEY, params, score, schedule=schedule)
     again, _ = nts.prune(KEY, params, score, schedule=schedule)
@@ -81,7 +81,7 @@ def test_the_traced_search_can_be_vmapped_over_keys():
 
 
 def test_a_resumed_search_ends_as_the_undisturbed_one(problem):
-    _, params, score = problem
+    params, score = problem
     schedule = schedules.exponential(0.1, rounds=3)
     saved = {}
 
@@ -115,21 +115,21 @@ EVEN = {
 @pytest.mark.parametrize(
     "scope",
     [
-        *("layer", "filter", scopes.NofM(2, 4), scopes.Block(2, 2)),
+        *("layer", scopes.NofM(2, 4), scopes.Block(2, 2)),
         scopes.Global(min_weights=20, min_channels=3),
     ],
     ids=str,
 )
 def test_the_scope_is_that_of_every_round_in_the_driver_and_in_the_traced_search(scope):
     options = {"schedule": [0.75, 0.5], "scope": scope}
-    driven, history = nts.prune(KEY, EVEN, criteria.random(), **options)
-    traced, _ = jax.jit(lambda key: nts.find_mask(key, EVEN, criteria.random(), **options))(KEY)
+    driven, history = nts.prune(KEY, EVEN, RANDOM, **options)
+    traced, _ = jax.jit(lambda key: nts.find_mask(key, EVEN, RANDOM, **options))(KEY)
     assert masks.digest(traced) == masks.digest(driven)
     assert [info.num_kept for info in history] == [240, 160]
 
     mask = masks.create(EVEN)
     for t, d in enumerate(options["schedule"]):
-        scores, _ = criteria.random()(jax.random.fold_in(KEY, t), EVEN, mask, None)
+        scores, _ = RANDOM(jax.random.fold_in(KEY, t), EVEN, mask, None)
         mask = scopes.Scope.of(scope).select(scores, mask, density=d)
     assert masks.digest(mask) == masks.digest(driven)
 
@@ -186,12 +186,12 @@ def test_a_search_by_blocks_can_be_resumed():
     options = {"schedule": [0.6, 0.3], "scope": scopes.Block(None, 1)}
     saved = []
     options["on_round"] = lambda info, mask: saved.append(mask)
-    whole, _ = nts.prune(KEY, EVEN, criteria.random(), **options)
+    whole, _ = nts.prune(KEY, EVEN, RANDOM, **options)
     assert 0.3 * 320 - 36 < masks.num_kept(whole) <= 0.3 * 320
-    resumed, _ = nts.prune(KEY, EVEN, criteria.random(), mask=saved[0], start_round=1, **options)
+    resumed, _ = nts.prune(KEY, EVEN, RANDOM, mask=saved[0], start_round=1, **options)
     assert masks.digest(resumed) == masks.digest(whole)
     with pytest.raises(ValueError, match="keeps 320 weights, but .* the schedule keeps 157 to 192"):
-        nts.prune(KEY, EVEN, criteria.random(), mask=masks.create(EVEN), start_round=1, **options)
+        nts.prune(KEY, EVEN, RANDOM, mask=masks.create(EVEN), start_round=1, **options)
 
 
 @pytest.mark.parametrize("scope", ["filter", scopes.NofM(2, 4)], ids=str)
@@ -203,21 +203,10 @@ def test_resuming_counts_the_weights_of_all_groups(scope):
 
 
 def test_a_search_may_start_from_a_mask_of_the_users(problem):
-    _, params, score = problem
+    params, score = problem
     first = masks.create(params, exclude="Dense_0")
     mask, _ = nts.prune(KEY, params, score, schedule=[0.5], mask=first)
     assert masks.leaf_paths(mask).keys() == masks.leaf_paths(first).keys()
-
-
-def test_finite_differences_under_the_callers_jit_agree_up_to_flipped_relus():
-    """Another compiled program rounds differently, and flips a ReLU here and there."""
-    network = oracles.conv_bn()
-    params = network.init(jax.random.key(0))
-    score = criteria.ntk_sap(network, estimator=ntk.finite_difference, num_samples=2, batch_size=4)
-    driven, _ = nts.prune(KEY, params, score, schedule=[0.5, 0.3])
-    traced, _ = jax.jit(lambda: nts.find_mask(KEY, params, score, schedule=[0.5, 0.3]))()
-    assert masks.num_kept(traced) == masks.num_kept(driven)
-    assert np.mean(oracles.flat(traced) == oracles.flat(driven)) > 0.95
 
 
 def test_a_mask_sparser_than_the_schedule_is_an_error():
