@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import ntksap_jax as nts
-from ntksap_jax import criteria, exchange, masks
+from ntksap_jax import criteria, exchange, masks, structured
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (4, 3))
@@ -67,6 +67,23 @@ def test_masks_and_scores_are_those_of_the_same_params_in_dicts(make):
     assert jax.tree.structure(fresh) == jax.tree.structure(mask)
     pruned = masks.apply(masks.create(plain), params)
     assert jax.tree.structure(pruned) == jax.tree.structure(params)
+
+
+def test_params_in_boxes_shrink_and_are_saved(tmp_path):
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+    model = nn.Sequential([nn.Dense(5, kernel_init=init), nn.relu, nn.Dense(2, kernel_init=init)])
+    variables = jax.jit(model.init)(KEY, X)
+    channels = structured.trace(model, (3,))
+    keep = {"layers_0/kernel": np.arange(5) < 3}
+    zeroed = structured.zero_out(variables, channels, keep)
+    small, fewer = structured.shrink(model, variables, channels, keep)
+    assert fewer["params"]["layers_0"]["kernel"].names == (None, "model")
+    structured.save(tmp_path / "small.safetensors", small, fewer)
+    read, plain = structured.load(tmp_path / "small.safetensors", model)
+    for network, values in ((small, fewer), (read, plain)):
+        np.testing.assert_allclose(network.apply(values, X), model.apply(zeroed, X), atol=1e-6)
+    with pytest.raises(TypeError, match=r"such as \(32, 32, 3\)\.$"):  # one input, no dict
+        structured.trace(model, {"x": (3,)})
 
 
 def test_an_nnx_model_is_trained_under_a_mask():

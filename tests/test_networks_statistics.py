@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.linen import partitioning
 
 import ntksap_jax as nts
 from ntksap_jax import connectivity, masks
@@ -275,15 +276,16 @@ def spectral_nnx(rngs):
 
 IN_BATCH_STATS = OwnNormNet("batch_stats")
 REFUSED = {
-    "linen": (nts.linen, IN_BATCH_STATS, {}, "'OwnNorm_0/average' .*training={'train': True}"),
-    "collection": (
+    "linen": (
         nts.linen,
-        OwnNormNet(),
+        IN_BATCH_STATS,
         {},
-        r"collection\(s\) moving.*training={'train': True}",
+        "'batch_stats/OwnNorm_0/average' .*training={'train': True}",
     ),
+    "collection": (nts.linen, OwnNormNet(), {}, "'moving/OwnNorm_0/.*training={'train': True}"),
+    "not training": (nts.linen, OwnNormNet(), {"training": {}}, "'moving/.* mean training"),
     "in training": (nts.linen, IN_BATCH_STATS, {"train": True}, "arguments that mean evaluation"),
-    "weights'": (nts.linen, Spectral(), {}, "'SpectralNorm_0/Dense_0/kernel/u'.*jax.plain"),
+    "weights'": (nts.linen, Spectral(), {}, "SpectralNorm_0/Dense_0/kernel/u'.*jax.plain"),
     "weights', training": (
         nts.linen,
         Spectral(),
@@ -300,6 +302,31 @@ REFUSED = {
 def test_running_averages_are_never_used_in_silence(make, model, options, message):
     with pytest.raises(ValueError, match=message):
         make(model, (3,), **options)
+
+
+def test_collections_that_outputs_do_not_depend_on_are_left_alone():
+    """Losses of a layer, axes' names of params."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.BatchNorm(True)(nn.Dense(4)(x))
+            self.sow("losses", "l2", jnp.sum(x**2))
+            init = nn.initializers.lecun_normal()
+            kernel = partitioning.param_with_axes("kernel", init, (4, 2), axes=("a", "b"))
+            return x @ kernel
+
+    network = nts.linen(Net(), (3,))
+    params = network.init(KEY)
+
+    @jax.jit
+    def outputs(params):
+        calibrated = network.calibrate(params, INPUTS)
+        return [fn(params, INPUTS) for fn in (network.apply, calibrated, network.apply_running)]
+
+    hidden = INPUTS @ params["Dense_0"]["kernel"]
+    for got, h in zip(outputs(params), [normalised(hidden)] * 2 + [hidden], strict=True):
+        np.testing.assert_allclose(got, h @ params["kernel"], rtol=1e-3, atol=1e-3)
 
 
 def test_plain_functions_need_state_and_training_call():

@@ -12,15 +12,19 @@ import jax.numpy as jnp
 from ntksap_jax.types import Inputs
 
 
-def check_shape(input_shape: Any) -> tuple[int, ...]:
-    """Returns the shape of one example as a tuple; raises a TypeError if it is none."""
+def check_shape(input_shape: Any, otherwise: str = "") -> tuple[int, ...]:
+    """Returns the shape of one example as a tuple; raises a TypeError if it is none.
+
+    Args:
+        input_shape: the shape.
+        otherwise: what else could have been given, for the message.
+    """
     try:
         return tuple(operator.index(size) for size in input_shape)
     except TypeError:
         raise TypeError(
             f"input_shape: got {input_shape!r}, expected the shape of one example as a tuple, such "
-            "as (32, 32, 3); or for several inputs a dict or a tuple of such shapes, or of "
-            "jax.ShapeDtypeStruct where types differ."
+            f"as (32, 32, 3){otherwise}."
         ) from None
 
 
@@ -47,7 +51,11 @@ def specification(input_shape: Any, dtype: Any) -> tuple[Any, Any]:
     ):
         pairs = [specification(shape, dtype) for shape in input_shape]
         return tuple(s for s, _ in pairs), tuple(d for _, d in pairs)
-    return check_shape(input_shape), jnp.dtype(dtype)
+    several = (
+        "; or for several inputs a dict or a tuple of such shapes, or of jax.ShapeDtypeStruct "
+        "where types differ"
+    )
+    return check_shape(input_shape, several), jnp.dtype(dtype)
 
 
 def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -106,7 +106,7 @@ def linen(
         ):
             return model.apply(variables, *args, **kwargs, **mode, **how)
 
-    state_shapes = dict(_check_collections(variables, model, training))
+    state_shapes = dict(_collections(variables, model))
     params_shapes = state_shapes.pop("params", {})
     examples = jax.tree.map(lambda d, s: jax.ShapeDtypeStruct((2, *s), d), dtype, shape)
     collection = min(state_shapes, key="batch_stats".__ne__, default="batch_stats")
@@ -119,25 +119,21 @@ def linen(
 
     # -- Statistics of nn.BatchNorm: replaced where they are used -------------------------------
 
-    flat = flax.traverse_util.flatten_dict(state_shapes.get("batch_stats", {}))
+    flat = flax.traverse_util.flatten_dict(state_shapes)
+    of_norms = {("batch_stats", *path) for path in norms}
     others = flax.traverse_util.unflatten_dict(
-        {path: leaf for path, leaf in flat.items() if path[:-1] not in norms}
+        {path: leaf for path, leaf in flat.items() if path[:-1] not in of_norms}
     )
 
-    def measure(
-        params: Params, inputs: Inputs, others: Statistics, **how: bool
-    ) -> tuple[Any, Statistics]:
+    def measure(params: Params, inputs: Inputs, others: Any, **how: bool) -> tuple[Any, Statistics]:
         """Applies the model with the batch's own statistics; returns them beside the outputs."""
         with nn.intercept_methods(_linen_layers.use_batch_statistics(**how)):
             outputs, updated = call(
-                {"params": params, "batch_stats": others},
-                inputs,
-                apply_kwargs,
-                mutable=["batch_stats"],
+                {"params": params, **others}, inputs, apply_kwargs, mutable=["batch_stats"]
             )
         return outputs, updated.get("batch_stats", {})
 
-    def unused() -> Statistics:
+    def unused() -> Any:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), others)
 
     def before_training() -> Statistics:
@@ -151,7 +147,8 @@ def linen(
 
     def calibrate(params: Params, inputs: Inputs, *, unbiased: bool = False) -> ApplyFn:
         _, statistics = measure(params, inputs, unused(), unbiased=unbiased)
-        return lambda params, inputs: evaluate(params, {"batch_stats": statistics}, inputs)
+        state = {**unused(), "batch_stats": statistics}
+        return lambda params, inputs: evaluate(params, state, inputs)
 
     # -- Statistics of any other layer: what training calls leave -------------------------------
 
@@ -170,7 +167,7 @@ def linen(
             apply=lambda params, inputs: measure(params, inputs, unused())[0],
             apply_train=lambda params, inputs: measure(params, inputs, unused(), constant=False)[0],
             apply_running=lambda params, inputs: evaluate(
-                params, {"batch_stats": batch_stats or before_training()}, inputs
+                params, {**unused(), "batch_stats": batch_stats or before_training()}, inputs
             ),
             calibrate=calibrate,
         )
@@ -203,31 +200,19 @@ _NO_BATCH_NORM = (
     "which is no statistic of an nn.BatchNorm: running averages, most likely, and those of a "
     "network before training mean nothing. Say how it is called in training, such as "
     "ntksap_jax.linen(..., train=False, training={'train': True}): then each batch's own "
-    "statistics are used, as a training call computes them. " + _stateful.BY_PLAIN
+    "statistics are used, as a training call computes them, and constants stay as they are. "
+    + _stateful.BY_PLAIN
 )
 
 
-def _check_collections(
-    variables: Callable[[Key], Any], model: nn.Module, training: Mapping[str, Any] | None
-) -> Any:
-    """Returns the shapes of the module's variables; raises if some are not ours to handle."""
-    name = type(model).__name__
+def _collections(variables: Callable[[Key], Any], model: nn.Module) -> Any:
+    """Returns the shapes of the module's variables."""
     try:
-        collections = jax.eval_shape(variables, jax.random.key(0))
+        return jax.eval_shape(variables, jax.random.key(0))
     except ModelError:
         raise
     except Exception as error:
         raise ValueError(
-            f"model: {name} cannot be initialised from inputs of the given input_shape, dtype and "
-            f"apply_kwargs: {error}"
+            f"model: {type(model).__name__} cannot be initialised from inputs of the given "
+            f"input_shape, dtype and apply_kwargs: {error}"
         ) from error
-    unknown = sorted(set(collections) - {"params", "batch_stats"})
-    if unknown and training is None:
-        raise ValueError(
-            f"model: {name} keeps state in collection(s) {', '.join(unknown)}, so it is no "
-            "function of params and inputs. Expected only 'params' and 'batch_stats'. If these are "
-            "running averages, say how it is called in training: ntksap_jax.linen(..., "
-            "training={'train': True}). Otherwise write the two functions yourself and use "
-            "ntksap_jax.plain."
-        )
-    return collections

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -168,10 +167,6 @@ def abstract(make: Callable[[flax_nnx.Rngs], Any], convolve: Callable[..., Any])
     return Model(graphdefs, params, others, rngs, norms)
 
 
-_STATISTIC = re.compile(r"(?i)stat|mean|var$|variance|std|running|moving|average|(^|_)ema(_|$)")
-"""In the name or type of a variable that is no constant, though nothing else says so."""
-
-
 def check_state(
     model: Model, outputs_of: Callable[..., Any], *arguments: Any, training: bool
 ) -> None:
@@ -206,7 +201,7 @@ def check_state(
     for path, variable in flax_nnx.to_flat_state(model.others):
         name = "/".join(map(str, path))
         kinds = (type(variable).__name__, str(path[-1]))
-        if f"0/{name}" in used and any(map(_STATISTIC.search, kinds)):
+        if f"0/{name}" in used and any(map(_stateful.STATISTIC.search, kinds)):
             way_out = _stateful.TRAINING_DEPENDS if training else _NO_BATCH_NORM
             raise ModelError(f"model: its outputs depend on {name!r}, {way_out}")
 

@@ -7,6 +7,7 @@ for all entries, so two training calls, from two states, give the limit.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -140,8 +141,13 @@ BY_PLAIN = (
     "function of your own: ntksap_jax.plain(init, apply, input_shape), with apply updating it."
 )
 TRAINING_DEPENDS = (
-    "even when it is called as in training, so these are not the statistics of a batch. " + BY_PLAIN
+    "even when it is called as in training, so these are not the statistics of a batch. Are all "
+    "arguments that mean training among those given? " + BY_PLAIN
 )
+STATISTIC = re.compile(
+    r"(?i)stats?(_|$)|statistic|mean|var$|variance|std|running|moving|average|(^|_)ema(_|$)"
+)
+"""In the name or type of a variable that is no constant, though nothing else says so."""
 
 
 def check_independent(
@@ -161,7 +167,8 @@ def check_independent(
 def check_training(train: Train, params: Params, state: State, inputs: Inputs) -> None:
     """Raises a ValueError if the training call looks at what it leaves in the state.
 
-    It may look at constants, which it hands on as they are.
+    It may look at constants, which it hands on as they are. Averages that it hands on so are of
+    layers that are not in training mode.
 
     Args:
         train: the training call.
@@ -182,7 +189,11 @@ def check_training(train: Train, params: Params, state: State, inputs: Inputs) -
     others: list[set[str]] = [set() for _ in jax.tree.leaves((params, inputs))]
     found = _walk(program, [*({path} for path in paths), *others])
     variables = program.jaxpr.invars[: len(paths)], program.jaxpr.outvars[-len(paths) :]
-    constants = {path for path, old, new in zip(paths, *variables, strict=True) if old is new}
+    constants = {
+        path
+        for path, old, new in zip(paths, *variables, strict=True)
+        if old is new and not STATISTIC.search(path.rpartition("/")[2])
+    }
     _check_unused(set().union(*found[: -len(paths)]) - constants, TRAINING_DEPENDS)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ntksap_jax import masks
+from ntksap_jax import _boxes, masks
 from ntksap_jax.structured.channels import Channels
 
 
@@ -18,10 +18,7 @@ def replace(tree: Any, changed: Mapping[str, Any]) -> Any:
     {'a': {'bias': 3, 'kernel': 1}}
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: changed.get(
-            jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-        ),
-        tree,
+        lambda path, leaf: changed.get(_boxes.name(path), leaf), tree
     )
 
 

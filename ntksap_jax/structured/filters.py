@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 import jax
 import jax.numpy as jnp
 
+from ntksap_jax import _boxes
 from ntksap_jax.structured import _leaves
 from ntksap_jax.structured.channels import Channels, check_keep, filter_channels
 from ntksap_jax.structured.types import Keep
@@ -149,7 +150,7 @@ def to_mask(params: Params, channels: Channels, keep: Keep, *, mask: Mask | None
     if mask is None:
         full = {p: jnp.ones(k.shape, bool) for p, k in _leaves.kernels(params, channels).items()}
         mask = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: full.get(jax.tree_util.keystr(path, simple=True, separator="/")),
+            lambda path, leaf: full.get(_boxes.name(path)),
             params,
         )
     kernels = _leaves.kernels(mask, channels, keep, argument="mask")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _files, _npz, _tensors, masks
+from ntksap_jax import _boxes, _files, _npz, _tensors, masks
 from ntksap_jax.structured import _resized
 
 _FORMAT = "ntksap_jax shrunk network"
@@ -118,11 +118,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[nn.Module, Any
 
 def _keys(variables: Any) -> dict[str, list[str]]:
     """The keys that lead to each leaf, by its path."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(flax.core.unfreeze(variables))]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): [entry.key for entry in path]
-        for path in paths
-    }
+    unboxed = flax.core.meta.unbox(flax.core.unfreeze(variables))
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(unboxed)]
+    return {_boxes.name(path): [entry.key for entry in path] for path in paths}
 
 
 def _nested(arrays: dict[str, np.ndarray], keys: dict[str, list[str]]) -> dict[str, Any]:

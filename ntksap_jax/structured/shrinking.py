@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import masks
+from ntksap_jax import _boxes, masks
 from ntksap_jax.structured import _labelling, _program, tracing
 from ntksap_jax.structured import channels as channels_
 from ntksap_jax.structured.channels import Channels
@@ -57,7 +57,7 @@ def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
     removed = channels_.removed_channels(channels, keep)
 
     def zero(key: Any, leaf: Any) -> Any:
-        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        path = _boxes.name(key)
         if not leaf.ndim or not _labelling.is_zeroed(path, channels.shapes):
             return leaf
         kept = channels_.kept_indices(channels, path, removed)[-1]
@@ -120,7 +120,7 @@ def shrink(
         )
 
     def take(key: Any, leaf: Any) -> jax.Array:
-        path = jax.tree_util.keystr(key, simple=True, separator="/")
+        path = _boxes.name(key)
         array = np.asarray(leaf)  # on the host: every shape is another, and would be compiled for
         for axis, kept in enumerate(channels_.kept_indices(channels, path, removed)):
             if kept is not None:

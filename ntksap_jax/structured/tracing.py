@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntksap_jax import _networks
+from ntksap_jax import _boxes, _networks
 from ntksap_jax.structured import _program, _resized
 from ntksap_jax.structured._labelling import Tracing
 from ntksap_jax.structured._program import Call
@@ -99,7 +99,7 @@ def misfit(model: nn.Module, shapes: Any, channels: Channels, removed: np.ndarra
     kept = {path: kept_indices(channels, path, removed) for path in channels.labels}
 
     def shape(key: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        indices = kept[jax.tree_util.keystr(key, simple=True, separator="/")]
+        indices = kept[_boxes.name(key)]
         sizes = [
             size if index is None else len(index)
             for size, index in zip(leaf.shape, indices, strict=True)
