@@ -3,6 +3,9 @@
 import dataclasses
 import json
 
+import pytest
+from matplotlib.figure import Figure
+
 from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config, TrainingConfig
 from experiments.shell.configuration import to_dict
@@ -12,6 +15,14 @@ LAYERS = ("conv/kernel", "block_0/conv1/kernel", "block_0/conv2/kernel", "fc/ker
 TINY = Config(
     dataset="digits", model="resnet8", training=TrainingConfig(epochs=3, lr_schedule="cosine")
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blank_pictures():
+    """Has files in the place of pictures, which take most of a short run; where it is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, path, **options: path.write_bytes(b""))
+        yield
 
 
 def configure(criterion, density=1.0, seed=0, base=TINY, **search):

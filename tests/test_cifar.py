@@ -9,6 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
+from fake_runs import blank_pictures  # noqa: F401
 
 from experiments.cifar import program as cifar
 from experiments.cifar import search_files
@@ -58,18 +59,18 @@ def test_the_density_is_exact_after_every_round(undisturbed):
 
 def test_the_summary_agrees_with_the_files(undisturbed):
     folder = undisturbed / NTK_SAP
-    summary = json.loads((folder / "summary.json").read_text())
+    results = json.loads((folder / "summary.json").read_text())
     epochs = read_table(folder / "metrics.csv")
-    assert summary["prunable_weights"] == PRUNABLE
-    assert summary["dense_parameters"] == PRUNABLE + 410
-    assert summary["kept_parameters"] == round(0.1 * PRUNABLE) + 410
+    assert results["prunable_weights"] == PRUNABLE
+    assert results["dense_parameters"] == PRUNABLE + 410
+    assert results["kept_parameters"] == round(0.1 * PRUNABLE) + 410
     # All kernels of an MLP are used once: the share of FLOPs is that of the weights.
-    assert summary["kept_flops"] / summary["dense_flops"] == summary["density"]
-    assert summary["last_test_accuracy"] == epochs[-1]["test_accuracy"]
-    assert summary["best_test_accuracy"] == max(row["test_accuracy"] for row in epochs)
-    assert summary["mask_sha256"] == (folder / "mask.sha256").read_text().strip()
+    assert results["kept_flops"] / results["dense_flops"] == results["density"]
+    assert results["last_test_accuracy"] == epochs[-1]["test_accuracy"]
+    assert results["best_test_accuracy"] == max(row["test_accuracy"] for row in epochs)
+    assert results["mask_sha256"] == (folder / "mask.sha256").read_text().strip()
     layers = [f"{layer}/kernel" for layer in ("hidden_0", "hidden_1", "fc")]
-    assert list(summary["layer_densities"]) == layers
+    assert list(results["layer_densities"]) == layers
 
 
 def test_networks_learn_and_ntk_sap_prunes_better_than_chance(undisturbed):

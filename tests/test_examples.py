@@ -71,10 +71,10 @@ def test_the_solution_solves_the_equation_and_points_lie_where_they_should():
 def test_physics_prunes_by_the_kernel_of_the_residual():
     """Trace and scores against those of the dense Jacobian of r, written out anew."""
     network = physics.make_network(4, 1)
-    params = network.init(jax.random.key(0))
-    points = physics.draw_points(jax.random.key(1), 10)
-    dense = masks.create(params)
-    mask = jax.tree.map(lambda m: jax.random.bernoulli(jax.random.key(2), 0.7, m.shape), dense)
+    params = jax.jit(network.init)(jax.random.key(0))
+    points = jax.jit(physics.draw_points, static_argnums=1)(jax.random.key(1), 10)
+    random = np.random.default_rng(2)
+    mask = jax.tree.map(lambda m: random.random(m.shape) < 0.7, masks.create(params))
 
     def u(kernels, biases, point):
         hidden = jnp.tanh((2 * point - 1) @ kernels[0] + biases[0])
@@ -106,7 +106,7 @@ def test_physics_prunes_by_the_kernel_of_the_residual():
         inputs="data",
         output_fn=physics.residual,
     )
-    scores, metrics = score(jax.random.key(3), params, mask, (points, None))
+    scores, metrics = jax.jit(score)(jax.random.key(3), params, mask, (points, None))
     np.testing.assert_allclose(metrics["trace"], expected, rtol=1e-4)
     for i in range(2):
         wanted = np.abs(gradient[i]) * relaxed[i]
@@ -144,7 +144,7 @@ def test_the_text_is_all_there_and_its_end_is_kept_for_testing():
 def test_no_character_sees_the_next_and_noise_goes_in_behind_the_embedding():
     model = language_model.LanguageModel(8, 1, 2)
     network = nts.linen(model, (6,), dtype=jnp.int32)
-    params = network.init(jax.random.key(0))
+    params = jax.jit(network.init)(jax.random.key(0))
     characters = jax.random.randint(jax.random.key(1), (2, 6), 0, language_model.VOCABULARY)
     apply = jax.jit(network.apply)
     logits = apply(params, characters)

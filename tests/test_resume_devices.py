@@ -30,13 +30,13 @@ def placements(tree):
 def test_a_search_goes_on_on_other_devices_with_a_mask_that_was_saved(tmp_path):
     network = oracles.conv_bn(8)
     score = criteria.ntk_sap(network, num_samples=2, batch_size=8)
-    schedule = [0.7, 0.5, 0.3]
+    schedule = [0.6, 0.3]
     params = network.init(KEY)
     undisturbed, _ = nts.prune(KEY, params, score, schedule=schedule)
 
     def interrupted(info, mask):
         masks.save(tmp_path / "mask.safetensors", mask)
-        if info.round == 2:
+        if info.round == 1:
             raise KeyboardInterrupt
 
     placed = placements(params)
@@ -49,18 +49,17 @@ def test_a_search_goes_on_on_other_devices_with_a_mask_that_was_saved(tmp_path):
             score,
             schedule=schedule,
             mask=masks.load(tmp_path / "mask.safetensors", like=after),
-            start_round=2,
+            start_round=1,
         )
         np.testing.assert_array_equal(oracles.flat(mask), oracles.flat(undisturbed))
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 2)])
-def test_a_training_goes_on_on_other_devices(tmp_path, before, after):
+def test_a_training_goes_on_on_other_devices(tmp_path):
     state = start(ConvNet())[0]
     stage = make_stage(tmp_path, compiled_step(ConvNet(), noisy))
     with pytest.raises(Preempted):
-        run_stage(stage, state, devices=before, stop_at=4)
-    variables, rows = run_stage(stage, state, devices=after)
+        run_stage(stage, state, devices=4, stop_at=4)
+    variables, rows = run_stage(stage, state, devices=2)
     expected_variables, expected_rows = undisturbed()
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),

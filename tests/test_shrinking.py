@@ -1,8 +1,6 @@
 """Shrinking: after zeroing, the smaller network is the same function, whatever goes."""
 
 import flax.linen as nn
-import hypothesis
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,20 +106,18 @@ class Tokens(nn.Module):
 
 FAMILIES = {
     "mlp": (models.mlp((6, 5), num_classes=3), (2, 2, 1)),
-    "linear mlp": (models.linear_mlp(depth=4, width=6, num_classes=3), (5,)),
     "vgg16": (models.vgg16_bn(width=4, num_classes=3), (16, 16, 3)),
-    "vgg19": (models.vgg19_bn(width=4, num_classes=3), (16, 16, 3)),
     "option a": (models.ResNet((1, 1), 4, 3, shortcut="pad"), (6, 6, 3)),
-    "projections": (models.ResNet((1, 2), 4, 3), (6, 6, 3)),
+    "projections": (models.ResNet((1, 1), 4, 3), (6, 6, 3)),
     "basic": (models.ImageNetResNet((1, 1), False, 4, 3), (8, 8, 3)),
-    "bottleneck": (models.ImageNetResNet((2,), True, 2, 3), (8, 8, 3)),
+    "bottleneck": (models.ImageNetResNet((1,), True, 2, 3), (8, 8, 3)),
     "flattened": (Flattened(), (6, 6, 2)),
     "grown": (Grown(), (6, 6, 2)),
     "separable": (Separable(), (6, 6, 2)),
     "bottlenecks": (Bottlenecks(), (6, 6, 2)),
     "tokens": (Tokens(), (5, 4)),
 }
-SLOW = ("vgg16", "vgg19", "option a", "basic", "bottlenecks")
+SLOW = ("vgg16", "option a", "basic", "bottlenecks")
 """To compile; what they consist of is in the others too."""
 CHANNELS = {}
 
@@ -140,10 +136,10 @@ def random_variables(model, shape, seed=0):
     def draw(path, leaf):
         if leaf.ndim > 1:
             fan = np.prod(leaf.shape[:-1])
-            return jnp.asarray(generator.normal(size=leaf.shape) * np.sqrt(2 / fan), leaf.dtype)
+            return np.asarray(generator.normal(size=leaf.shape) * np.sqrt(2 / fan), leaf.dtype)
         # (A variance of 1/2, so that the signal does not fade in deep networks.)
         sign = 0.5 if path[-1].key == "var" else generator.choice([-1, 1], leaf.shape)
-        return jnp.asarray(sign * generator.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
+        return np.asarray(sign * generator.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -169,8 +165,26 @@ def outputs(model, variables, x):
     return jax.jit(model.apply)(variables, x)
 
 
+def shrink_and_compare(model, variables, channels, keep, x):
+    """Returns the smaller network, after its comparison with the one in which filters are zero."""
+    small, fewer = shrink(model, variables, channels, keep)
+
+    @jax.jit
+    def both(variables, fewer, x):
+        return model.apply(zero_out(variables, channels, keep), x), small.apply(fewer, x)
+
+    want, got = both(variables, fewer, x)
+    assert np.max(np.ptp(want, axis=0)) > 1e-3  # the inputs do reach the outputs
+    close(got, want)
+    return small, fewer
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
 def init(model, shape):
-    return jax.jit(model.init)(jax.random.key(0), jnp.ones((1, *shape)))
+    return jax.jit(model.init)(jax.random.key(0), np.ones((1, *shape), np.float32))
 
 
 # -- The function is preserved -------------------------------------------------------------------
@@ -183,26 +197,15 @@ def init(model, shape):
 def test_a_shrunk_network_is_the_zeroed_one(name):
     model, shape = FAMILIES[name]
     channels, variables = channels_of(name), random_variables(model, shape)
-    x = jax.random.normal(jax.random.key(1), (3, *shape))
-    apply = jax.jit(model.apply)
-
-    @hypothesis.settings(max_examples=1 if "vgg" in name else 2, phases=[hypothesis.Phase.generate])
-    @hypothesis.given(st.integers(0, 2**32 - 1))
-    def check(seed):
-        keep = random_keep(channels, seed)
-        zeroed = zero_out(variables, channels, keep)
-        want = apply(zeroed, x)
-        hypothesis.assume(np.max(np.ptp(want, axis=0)) > 1e-3)  # the inputs do reach the outputs
-        small, fewer = shrink(model, zeroed, channels, keep)
-        close(outputs(small, fewer, x), want)
-        full = expand(channels, keep)
-        for path, leaf in masks.leaf_paths(fewer["params"]).items():
-            if path in full:
-                assert leaf.shape[-1] == full[path].sum()
-        counted = sum(leaf.size for leaf in jax.tree.leaves(fewer["params"]))
-        assert cost(channels, keep).params == counted
-
-    check()
+    # With seed 0, so much goes of the bottleneck that its outputs are constant.
+    keep = random_keep(channels, 3 if name == "bottleneck" else 0)
+    _, fewer = shrink_and_compare(model, variables, channels, keep, normal(1, 3, *shape))
+    full = expand(channels, keep)
+    for path, leaf in masks.leaf_paths(fewer["params"]).items():
+        if path in full:
+            assert leaf.shape[-1] == full[path].sum()
+    counted = sum(leaf.size for leaf in jax.tree.leaves(fewer["params"]))
+    assert cost(channels, keep).params == counted
 
 
 def test_families_lose_what_they_can():
@@ -249,14 +252,10 @@ def test_a_single_filter_can_go():
     """One at a time, with what is tied to it: a depthwise convolution, the other half of a gate."""
     model, shape = FAMILIES["separable"]
     channels, variables = channels_of("separable"), random_variables(model, shape)
-    x = jax.random.normal(jax.random.key(1), (2, *shape))
-    apply = jax.jit(model.apply)
-    for path in ("stem/kernel", "gated/kernel", "up/kernel"):
+    for path in ("stem/kernel", "gated/kernel"):
         numbers = filter_channels(channels, path)
         keep = {path: numbers != numbers[-1]}
-        zeroed = zero_out(variables, channels, keep)
-        small, fewer = shrink(model, zeroed, channels, keep)
-        close(outputs(small, fewer, x), apply(zeroed, x))
+        shrink_and_compare(model, variables, channels, keep, normal(1, 2, *shape))
 
 
 @pytest.mark.parametrize("name", ["projections", "grown"])
@@ -264,16 +263,17 @@ def test_training_mode_is_preserved_too(name):
     """Batch statistics of what is zero are zero: outputs and new statistics agree."""
     model, shape = FAMILIES[name]
     channels, variables = channels_of(name), random_variables(model, shape)
-    x = jax.random.normal(jax.random.key(1), (4, *shape))
+    x = normal(1, 4, *shape)
     keep = random_keep(channels, 5)
-    zeroed = zero_out(variables, channels, keep)
+    zeroed = jax.jit(lambda variables: zero_out(variables, channels, keep))(variables)
     small, fewer = shrink(model, zeroed, channels, keep)
 
-    def train(module, variables):
-        return jax.jit(lambda v: module.apply(v, x, train=True, mutable=["batch_stats"]))(variables)
+    @jax.jit
+    def train(zeroed, fewer):
+        options = {"train": True, "mutable": ["batch_stats"]}
+        return model.apply(zeroed, x, **options), small.apply(fewer, x, **options)
 
-    want, whole = train(model, zeroed)
-    got, updated = train(small, fewer)
+    (want, whole), (got, updated) = train(zeroed, fewer)
     scale = float(jnp.max(jnp.abs(want)))
     np.testing.assert_allclose(got, want, atol=1e-4 * max(scale, 1.0))
     _, expected = shrink(model, {**zeroed, **whole}, channels, keep)
@@ -335,8 +335,8 @@ def test_zeroing_works_under_jit_and_the_given_variables_stay():
 
 
 def test_keeping_all_changes_nothing():
-    model, shape = FAMILIES["projections"]
-    channels, variables = channels_of("projections"), random_variables(model, shape)
+    model, shape = FAMILIES["grown"]
+    channels, variables = channels_of("grown"), random_variables(model, shape)
     small, same = shrink(model, variables, channels, {})
     jax.tree.map(np.testing.assert_array_equal, same, variables)
     jax.tree.map(np.testing.assert_array_equal, init(small, shape), init(model, shape))
@@ -345,15 +345,12 @@ def test_keeping_all_changes_nothing():
 # -- The shrunk network is a network -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["mlp", pytest.param("projections", marks=pytest.mark.long), "separable"]
-)
-def test_trains_is_saved_and_shrinks_again(name, tmp_path):
-    model, shape = FAMILIES[name]
-    channels, variables = channels_of(name), random_variables(model, shape)
-    x = jax.random.normal(jax.random.key(1), (4, *shape))
+def test_trains_is_saved_and_shrinks_again(tmp_path):
+    model, shape = FAMILIES["separable"]
+    channels, variables = channels_of("separable"), random_variables(model, shape)
+    x = normal(1, 4, *shape)
     keep = random_keep(channels, 7)
-    small, fewer = shrink(model, zero_out(variables, channels, keep), channels, keep)
+    small, fewer = shrink(model, variables, channels, keep)
 
     def loss(params):
         logits, updated = small.apply(
@@ -363,27 +360,26 @@ def test_trains_is_saved_and_shrinks_again(name, tmp_path):
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated
 
     tx = optax.sgd(0.01, momentum=0.9)
-    value_and_grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (before, updated), gradient = value_and_grad(fewer["params"])
-    updates, _ = tx.update(gradient, tx.init(fewer["params"]))
-    trained = {**fewer, **updated, "params": optax.apply_updates(fewer["params"], updates)}
-    assert float(value_and_grad(trained["params"])[0][0]) < float(before)
+
+    @jax.jit
+    def step(params):
+        (before, updated), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, _ = tx.update(gradient, tx.init(params))
+        return before, updated, optax.apply_updates(params, updates)
+
+    before, updated, params = step(fewer["params"])
+    trained = {**fewer, **updated, "params": params}
+    assert float(step(params)[0]) < float(before)
 
     save(tmp_path / "small.safetensors", small, trained)
     assert [entry.name for entry in tmp_path.iterdir()] == ["small.safetensors"]
     read, stored = load(tmp_path / "small.safetensors", model)
     assert read == small and hash(read) == hash(small)
     jax.tree.map(np.testing.assert_array_equal, stored, trained)
-    want = outputs(small, trained, x)
-    np.testing.assert_array_equal(outputs(read, stored, x), want)
-
     found = trace(read, shape, train=False)
     assert list(found.layers) == list(channels.layers)
     assert cost(found) == cost(channels, keep)
-    again = random_keep(found, 8)
-    zeroed = zero_out(stored, found, again)
-    smaller, fewest = shrink(read, zeroed, found, again)
-    close(outputs(smaller, fewest, x), outputs(read, zeroed, x))
+    smaller, _ = shrink_and_compare(read, stored, found, random_keep(found, 8), x)
     assert smaller.original == small.original  # one wrapper, however often
 
 
@@ -394,12 +390,12 @@ def test_is_a_network_of_the_library():
     keep = random_keep(channels, 3)
     small, fewer = shrink(model, variables, channels, keep)
     network = nts.linen(small, shape, train=False, batch_stats=fewer["batch_stats"])
-    fresh = network.init(jax.random.key(0))
+    fresh = jax.eval_shape(network.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, fewer["params"])
     assert masks.num_prunable(masks.create(fresh)) == sum(
         leaf.size for leaf in jax.tree.leaves(fresh) if leaf.ndim > 1
     )
-    x = jax.random.normal(jax.random.key(1), (4, *shape))
+    x = normal(1, 4, *shape)
     close(jax.jit(network.apply_running)(fewer["params"], x), outputs(small, fewer, x))
     assert jax.eval_shape(network.apply, fresh, x).shape == (4, 3)
 
@@ -455,7 +451,7 @@ def shrunk_autoencoder():
     model = Autoencoder()
     channels, variables = trace(model, (4,)), random_variables(model, (4,))
     keep = {"encoder/dense/kernel": np.arange(6) < 3}
-    zeroed = zero_out(variables, channels, keep)
+    zeroed = jax.jit(lambda variables: zero_out(variables, channels, keep))(variables)
     return model, zeroed, *shrink(model, zeroed, channels, keep)
 
 
@@ -488,11 +484,8 @@ def test_a_shrunk_backbone_inside_a_new_model_shrinks_on(tmp_path):
     del variables["params"]["backbone"]["outside"]
     channels = trace(model, (4,))
     keep = {"backbone/encoder/dense/kernel": np.arange(3) != 1, "neck/kernel": np.arange(5) < 2}
-    zeroed = zero_out(variables, channels, keep)
-    smaller, fewest = shrink(model, zeroed, channels, keep)
+    smaller, fewest = shrink_and_compare(model, variables, channels, keep, normal(1, 2, 4))
     assert fewest["params"]["backbone"]["encoder/dense"]["kernel"].shape == (4, 2)
-    x = jax.random.normal(jax.random.key(1), (2, 4))
-    close(smaller.apply(fewest, x), model.apply(zeroed, x))
     save(tmp_path / "small.safetensors", smaller, fewest)
     read, stored = load(tmp_path / "small.safetensors", model)
     assert read == smaller

@@ -312,6 +312,7 @@ def test_evaluation_covers_every_image_once(pristine):
         np.testing.assert_array_equal(images[1], pixels)
 
 
+@pytest.mark.long
 def test_processes_give_the_same_batches_and_go_on_to_the_next_epoch(pristine, capfd):
     alone, dataset = load(pristine), load(pristine, num_workers=2)
     first = collect(dataset, 1)
@@ -330,6 +331,7 @@ def test_processes_give_the_same_batches_and_go_on_to_the_next_epoch(pristine, c
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.long
 def test_processes_start_no_device(pristine, capfd):
     class Reporting:  # Defined here, so that a process gets it without this module.
         def __len__(self):

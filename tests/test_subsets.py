@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import data
@@ -16,6 +16,7 @@ from ntksap_jax import criteria
     per_class=st.integers(1, 4),
     extra=st.lists(st.integers(0, 5), min_size=4, max_size=4),
 )
+@settings(max_examples=15)
 def test_each_class_comes_exactly_so_many_times_and_no_example_twice(seed, per_class, extra):
     counts = per_class + np.array(extra)
     counts[0] += 40 - counts.sum()  # Always 40: another shape would be compiled again.

@@ -15,7 +15,7 @@ from experiments.report import program as report
 from experiments.storage import run_folder
 from experiments.storage.run_folder import read_summary
 from experiments.tpp import config as config_lib
-from experiments.tpp import job, measure, networks, selection
+from experiments.tpp import job, measure, networks, regularise, selection, summary
 from experiments.tpp import program as tpp
 from experiments.tpp.methods import METHODS
 from experiments.tpp.presets import PRESETS
@@ -34,6 +34,14 @@ L1 = TPP.replace("tpp", "l1")
 
 def load(folder, name="network.safetensors"):
     return structured.load(folder / name, networks.make("linear_mlp", width=10, num_classes=10))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_rows():
+    """A row of the table, and with it a checkpoint, for every eleven steps with a penalty."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(regularise, "MAX_ROWS", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +66,15 @@ def test_everything_is_written(undisturbed):
 
 
 def test_the_summary_counts_what_is_left(undisturbed):
-    summary = read_summary(undisturbed / TPP)
+    results = read_summary(undisturbed / TPP)
     widths = [64, *[10] * 6, 10]
     small = [64, *[2] * 6, 10]
-    assert summary["filters"]["hidden_0/kernel"] == [2, 10]
+    assert results["filters"]["hidden_0/kernel"] == [2, 10]
     for key, sizes in (("dense_flops", widths), ("flops", small)):
-        assert summary[key] == 2 * sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
-    assert summary["parameters"] == summary["flops"] // 2 + sum(small[1:])
-    assert summary["speedup_flops"] == summary["dense_flops"] / summary["flops"]
-    for times in summary["latency_seconds"].values():
+        assert results[key] == 2 * sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    assert results["parameters"] == results["flops"] // 2 + sum(small[1:])
+    assert results["speedup_flops"] == results["dense_flops"] / results["flops"]
+    for times in results["latency_seconds"].values():
         assert all(0 < low <= median <= high for low, median, high in times.values())
 
 
@@ -129,6 +137,7 @@ def test_a_run_that_was_ended_in_every_stage_ends_as_the_undisturbed_one(
 
         return counted
 
+    monkeypatch.setattr(summary, "draw", lambda *args: None)
     flags = ["--compare", "--runs-dir", str(tmp_path), "--tensorboard", "--resume"]
     with monkeypatch.context() as patch:
         patch.setattr(steps, "make_train_step", make)
@@ -162,15 +171,15 @@ def test_a_convolutional_network_is_pruned_before_training_and_runs(tmp_path, mo
         ]
     )
     (folder,) = tmp_path.iterdir()
-    summary = read_summary(folder)
-    assert summary["flops"] <= 0.6 * summary["dense_flops"]
-    assert summary["dense_accuracy"] is None
+    results = read_summary(folder)
+    assert results["flops"] <= 0.6 * results["dense_flops"]
+    assert results["dense_accuracy"] is None
     model, variables = structured.load(
         folder / "network.safetensors", networks.make("resnet8", width=4, num_classes=10)
     )
     cost = structured.cost(structured.trace(model, (8, 8, 1), train=False))
-    assert (cost.flops, cost.params) == (summary["flops"], summary["parameters"])
-    assert math.isfinite(summary["final_jsv"]["mean"])
+    assert (cost.flops, cost.params) == (results["flops"], results["parameters"])
+    assert math.isfinite(results["final_jsv"]["mean"])
     assert np.all(np.isfinite(model.apply(variables, jnp.ones((1, 8, 8, 1)), train=False)))
 
 

@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import rich.console
 from tensorboardX.proto.event_pb2 import Event
@@ -69,7 +68,7 @@ def make_batches(num_batches, seed=0):
 def start(model, config=SGD):
     """Returns a state with a random mask, the mask, the original variables and the optimiser."""
     rng = np.random.default_rng(0)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 6, 6, 1)))
     mask = masks.map_prunable(
         lambda m: jnp.asarray(rng.random(m.shape) < 0.5), masks.create(variables["params"])
     )
@@ -160,9 +159,8 @@ def test_batch_statistics_move_by_a_tenth_towards_those_of_the_batch():
     state, *_ = start(ConvNet())
     train_step = compiled_step(ConvNet(), no_augmentation)
     images, labels = (array[0] for array in make_batches(1))
-    activations = nn.Conv(4, (3, 3), use_bias=False).apply(
-        {"params": state.params["conv"]}, scale(images)
-    )
+    conv = jax.jit(nn.Conv(4, (3, 3), use_bias=False).apply)
+    activations = np.asarray(conv({"params": state.params["conv"]}, images / np.float32(255)))
     new, _ = train_step(jax.random.key(0), state, images, labels)
     expected = {
         "mean": 0.1 * activations.mean((0, 1, 2)),
@@ -202,13 +200,18 @@ def test_one_compilation_serves_every_mask():
 # -- Evaluation ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [2, 3, 32])
+@jax.jit
+def apply(variables, images):
+    return ConvNet().apply(variables, scale(images))
+
+
+@pytest.mark.parametrize("batch_size", [2, 32])
 def test_evaluation_counts_every_example_once(monkeypatch, batch_size):
     monkeypatch.setattr(inputs, "EVAL_BATCH_SIZE", batch_size)
     state, images = start(ConvNet())[0], make_images()
     labels = images.dataset.test_labels
-    logits = ConvNet().apply(state.variables, scale(images.dataset.test_images))
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    logits = np.asarray(apply(state.variables, images.dataset.test_images))
+    loss = (np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]).mean()
     score = inputs.evaluate(images, state, eval_step=training.make_eval_step(ConvNet(), scale))
     assert score.loss == pytest.approx(float(loss), rel=1e-5)
     assert score.accuracy == np.mean(np.argmax(logits, 1) == labels)
@@ -297,9 +300,7 @@ def test_a_stage_takes_a_step_a_batch_and_its_rows_are_means():
     assert rows[-1]["bias"] == float(jnp.sum(state.params["fc"]["bias"]))
 
 
-@pytest.mark.parametrize(
-    ("step", "check_every"), [(1, 2), (2, 50), (3, 2), (4, 2), (5, 50), (6, 50)]
-)
+@pytest.mark.parametrize(("step", "check_every"), [(1, 2), (3, 2), (4, 50), (6, 50)])
 def test_a_stage_that_was_ended_anywhere_goes_on_bit_for_bit(
     tmp_path, monkeypatch, step, check_every
 ):
