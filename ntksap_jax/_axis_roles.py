@@ -173,17 +173,21 @@ class _Roles:
 
     def _gather(self, eqn: Any, operands: list[Value]) -> tuple[Axis, ...]:
         table, indices = operands
-        numbers = eqn.params["dimension_numbers"]
+        numbers, sizes = eqn.params["dimension_numbers"], eqn.outvars[0].aval.shape
         alone = set(numbers.operand_batching_dims)
         gone = set(numbers.collapsed_slice_dims)
         kept = [a for axis, a in enumerate(table.axes) if axis not in alone | gone]
-        if not table.is_input and indices.is_input:  # an embedding: rows in, features out
-            self._mark("i", [table.axes[axis] for axis in gone])
+        stacked = [table.axes[axis] for axis in alone]
+        rows = [n for axis, n in enumerate(sizes) if axis not in numbers.offset_dims]
+        is_one = math.prod(rows) == math.prod(map(_size, stacked))
+        if not table.is_input and indices.is_input and len(kept) < 2:
+            self._mark("i", [table.axes[axis] for axis in gone])  # an embedding, of features
             self._mark("o", kept)
-            self._mark("s", [table.axes[axis] for axis in alone])
-        elif not table.is_input:
-            self._mark("s", self._picked(table, (*kept, *(table.axes[axis] for axis in alone))))
-        sizes = eqn.outvars[0].aval.shape
+            self._mark("s", stacked)
+        elif not table.is_input and not indices.is_input and is_one:
+            self._mark("s", self._picked(table, (*kept, *stacked)))
+        elif not table.is_input:  # Rows in another order, or experts that are chosen by the inputs.
+            self._mark(UNKNOWN, table.axes)
         result = list(_plain(sizes).axes)
         for axis, found in zip(numbers.offset_dims, kept, strict=True):
             result[axis] = found

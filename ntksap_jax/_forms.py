@@ -142,7 +142,13 @@ def _form(path: str, shape: Shape, word: str, need: Need, what: str) -> Form:
     )
 
 
-_EXAMPLES = {1: ["o"], 2: ["io", "oi"], 3: ["sio", "pio", "ioo"], 4: ["ppio", "sioo"]}
+_EXAMPLES = {
+    1: ["o"],
+    2: ["io", "oi"],
+    3: ["sio", "pio", "ioo"],
+    4: ["ppio", "sioo"],
+    5: ["pppio", "sppio"],
+}
 
 
 def words_of(
@@ -150,20 +156,29 @@ def words_of(
 ) -> dict[str, str]:
     """Returns a word for each leaf: given by path or pattern, found in a program, or by its name.
 
+    A pattern says what the matching leaves mean that have as many axes as it has letters: where it
+    matches a stack's kernels, it matches their biases too.
+
     Raises:
+        TypeError: axes that are no dict.
         ValueError: what is no pattern, or a word that does not fit its leaf.
     """
+    if not isinstance(axes, Mapping | None):
+        raise TypeError(
+            f"axes: got {type(axes).__name__}, expected a dict of letters by path or pattern, such "
+            "as ntksap_jax.axes.of(network)."
+        )
     given: dict[str, str] = {}
-    for pattern, word in (axes or {}).items():
+    for pattern, word in sorted((axes or {}).items(), key=lambda item: item[0] in shapes):
         _check_word(pattern, word)
-        given |= dict.fromkeys(matching(pattern, shapes), word)
-    given |= {path: word for path, word in (axes or {}).items() if path in shapes}
-    for path, word in given.items():
-        if len(word) != len(shapes[path]):
+        matched = matching(pattern, shapes)
+        fitting = [path for path in matched if len(shapes[path]) == len(word)]
+        if matched and not fitting:
             raise ValueError(
-                f"axes: got {word!r} for leaf {path!r}, expected {len(shapes[path])} letters: its "
-                f"shape is {shapes[path]}."
+                f"axes: got {word!r} for leaf {matched[0]!r}, expected {len(shapes[matched[0]])} "
+                f"letters: its shape is {shapes[matched[0]]}."
             )
+        given |= dict.fromkeys(fitting, word)
     return {
         path: given.get(path) or (found or {}).get(path) or _by_name(path, shapes)
         for path in shapes
@@ -210,7 +225,10 @@ def _by_name(path: str, shapes: Mapping[str, Shape]) -> str:
         words = [word for word, fit in fits.items() if fit]
         return words[0] if len(words) == 1 else unknown
     window, is_flat = set(shape[:-2]), bias in (None, shape[-1:])
-    if len(window) == 1 and max(window) <= _LARGEST_WINDOW and is_flat and len(shape) < 6:
+    most = (
+        4 if bias is None else 5
+    )  # Without a bias, a stack of convolutions looks like one in 3-D.
+    if len(window) == 1 and max(window) <= _LARGEST_WINDOW and is_flat and len(shape) <= most:
         return "p" * (len(shape) - 2) + "io"
     return unknown
 

@@ -275,13 +275,13 @@ def _known_axes(
 ) -> Axes:
     """What is given, what the criterion knows of its network if that matters, and names say."""
     shapes = {path: tuple(leaf.shape) for path, leaf in masks.leaf_paths(params).items()}
+    words = _forms.words_of(shapes, axes)
     for pattern in axes or {}:
         if not _forms.matching(pattern, shapes):
             raise ValueError(
                 f"axes: {pattern!r} is no path of a leaf, and as a pattern matches none. The "
                 f"leaves are: {', '.join(shapes)}."
             )
-    words = _forms.words_of(shapes, axes)
     may_be_stacks = any(words[p].startswith("???") for p in masks.leaf_paths(mask))
     if scope.need() != "nothing" or may_be_stacks:
         source = getattr(score, "axes", None) or _zeros.about(score).network

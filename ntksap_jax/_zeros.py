@@ -130,10 +130,24 @@ def _kaiming(shape: tuple[int, ...], word: str | None) -> float:
 _MOVES = {
     *("reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims", "slice", "rev", "copy"),
     *("convert_element_type", "reduce_precision", "neg", "split", "dynamic_slice", "gather"),
-    *("sharding_constraint", "optimization_barrier", "stop_gradient", "copy_p"),
+    *("sharding_constraint", "optimization_barrier", "stop_gradient", "copy_p", "tile"),
 }
+# Functions that are zero at zero and rise there, such as a gate may be.
+_ODD = {"tanh", "sin", "tan", "sinh", "asinh", "atan", "erf", "expm1", "log1p"}
 # Operations that make zeros of zeros.
-_ZERO_OF_ZEROS = {*_MOVES, "add", "sub", "sqrt", "concatenate", "pad", "max", "min", "sign", "abs"}
+_ZERO_OF_ZEROS = {
+    *_MOVES,
+    *_ODD,
+    "add",
+    "sub",
+    "sqrt",
+    "concatenate",
+    "pad",
+    "max",
+    "min",
+    "sign",
+    "abs",
+}
 _ELEMENTWISE_PRODUCTS = {"mul", "div"}
 _PRODUCTS = {"dot_general", "conv_general_dilated", "conv2d", "ragged_dot"}
 
@@ -198,7 +212,7 @@ def factors(
         if _jaxprs.called(eqn) is not None:
             return None
         alone = len(marked) == 1 and not rest
-        if alone and (name in _MOVES or name in _ELEMENTWISE_PRODUCTS):
+        if alone and name in _MOVES | _ODD | _ELEMENTWISE_PRODUCTS:
             return marked * count
         if name in _PRODUCTS or name in _ELEMENTWISE_PRODUCTS:
             found.update({i: found.get(i, False) or name in _PRODUCTS for i in marked})

@@ -106,6 +106,13 @@ def test_what_is_not_known_is_not_guessed():
     tied = of_function(lambda p, x: x @ p["w"] @ p["w"].T, w=(4, 3))
     sorted_ = of_function(lambda p, x: x @ jnp.sort(p["w"], axis=0), w=(4, 3))
     assert tied == sorted_ == {"w": "??"}
+    shuffled = of_function(lambda p, x: x @ p["w"][jnp.array([2, 0, 1, 3])], w=(4, 3))
+    assert shuffled == {"w": "??"}
+
+    def experts(p, x):  # One for each example, chosen by it: a stack, and no embedding.
+        return jnp.einsum("bi,bio->bo", x, p["w"][x.argmax(-1)])
+
+    assert of_function(experts, w=(4, 4, 3)) == {"w": "???"}
 
 
 # -- Stacks ----------------------------------------------------------------------------------------
@@ -344,6 +351,8 @@ def test_names_and_biases_say_what_they_can():
         ({"kernel": (3, 4)}, {"axes": {"kernel": "sio"}}, r"'sio' .*expected 2 letters: its shape"),
         ({"kernel": (3, 4)}, {"axes": {"dense": "io"}}, "'dense' is no path .*leaves are: kernel"),
         ({"kernel": (3, 4)}, {"axes": {"(": "io"}}, r"'\(' is not a regular expression"),
+        # Three convolutions in a stack, or one in 3-D.
+        ({"kernel": (3, 3, 3, 2, 4)}, {}, r"'kernel' of shape \(3, 3, 3, 2, 4\) .*'sppio'|\?"),
     ],
 )
 def test_errors_name_the_leaf_and_the_option(params, options, match):
@@ -351,6 +360,26 @@ def test_errors_name_the_leaf_and_the_option(params, options, match):
     options = {"scope": "layer"} | options
     with pytest.raises(ValueError, match=match):
         nts.prune(KEY, arrays, criteria.random(), schedule=[0.5], **options)
+
+
+def test_a_pattern_may_match_biases_too():
+    given = {"axes": {"stack": "iso"}, "scope": "layer", "schedule": [0.5]}
+    _, [info] = nts.prune(KEY, PARAMS, criteria.random(), **given)
+    assert [f"stack/kernel[{i}]" in info.layer_densities for i in range(5)] == [True] * 4 + [False]
+    with pytest.raises(TypeError, match="axes: got str, expected a dict of letters"):
+        nts.prune(KEY, PARAMS, criteria.random(), axes="sio", schedule=[0.5])
+
+
+@pytest.mark.parametrize("name", ["erk", "layerwise_random"])
+def test_random_densities_know_stacks_by_their_biases(name):
+    """What a search reports of its layers can be given to another one."""
+    params = {"stack": PARAMS["stack"]}
+    _, [found] = nts.prune(KEY, params, criteria.random(), schedule=[0.5])
+    score = criteria.erk() if name == "erk" else criteria.layerwise_random(found.layer_densities)
+    _, [info] = nts.prune(KEY, params, score, schedule=[0.5])
+    assert list(info.layer_densities) == ["stack/kernel[0]", "stack/kernel[1]"]
+    wanted = found.layer_densities if name != "erk" else dict.fromkeys(found.layer_densities, 0.5)
+    assert info.layer_densities == pytest.approx(wanted, abs=1e-6)
 
 
 def test_a_global_threshold_asks_for_nothing():

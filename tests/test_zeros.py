@@ -38,6 +38,23 @@ class ReZero(nn.Module):
         return x + 0.5 * self.param("alpha", ZEROS, ()) * nn.Dense(WIDTH)(nn.relu(x))
 
 
+class Gate(nn.Module):
+    """As in Flamingo: of a scalar's tanh."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x + jnp.tanh(self.param("gate", ZEROS, ())) * nn.Dense(WIDTH)(nn.relu(x))
+
+
+class Queries(nn.Module):
+    """An attention whose queries are learned."""
+
+    @nn.compact
+    def __call__(self, x):
+        tokens = jnp.tile(self.param("tokens", ZEROS, (1, 3, WIDTH)), (len(x), 1, 1))
+        return nn.MultiHeadDotProductAttention(2)(tokens, x[:, None]).sum(1)
+
+
 class Adapter(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -95,6 +112,8 @@ PARTS = {
     "residual": (Branch(), {"norm/scale": None}),
     "layer scale": (LayerScale(), {"gamma": None}),
     "rezero": (ReZero(), {"alpha": None}),
+    "gate": (Gate(), {"gate": None}),
+    "queries": (Queries(), {"tokens": np.sqrt(2 / 3)}),
     "adapter": (Adapter(), {"up/kernel": 1}),  # of two inputs
     "lora": (LowRank(), {"lora_b": 1}),
     "head": (Head(), {"Dense_0/kernel": KERNEL}),
@@ -131,8 +150,9 @@ def test_zeros_of_nnx_models():
 # -- All of them, with every criterion -----------------------------------------------------------
 
 
+FACTORS = ("residual", "layer scale", "rezero", "adapter", "lora")
 NETWORK = nts.linen(
-    nn.Sequential([nn.Dense(WIDTH), *(PARTS[name][0].clone() for name in list(PARTS)[:5]), Head()]),
+    nn.Sequential([nn.Dense(WIDTH), *(PARTS[name][0].clone() for name in FACTORS), Head()]),
     (4,),
 )
 PARAMS = NETWORK.init(KEY)

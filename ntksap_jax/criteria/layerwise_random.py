@@ -42,7 +42,7 @@ def layerwise_random(densities: Mapping[str, float], *, axes: Axes | None = None
             `masks.layer_densities(mask, axes=axes)` does.
 
     Returns:
-        The criterion; it ignores the params and the batch.
+        The criterion; it ignores the values of the params, and the batch.
 
     Raises:
         ValueError: a density that is negative or not finite; when called: layers without a density,
@@ -64,8 +64,8 @@ def layerwise_random(densities: Mapping[str, float], *, axes: Axes | None = None
 
     @axes_.known(axes)
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
-        del params, batch
-        forms = _forms.forms(masks.leaf_paths(mask), axes, need="nothing", what="layerwise_random")
+        del batch
+        forms = _forms_of(params, mask, axes, need="nothing", what="layerwise_random")
         return _scores(typed_key(key), mask, forms, dict(densities)), {}
 
     return score
@@ -81,7 +81,7 @@ def erk(*, axes: Axes | None = None) -> ScoreFn:
         axes: what the axes of leaves mean, where their names do not say it: `axes.of(network)`.
 
     Returns:
-        The criterion; it ignores the params and the batch.
+        The criterion; it ignores the values of the params, and the batch.
 
     Raises:
         ValueError: when called: a leaf of which it is not known what its axes mean.
@@ -97,9 +97,9 @@ def erk(*, axes: Axes | None = None) -> ScoreFn:
 
     @axes_.known(axes)
     def score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
-        del params, batch
+        del batch
         leaves = masks.leaf_paths(mask)
-        forms = _forms.forms(leaves, axes, need="stacks", what="erk")
+        forms = _forms_of(params, mask, axes, need="stacks", what="erk")
         densities = {
             name: _sum_of_sides(form) / form.size
             for path, form in zip(leaves, forms, strict=True)
@@ -108,6 +108,16 @@ def erk(*, axes: Axes | None = None) -> ScoreFn:
         return _scores(typed_key(key), mask, forms, densities), {}
 
     return score
+
+
+def _forms_of(
+    params: Params, mask: Mask, axes: Axes | None, *, need: _forms.Need, what: str
+) -> list[_forms.Form]:
+    """The forms of the prunable leaves: the names and shapes of others, of biases, tell as well."""
+    leaves = masks.leaf_paths(mask)
+    shapes = {p: tuple(leaf.shape) for p, leaf in (masks.leaf_paths(params) | leaves).items()}
+    words = _forms.words_of(shapes, axes)
+    return _forms.forms(leaves, {path: words[path] for path in leaves}, need=need, what=what)
 
 
 def _sum_of_sides(form: _forms.Form) -> int:
