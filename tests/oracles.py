@@ -65,9 +65,10 @@ def flat(tree: Any) -> np.ndarray:
 
 
 def random_mask(key: jax.Array, params: Any, density: float = 0.7) -> Any:
-    full = masks.create(params)
-    keys = iter(jax.random.split(key, len(jax.tree.leaves(full))))
-    return masks.map_prunable(lambda m: jax.random.bernoulli(next(keys), density, m.shape), full)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    return masks.map_prunable(
+        lambda m: jnp.asarray(rng.random(m.shape) < density), masks.create(params)
+    )
 
 
 def dense_trace(network: Network, params: Any, relaxed: Any, inputs: Any) -> jax.Array:

@@ -29,6 +29,7 @@ def params(network):
     )
 
 
+@jax.jit
 def train_mode(params, inputs):
     model = oracles.ConvBN(FEATURES)
     return model.apply({"params": params}, inputs, train=True, mutable=["batch_stats"])
@@ -36,7 +37,8 @@ def train_mode(params, inputs):
 
 def test_init_is_the_modules_own():
     network = oracles.conv_bn(*FEATURES)
-    want = oracles.ConvBN(FEATURES).init(jax.random.key(3), jnp.zeros((1, 6, 6, 2)))["params"]
+    init = jax.jit(oracles.ConvBN(FEATURES).init)
+    want = init(jax.random.key(3), jnp.zeros((1, 6, 6, 2)))["params"]
     got = network.init(jax.random.key(3))
     np.testing.assert_allclose(oracles.flat(got), oracles.flat(want), rtol=1e-6, atol=1e-6)
 
@@ -44,9 +46,10 @@ def test_init_is_the_modules_own():
 def test_apply_normalises_with_the_batchs_own_statistics(network, params):
     """In one pass, or in two with the biased variance."""
     want, _ = train_mode(params, INPUTS)
-    got = network.apply(params, INPUTS)
+    got, two_passes = jax.jit(
+        lambda p: (network.apply(p, INPUTS), network.calibrate(p, INPUTS)(p, INPUTS))
+    )(params)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
-    two_passes = network.calibrate(params, INPUTS)(params, INPUTS)
     np.testing.assert_allclose(two_passes, got, rtol=1e-5, atol=1e-6)
 
 
@@ -66,8 +69,11 @@ def test_calibrated_function_is_evaluation_mode_with_those_statistics(network, p
                 name: layer | {"var": layer["var"] * count / (count - 1)}
                 for name, layer in statistics.items()
             }
-        want = oracles.ConvBN(FEATURES).apply({"params": params, "batch_stats": statistics}, other)
-        got = network.calibrate(params, INPUTS, unbiased=unbiased)(params, other)
+        want = jax.jit(oracles.ConvBN(FEATURES).apply)(
+            {"params": params, "batch_stats": statistics}, other
+        )
+        calibrated = network.calibrate(params, INPUTS, unbiased=unbiased)
+        got = jax.jit(calibrated)(params, other)
         np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3)
 
 
@@ -76,7 +82,7 @@ def test_statistics_are_constant_under_differentiation(network, params):
     tangent = jax.tree.map(jnp.ones_like, params)
 
     def derivative(fn):
-        return np.asarray(jax.jvp(fn, (params,), (tangent,))[1])
+        return np.asarray(jax.jit(lambda p: jax.jvp(fn, (p,), (tangent,))[1])(params))
 
     held = derivative(lambda p: network.apply(p, INPUTS))
     calibrated = derivative(lambda p: network.calibrate(params, INPUTS)(p, INPUTS))
@@ -112,8 +118,13 @@ def test_batch_norm_called_with_an_argument_or_over_other_axes():
     x = jax.random.normal(jax.random.key(0), (5, 3, 4)) + 2
     network = nts.linen(Model(), (3, 4), train=False)
     params = network.init(jax.random.key(0))
-    want, _ = Model().apply({"params": params}, x, train=True, mutable=["batch_stats"])
-    np.testing.assert_allclose(network.apply(params, x), want, rtol=1e-3, atol=1e-4)
+    got, (want, _) = jax.jit(
+        lambda params: (
+            network.apply(params, x),
+            Model().apply({"params": params}, x, train=True, mutable=["batch_stats"]),
+        )
+    )(params)
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
 def test_networks_without_batch_statistics_calibrate_to_themselves():
@@ -149,7 +160,7 @@ def test_statistics_of_another_model():
 def test_running_statistics_are_those_given_or_those_before_training():
     model = oracles.ConvBN()
     inputs = jax.random.normal(jax.random.key(1), (5, 6, 6, 2))
-    variables = model.init(jax.random.key(0), inputs)
+    variables = jax.jit(model.init)(jax.random.key(0), inputs)
     stats = {"BatchNorm_0": {"mean": jnp.arange(4.0), "var": jnp.arange(1.0, 5.0)}}
     for given in (None, stats):
         network = nts.linen(model, (6, 6, 2), batch_stats=given, train=False)

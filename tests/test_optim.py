@@ -13,7 +13,6 @@ import ntksap_jax as nts
 from ntksap_jax import masks
 
 OPTIMIZERS = {
-    "momentum": optax.sgd(0.1, momentum=0.9),
     "sgd with weight decay": optax.chain(
         optax.add_decayed_weights(1e-2), optax.sgd(0.1, momentum=0.9)
     ),
@@ -57,7 +56,7 @@ def test_it_is_the_optimiser_on_the_sparse_network(optimizer):
     """As if pruned weights did not exist: the plain optimiser on a network that masks itself."""
     constrained = nts.constrain_to_mask(optimizer, MASK)
     params = masked = masks.apply(MASK, PARAMS)
-    trained, state = steps(constrained, params, constrained.init(params), 6)
+    trained, state = steps(constrained, params, jax.jit(constrained.init)(params), 6)
     np.testing.assert_array_equal(pruned_entries(trained), 0.0)
     assert loss(trained) < loss(masked)
 
@@ -67,7 +66,7 @@ def test_it_is_the_optimiser_on_the_sparse_network(optimizer):
         updates, state = optimizer.update(gradient, state, params)
         return masks.apply(MASK, optax.apply_updates(params, updates)), state
 
-    plain = optimizer.init(params)
+    plain = jax.jit(optimizer.init)(params)
     for _ in range(6):
         params, plain = step(params, plain)
     np.testing.assert_allclose(oracles.flat(trained), oracles.flat(params), rtol=1e-5, atol=1e-6)
@@ -82,8 +81,8 @@ def test_clipping_does_not_see_the_dense_gradient():
         optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)), MASK
     )
     params = masks.apply(MASK, PARAMS)
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
-    np.testing.assert_allclose(optax.tree.norm(updates), 1.0, rtol=1e-5)
+    updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(np.linalg.norm(oracles.flat(updates)), 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -93,7 +92,7 @@ def test_params_that_were_not_masked_are_so_after_one_step(dtype):
     state = optimizer.init(PARAMS)
     jax.tree.map(np.testing.assert_array_equal, state, optimizer.init(masks.apply(MASK, PARAMS)))
     gradient = jax.tree.map(lambda g: g.astype(dtype), jax.grad(loss)(PARAMS))
-    updates, state = optimizer.update(gradient, state, PARAMS)
+    updates, state = jax.jit(optimizer.update)(gradient, state, PARAMS)
     assert np.any(pruned_entries(PARAMS) != 0)
     np.testing.assert_array_equal(pruned_entries(optax.apply_updates(PARAMS, updates)), 0.0)
     np.testing.assert_array_equal(pruned_entries(state.inner[0].trace), 0.0)

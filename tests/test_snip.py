@@ -15,6 +15,7 @@ PARAMS = NETWORK.init(jax.random.key(0))
 MASK = oracles.random_mask(jax.random.key(1), PARAMS)
 BATCH = (jax.random.normal(jax.random.key(2), (7, 6, 6, 2)), jnp.arange(7) % 3)
 PLAIN = oracles.smooth_mlp()
+RELU = nts.linen(oracles.ReluMLP(), (4,))
 
 
 def loss_of_mask(relaxed, apply):
@@ -35,7 +36,7 @@ def loss_of_mask(relaxed, apply):
 def test_the_score_is_the_derivative_by_the_mask(make, statistics, apply):
     """|∂L/∂m| at the mask, which is |θ ∂L/∂θ| where nothing is pruned; for FORCE there too."""
     relaxed = masks.map_prunable(lambda m, p: m.astype(p.dtype), MASK, PARAMS)
-    want = np.abs(oracles.flat(jax.grad(loss_of_mask)(relaxed, apply)))
+    want = np.abs(oracles.flat(jax.jit(jax.grad(loss_of_mask), static_argnums=1)(relaxed, apply)))
     if make is not criteria.force:
         want = want * oracles.flat(MASK)
     got, _ = make(NETWORK, statistics=statistics)(None, PARAMS, MASK, BATCH)
@@ -56,16 +57,15 @@ def test_force_brings_weights_back_only_if_asked_to():
     np.testing.assert_array_equal(kept, iterative)
 
 
-@pytest.mark.parametrize("make", [criteria.snip, criteria.force, criteria.grasp, criteria.px])
+@pytest.mark.parametrize("make", [criteria.snip, criteria.grasp, criteria.px])
 def test_micro_batches_give_the_full_batch_score(make):
     """Where no batch statistics couple the examples, up to rounding."""
-    model = nts.linen(oracles.ReluMLP(), (4,))
-    params = model.init(jax.random.key(0))
+    params = RELU.init(jax.random.key(0))
     mask = oracles.random_mask(jax.random.key(1), params)
     batch = (jax.random.normal(jax.random.key(2), (7, 4)), jnp.arange(7) % 3)
-    want = oracles.flat(make(model)(None, params, mask, batch)[0])
-    for size in (1, 3, 20):
-        got = oracles.flat(make(model, micro_batch_size=size)(None, params, mask, batch)[0])
+    want = oracles.flat(make(RELU)(None, params, mask, batch)[0])
+    for size in (3, 20):
+        got = oracles.flat(make(RELU, micro_batch_size=size)(None, params, mask, batch)[0])
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 
@@ -81,7 +81,9 @@ def test_a_loss_of_ones_own():
     def loss(params):
         return jnp.sum((PLAIN.apply(params, inputs) - targets) ** 2) / 5
 
-    want = masks.map_prunable(lambda m, p, g: jnp.abs(p * g), mask, params, jax.grad(loss)(params))
+    want = masks.map_prunable(
+        lambda m, p, g: jnp.abs(p * g), mask, params, jax.jit(jax.grad(loss))(params)
+    )
     np.testing.assert_allclose(oracles.flat(got), oracles.flat(want), rtol=1e-4, atol=1e-7)
     with pytest.raises(ValueError, match=r"loss_fn: returned shape \(\), expected one loss for"):
         criteria.snip(PLAIN, loss_fn=lambda outputs, y: jnp.mean(outputs))(

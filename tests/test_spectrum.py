@@ -25,8 +25,13 @@ def setting(network, num_images=4):
 def dense_kernel(network, params, mask, inputs):
     """J diag(m) Jᵀ through one dense Jacobian of all outputs; statistics of `inputs`, constant."""
     masked = masks.apply(mask, params)
-    apply = network.calibrate(masked, inputs)
-    jacobian = jax.jit(jax.jacfwd(lambda params: apply(params, inputs).ravel()))(masked)
+
+    @jax.jit
+    def jacobian_at(masked):
+        apply = network.calibrate(jax.lax.stop_gradient(masked), inputs)
+        return jax.jacfwd(lambda params: apply(params, inputs).ravel())(masked)
+
+    jacobian = jacobian_at(masked)
     rows = [
         (leaf * keep).reshape(leaf.shape[0], -1)
         for leaf, keep in zip(
@@ -53,7 +58,7 @@ def test_the_kernel_is_that_of_the_dense_jacobian(network):
 def test_blocks_and_columns_in_parts_give_the_whole(monkeypatch):
     params, mask, inputs = setting(SMOOTH, num_images=5)
     whole = ntk.pruned_kernel(SMOOTH, params, mask, inputs)
-    for max_bytes in (1, 800, 1500):
+    for max_bytes in (1, 800):
         blocks = ntk.pruned_kernel(SMOOTH, params, mask, inputs, max_bytes=max_bytes)
         np.testing.assert_allclose(blocks, whole, rtol=1e-5)
     monkeypatch.setattr(_pruned_kernel, "COLUMNS", 5)
@@ -75,13 +80,13 @@ def test_of_the_dense_network_it_is_the_librarys_kernel():
     theta = ntk.pruned_kernel(SMOOTH, params, masks.create(params), inputs)
     # The library's is with respect to all params; the rest of it is what the biases add.
     biases = {layer: {"kernel": None, "bias": leaves["bias"]} for layer, leaves in params.items()}
-    of_biases = ntk.exact(
-        lambda b: SMOOTH.apply(
-            {name: {**params[name], "bias": b[name]["bias"]} for name in params}, inputs
-        ),
-        biases,
-    )
-    of_all = ntk.exact(lambda params: SMOOTH.apply(params, inputs), params)
+
+    def with_biases(b):
+        return SMOOTH.apply({name: {**params[name], "bias": b[name]["bias"]} for name in b}, inputs)
+
+    exact = jax.jit(ntk.exact, static_argnums=0)
+    of_all = exact(lambda params: SMOOTH.apply(params, inputs), params)
+    of_biases = exact(with_biases, biases)
     np.testing.assert_allclose(theta, of_all - of_biases, rtol=1e-4, atol=1e-5)
 
 
