@@ -138,6 +138,12 @@ def test_errors_about_several_inputs():
         criteria.ntk_sap(network)
     with pytest.raises(ValueError, match="takes no 'ids'; its inputs are tokens, mask"):
         criteria.ntk_sap(network, inputs={"ids": tokens})
+    with pytest.raises(
+        ValueError, match=r"'mask' is drawn with shape \(5, 3, 1\), expected \(5, 3\)"
+    ):
+        _inputs.draw(network, {"tokens": tokens, "mask": lambda k, n: jnp.ones((n, 3, 1))}, KEY, 5)
+    with pytest.raises(ValueError, match=r"inputs: 'mask' is drawn with shape None"):
+        _inputs.draw(network, lambda key, n: {"tokens": tokens(key, n)}, KEY, 5)
     params = jax.eval_shape(network.init, KEY)
     batch = ({"tokens": jnp.ones((2, 3), int), "mask": jnp.ones((2, 4))}, jnp.zeros(2, int))
     with pytest.raises(ValueError, match=r"batch: input 'mask' is of shape \('N', 4\), expected"):

@@ -274,6 +274,18 @@ def spectral_nnx(rngs):
     return nnx.SpectralNorm(nnx.Linear(3, 2, rngs=rngs), rngs=rngs)
 
 
+class Mutable(nn.Module):
+    """Knows training by its collection."""
+
+    @nn.compact
+    def __call__(self, x):
+        average = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:])
+        if not self.is_mutable_collection("batch_stats"):
+            return nn.Dense(2)(x - average.value)
+        average.value = 0.9 * average.value + 0.1 * x.mean(0)
+        return nn.Dense(2)(x - x.mean(0))
+
+
 IN_BATCH_STATS = OwnNormNet("batch_stats")
 REFUSED = {
     "linen": (
@@ -283,6 +295,7 @@ REFUSED = {
         "'batch_stats/OwnNorm_0/average' .*training={'train': True}",
     ),
     "collection": (nts.linen, OwnNormNet(), {}, "'moving/OwnNorm_0/.*training={'train': True}"),
+    "mutable": (nts.linen, Mutable(), {}, "'batch_stats/mean'.*training="),
     "not training": (nts.linen, OwnNormNet(), {"training": {}}, "'moving/.* mean training"),
     "in training": (nts.linen, IN_BATCH_STATS, {"train": True}, "arguments that mean evaluation"),
     "weights'": (nts.linen, Spectral(), {}, "SpectralNorm_0/Dense_0/kernel/u'.*jax.plain"),

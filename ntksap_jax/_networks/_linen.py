@@ -50,7 +50,8 @@ def linen(
         batch_stats: the module's `"batch_stats"` collection after training, for the criteria that
             score a pretrained network by its running averages; by default those before training.
         training: the arguments that put the module in *training* mode, such as `{"train": True}`
-            (dropout stays off: pass its rate as 0, too). Only for modules that normalise by other
+            (dropout stays off: pass its rate as 0, too), or `{}` where mutable collections mean
+            training. Only for modules that normalise by other
             layers than `nn.BatchNorm`, whatever collection they keep averages in: each batch's
             statistics are then those that training calls on it converge to.
         output_fn: what is looked at, as a function of the outputs, where the module returns
@@ -150,6 +151,11 @@ def linen(
         state = {**unused(), "batch_stats": statistics}
         return lambda params, inputs: evaluate(params, state, inputs)
 
+    def in_both_ways(others: Any, params: Params, inputs: Inputs) -> Any:
+        """A layer may go by its averages in one of them alone: where they are not mutable."""
+        outputs, statistics = measure(params, inputs, others)
+        return outputs, evaluate(params, {**others, "batch_stats": statistics}, inputs)
+
     # -- Statistics of any other layer: what training calls leave -------------------------------
 
     def train(params: Params, state: Any, inputs: Inputs) -> tuple[Any, Any]:
@@ -183,9 +189,8 @@ def linen(
     )
     with _checks.applying(network, name="model", advice=advice):
         if training is None and others:
-            jax.eval_shape(evaluate, params_shapes, state_shapes, examples)
             _stateful.check_independent(
-                lambda others, params, inputs: measure(params, inputs, others)[0],
+                in_both_ways,
                 others,
                 params_shapes,
                 examples,

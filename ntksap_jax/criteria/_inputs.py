@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from ntksap_jax import masks
 from ntksap_jax._draws import random_like
 from ntksap_jax.types import Inputs, Key, Network
 
@@ -26,9 +27,13 @@ def draw(network: Network, source: Any, key: Key, size: int) -> Inputs:
         source: `"noise"`, a function, or functions by name of the input.
         key: PRNG key.
         size: number of examples.
+
+    Raises:
+        ValueError: a function draws arrays with another number of axes, or of examples, where there
+            are several inputs: their sums would be broadcast.
     """
     if callable(source):
-        return source(key, size)
+        return _checked(network, source(key, size), size)
     noise = network.examples(size)
     drawn = {}
     if source != "noise":
@@ -37,7 +42,22 @@ def draw(network: Network, source: Any, key: Key, size: int) -> Inputs:
         noise = {name: shape for name, shape in noise.items() if name not in source}
         key = keys[-1]
     gaussian = random_like(key, noise) if jax.tree.leaves(noise) else noise
-    return {**gaussian, **drawn} if drawn else gaussian
+    return _checked(network, {**gaussian, **drawn}, size) if drawn else gaussian
+
+
+def _checked(network: Network, drawn: Inputs, size: int) -> Inputs:
+    if not isinstance(network.input_dtype, (dict, tuple)):
+        return drawn
+    wanted, given = masks.leaf_paths(network.examples(size)), masks.leaf_paths(drawn)
+    for path in wanted | given:
+        want, got = (tree[path].shape if path in tree else None for tree in (wanted, given))
+        if want is not None and got is not None and got[:1] == want[:1]:
+            # Lengths may vary; noise in the place of integers may be embedded.
+            embedded = not _is_floating(wanted[path].dtype) and _is_floating(given[path].dtype)
+            if len(got) in (len(want), len(want) + embedded):
+                continue
+        raise ValueError(f"inputs: {path!r} is drawn with shape {got}, expected {want}.")
+    return drawn
 
 
 def check(network: Network, source: Any) -> None:
