@@ -17,9 +17,18 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import ntksap_jax as nts
 from ntksap_jax import ops
-from ntksap_jax.ops import _cpu
+from ntksap_jax.ops import _cpu, _onednn
 from ntksap_jax.ops._convolution import _plain_input_gradient, _plain_kernel_gradient
 from ntksap_jax.ops._geometry import CANONICAL, Geometry, forward
+
+needs_onednn = pytest.mark.skipif(
+    not ops.cpu_convolution().startswith("oneDNN"), reason=ops.cpu_convolution()
+)
+
+
+@pytest.fixture
+def without_onednn(monkeypatch):
+    monkeypatch.setattr(_onednn, "applies", lambda *_: False)
 
 
 def pairs(smallest, largest):
@@ -62,30 +71,49 @@ def draw_arrays(geometry, batch, channels=2, features=1):
     return inputs, kernel, cotangent
 
 
-def close(found, expected):
-    scale = 1 + np.max(np.abs(expected))
+def close(found, expected, *, scale=0.0):
+    scale = 1 + max(scale, np.max(np.abs(expected)))
     np.testing.assert_allclose(found, expected, atol=2e-6 * scale)
+
+
+def xla_sums(x, w, y, geometry):
+    return (
+        _cpu.outputs(x, w, geometry),
+        _cpu.input_gradient(y, w, geometry),
+        _cpu.kernel_gradient(x, y, geometry),
+    )
+
+
+def onednn_sums(x, w, y, geometry):
+    return (
+        _onednn.convolve(0, y.shape, x, w, geometry),
+        _onednn.convolve(1, x.shape, y, w, geometry),
+        _onednn.convolve(2, w.shape, x, y, geometry),
+    )
 
 
 @given(geometries(), st.integers(1, 3), st.sampled_from([0.0, 1e9]))
 @settings(max_examples=16)
 def test_the_three_sums_on_cpu_are_those_of_the_definition(geometry, batch, large):
+    with mock.patch.object(_cpu, "_LARGE_WORK", large):  # 0: all layers are large
+        check_three_sums(xla_sums, geometry, batch)
+
+
+@needs_onednn
+@given(geometries(), st.integers(1, 5), st.sampled_from([(2, 1), (8, 16), (3, 11)]))
+@settings(max_examples=40)
+def test_the_three_sums_by_onednn_are_those_of_the_definition(geometry, batch, channels):
+    """Batches that the threads share evenly or not; channels that fill vectors or not."""
+    check_three_sums(onednn_sums, geometry, batch, *channels)
+
+
+def check_three_sums(sums, geometry, batch, *channels):
     if min(geometry.output_size) < 1:
         return
-    inputs, kernel, cotangent = draw_arrays(geometry, batch)
+    inputs, kernel, cotangent = draw_arrays(geometry, batch, *channels)
     outputs = sum_over_taps(inputs, kernel, geometry)
     x, w, y = (jnp.float32(a) for a in (inputs, kernel, cotangent))
-
-    @jax.jit
-    def sums(x, w, y):
-        return (
-            _cpu.outputs(x, w, geometry),
-            _cpu.input_gradient(y, w, geometry),
-            _cpu.kernel_gradient(x, y, geometry),
-        )
-
-    with mock.patch.object(_cpu, "_LARGE_WORK", large):  # 0: all layers are large
-        found, input_gradient, kernel_gradient = sums(x, w, y)
+    found, input_gradient, kernel_gradient = jax.jit(lambda *a: sums(*a, geometry))(x, w, y)
     close(found, outputs)
     # Transposes of a bilinear map: every entry of them by a basis vector would be slow; the maps
     # are linear, so that agreement with a second direction each, drawn at random, is enough.
@@ -93,10 +121,12 @@ def test_the_three_sums_on_cpu_are_those_of_the_definition(geometry, batch, larg
     for _ in range(3):
         direction = rng.standard_normal(inputs.shape)
         expected = np.vdot(cotangent, sum_over_taps(direction, kernel, geometry))
-        close(np.vdot(input_gradient, direction), expected)
+        scale = np.linalg.norm(input_gradient)  # terms of a product may cancel
+        close(np.vdot(input_gradient, direction), expected, scale=scale)
         direction = rng.standard_normal(kernel.shape)
         expected = np.vdot(cotangent, sum_over_taps(inputs, direction, geometry))
-        close(np.vdot(kernel_gradient, direction), expected)
+        scale = np.linalg.norm(kernel_gradient)
+        close(np.vdot(kernel_gradient, direction), expected, scale=scale)
 
 
 @pytest.mark.parametrize("other", [np.nan, np.inf, -np.inf, 0.0])
@@ -242,7 +272,7 @@ class SmallNetwork(nn.Module):
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads the program that CPU runs")
-def test_no_slow_convolution_inside_of_a_loop():
+def test_no_slow_convolution_inside_of_a_loop(without_onednn):
     """The whole search, with what is random in it fixed: random draws take long to compile."""
     network = nts.linen(SmallNetwork(), (8, 8, 3))
     score = nts.criteria.ntk_sap(
@@ -264,7 +294,7 @@ def test_no_slow_convolution_inside_of_a_loop():
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads the program that CPU runs")
 @pytest.mark.parametrize("convolve", [ops.conv2d, with_lax])
-def test_gradients_of_lax_would_be_slow_inside_of_a_loop(convolve):
+def test_gradients_of_lax_would_be_slow_inside_of_a_loop(convolve, without_onednn):
     def descend(w, x):
         gradient = jax.grad(lambda w: jnp.sum(convolve(x, w) ** 2))(w)
         return w - gradient, None

@@ -12,7 +12,8 @@ slower. Here the three sums that derivatives of a convolution are made of are pr
 (s: strides, d: dilation, a: padding before). All three are derivatives of the one trilinear form
 ⟨F(x, w), y⟩, so each is bilinear and its transposes are the other two: whatever is differentiated,
 however often, forward or reverse, is made of them again. Each platform gets the form that it is
-best at: on CPU that of `ops._cpu`, on TPU and GPU `lax.conv_general_dilated` and its transposes.
+best at: on CPU that of `ops._onednn` or `ops._cpu`, on TPU and GPU `lax.conv_general_dilated` and
+its transposes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from ntksap_jax.ops import _cpu
+from ntksap_jax.ops import _cpu, _onednn
 from ntksap_jax.ops._geometry import CANONICAL, Geometry, forward
 from ntksap_jax.ops._types import needs_no_sharding_rule
 
@@ -216,8 +217,9 @@ def _define(
     shape: Callable[[Any, Any, Geometry], tuple[int, ...]],
     plain: Form,
     cpu: Form,
+    which: int,
 ) -> None:
-    """Gives a primitive its shape, and its forms on CPU and elsewhere."""
+    """Gives a primitive its shape, and its forms on CPU and elsewhere; `which` is oneDNN's."""
 
     def abstract(left: Any, right: Any, *, geometry: Geometry) -> Any:
         return jax.core.ShapedArray(shape(left, right, geometry), left.dtype)
@@ -233,17 +235,23 @@ def _define(
         # Not vmap: a convolution with a group for each kernel is slow on CPU.
         return lax.map(lambda pair: cpu(pair[0], pair[1], geometry), (left, right))
 
+    def by_onednn(left: jax.Array, right: jax.Array, *, geometry: Geometry) -> jax.Array:
+        return _onednn.convolve(which, shape(left, right, geometry), left, right, geometry)
+
+    def lower_on_cpu(context: Any, left: Any, right: Any, *, geometry: Geometry) -> Any:
+        form = by_onednn if _onednn.applies(context, context.avals_in[0], geometry) else on_cpu
+        lower = mlir.lower_fun(form, multiple_results=False)
+        return lower(context, left, right, geometry=geometry)
+
     primitive.def_impl(jax.jit(primitive.bind, static_argnames="geometry"))
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(everywhere, multiple_results=False))
-    mlir.register_lowering(
-        primitive, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu"
-    )
+    mlir.register_lowering(primitive, lower_on_cpu, platform="cpu")
 
 
-_define(outputs_p, _outputs_shape, forward, _cpu.outputs)
-_define(input_gradient_p, _input_shape, _plain_input_gradient, _cpu.input_gradient)
-_define(kernel_gradient_p, _kernel_shape, _plain_kernel_gradient, _cpu.kernel_gradient)
+_define(outputs_p, _outputs_shape, forward, _cpu.outputs, 0)
+_define(input_gradient_p, _input_shape, _plain_input_gradient, _cpu.input_gradient, 1)
+_define(kernel_gradient_p, _kernel_shape, _plain_kernel_gradient, _cpu.kernel_gradient, 2)
 
 ad.defbilinear(
     outputs_p,
