@@ -45,7 +45,8 @@ def release(tmp_path_factory):
 
 def library():
     """Files of the library."""
-    paths = [*(ROOT / "ntksap_jax").rglob("*.py"), ROOT / "ntksap_jax" / "py.typed"]
+    package = ROOT / "ntksap_jax"
+    paths = [*package.rglob("*.py"), *package.rglob("*.cpp"), package / "py.typed"]
     return {path.relative_to(ROOT).as_posix() for path in paths}
 
 

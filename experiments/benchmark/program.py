@@ -49,6 +49,7 @@ from experiments.shell import command_line, exits
 from experiments.shell.configuration import Count, File, Text, configuration
 from experiments.shell.console import open_console, show_plan, show_table, track
 from experiments.shell.errors import UserError
+from ntksap_jax import ops
 
 PROG = "python -m experiments.benchmark"
 
@@ -160,6 +161,7 @@ def time_cases(options: Options, chosen: dict[str, Any], console: Console) -> in
         "cores": cores,
         "processor": processor(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "convolutions": ops.cpu_convolution(),
         "repeats": options.repeats,
     }
     measured: list[dict[str, Any]] = []
@@ -192,6 +194,7 @@ def time_cases(options: Options, chosen: dict[str, Any], console: Console) -> in
             ("matrix product", results.peak_text(summaries)),
             ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
             ("machine", machine),
+            ("convolutions", ops.cpu_convolution()),
             ("rounds", str(options.repeats)),
         ]
         if options.picture:

@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments.shell import console as screen
 from experiments.storage import run_folder
 from experiments.training.inputs import Inputs
+from ntksap_jax import ops
 
 
 def plan(
@@ -22,11 +23,12 @@ def plan(
     *,
     augmented: bool = True,
 ) -> list[tuple[str, str]]:
-    """Returns a plan, without rows that are empty: images, `rows`, seed, devices, folders."""
+    """Returns a plan, without rows that are empty: images, `rows`, seed, devices, ..."""
     dataset, count = images.dataset, jax.process_count()
     shape = "x".join(map(str, dataset.image_shape))
     note = f" ({dataset.note})" if dataset.note else ""
     processes = f" in {count} processes" if count > 1 else ""
+    on_one_cpu = jax.default_backend() == "cpu" and images.mesh.size == 1
     every = {
         "data set": f"{dataset.name}: {dataset.num_train:,} training and "
         f"{dataset.num_test:,} test images of {shape}, {dataset.num_classes} classes{note}",
@@ -35,6 +37,7 @@ def plan(
         "seed": str(seed),
         "devices": f"{images.mesh.size} x {jax.devices()[0].device_kind}{processes}, "
         f"jax {jax.__version__}",
+        "convolutions": ops.cpu_convolution() if on_one_cpu else "",
         "writes to": "\n".join(f"{folder}{run_folder.describe(folder)}" for folder in folders),
     }
     return [(name, value) for name, value in every.items() if value]
