@@ -58,14 +58,13 @@ def _load() -> tuple[bool, str]:
     if wanted == "xla":
         return False, "NTKSAP_CONV=xla"
     try:
-        version = _build.version()
         library = ctypes.CDLL(str(_build.build()))
     except (_build.Unavailable, OSError) as error:
         if wanted:
             warnings.warn(f"NTKSAP_CONV=onednn, but XLA convolves: {error}", stacklevel=2)
         return False, str(error)
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.ntksap_conv2d), platform="cpu")
-    return True, version
+    return True, _build.version()
 
 
 def applies(context: Any, left: Any, geometry: Geometry) -> bool:
