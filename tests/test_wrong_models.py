@@ -320,6 +320,32 @@ def test_nnx(make, kind, message):
         nts.nnx(make, SHAPE)
 
 
+def test_several_inputs_cannot_be_traced_for_shrinking():
+    with pytest.raises(
+        TypeError, match=r"got \{'x': \(3,\)\}.*Only models of one input are traced"
+    ):
+        nts.structured.trace(nn.Dense(2), {"x": (3,)})
+
+
+class ByMutability(nn.Module):
+    """Trains whenever its averages may change, as jax-resnet does."""
+
+    @nn.compact
+    def __call__(self, x):
+        frozen = not self.is_mutable_collection("batch_stats")
+        return nn.Dense(2)(nn.BatchNorm(use_running_average=frozen)(x))
+
+
+def test_a_model_that_trains_where_statistics_are_mutable_is_told_what_to_pass():
+    with pytest.raises(ValueError, match=r"in training mode.*is mutable, pass training=\{\}"):
+        nts.linen(ByMutability(), SHAPE)
+    network = nts.linen(ByMutability(), SHAPE, training={})
+    params, x = network.init(KEY), jnp.arange(15.0).reshape(5, 3)
+    dense = params["Dense_0"]
+    expected = (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5) @ dense["kernel"] + dense["bias"]
+    np.testing.assert_allclose(jax.jit(network.apply)(params, x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_unbiased_statistics_of_one_value():
     network = nts.nnx(lambda rngs: nnx.BatchNorm(3, rngs=rngs), SHAPE)
     with pytest.raises(ValueError, match="sees a single value per feature.*larger batch_size"):

@@ -101,7 +101,8 @@ def use_batch_statistics(*, unbiased: bool = False, constant: bool = True) -> Ca
             raise ModelError(
                 f"apply_kwargs: BatchNorm {path!r} is in training mode. Pass the arguments of your "
                 "model that mean evaluation, such as ntksap_jax.linen(..., train=False); the "
-                "batch's own statistics are then used all the same."
+                "batch's own statistics are then used all the same. If the model takes none, and "
+                "goes by whether 'batch_stats' is mutable, pass training={}."
             )
         if module.has_variable("batch_stats", "mean"):
             raise ModelError(

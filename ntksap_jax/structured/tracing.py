@@ -27,6 +27,11 @@ from ntksap_jax.structured.channels import (
     whole_layers,
 )
 
+_ONE_INPUT = (
+    ". Only models of one input are traced: put one of several into a module that makes the others "
+    "of it, such as an attention mask of tokens"
+)
+
 
 def trace(
     model: nn.Module,
@@ -68,7 +73,8 @@ def trace(
     >>> channels.reasons["layers_2/kernel"]
     "they are the model's outputs"
     """
-    call = Call(_networks.check_shape(input_shape), jnp.dtype(dtype), apply_kwargs)
+    shape = _networks.check_shape(input_shape, otherwise=_ONE_INPUT)
+    call = Call(shape, jnp.dtype(dtype), apply_kwargs)
     _check_model(model)
     variables = _program.shapes_of(model, call)
     tracing = Tracing(model, variables, call)

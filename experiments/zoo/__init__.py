@@ -1,0 +1,1 @@
+"""Public models of other people's packages, pruned, trained and shrunk as a user would."""
