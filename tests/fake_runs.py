@@ -3,13 +3,16 @@
 import dataclasses
 import json
 
+import jax
 import pytest
 from matplotlib.figure import Figure
 
 from experiments.cifar import config as config_lib
 from experiments.cifar.config import Config, TrainingConfig
+from experiments.processes import distributed
 from experiments.shell.configuration import to_dict
 from experiments.storage import run_folder
+from ntksap_jax import sharding
 
 LAYERS = ("conv/kernel", "block_0/conv1/kernel", "block_0/conv2/kernel", "fc/kernel")
 TINY = Config(
@@ -22,6 +25,14 @@ def blank_pictures():
     """Has files in the place of pictures, which take most of a short run; where it is imported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda self, path, **options: path.write_bytes(b""))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """Has programs train on one device in place of eight that take turns; where it is imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "data_mesh", lambda: sharding.data_mesh(jax.devices()[:1]))
         yield
 
 

@@ -18,7 +18,7 @@ import kill_harness
 import numpy as np
 import pytest
 from damage import ORBAX_LEAVES_SOMETHING, collected_here, damage  # noqa: F401
-from fake_runs import blank_pictures  # noqa: F401
+from fake_runs import blank_pictures, one_device  # noqa: F401
 from kill_harness import rows
 from test_training import Linear, start
 

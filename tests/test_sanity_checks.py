@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import rich.console
 import safetensors.numpy
-from fake_runs import blank_pictures  # noqa: F401
+from fake_runs import blank_pictures, one_device  # noqa: F401
 
 from experiments.cifar import choices, factories, job
 from experiments.cifar import config as config_lib

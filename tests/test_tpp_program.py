@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_runs import one_device  # noqa: F401
 from test_training import read_events
 
 from experiments.report import program as report
