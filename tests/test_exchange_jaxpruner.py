@@ -22,7 +22,7 @@ def params_and_masks(draw):
     return params, [{"kernel": rng.random(shape) < 0.5, "bias": None} for shape in shapes]
 
 
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(params_and_masks(), st.booleans())
 def test_jaxpruner_keeps_the_same_weights_and_gives_back_the_same_mask(given_, is_packed):
     params, mask = given_

@@ -91,15 +91,19 @@ def test_three_copies_of_a_residual_network():
     def apply(gates, params, x):
         return Residual(gates).apply({"params": params}, x, mutable="intermediates")
 
-    gates = apply(None, masked, inputs)[1]["intermediates"]["gates"]
-    ones = jax.tree.map(lambda leaf: (leaf != 0).astype(float), masked)
-    activation = apply(gates, ones, inputs**2)[0].sum(axis=0)
+    @jax.jit
+    def by_copies(masked):
+        gates = apply(None, masked, inputs)[1]["intermediates"]["gates"]
+        ones = jax.tree.map(lambda leaf: (leaf != 0).astype(float), masked)
+        activation = apply(gates, ones, inputs**2)[0].sum(axis=0)
 
-    def bound(squares):
-        return jnp.sum(apply((1.0, 1.0), squares, jnp.ones((1, 5, 5, 2)))[0] * activation)
+        def bound(squares):
+            return jnp.sum(apply((1.0, 1.0), squares, jnp.ones((1, 5, 5, 2)))[0] * activation)
 
-    squares = jax.tree.map(jnp.square, masked)
-    want = masks.map_prunable(lambda m, s, g: s * g, mask, squares, jax.grad(bound)(squares))
+        squares = jax.tree.map(jnp.square, masked)
+        return masks.map_prunable(lambda m, s, g: s * g, mask, squares, jax.grad(bound)(squares))
+
+    want = by_copies(masked)
     got, _ = criteria.px(network, micro_batch_size=3)(None, params, mask, (inputs, None))
     got, want = oracles.flat(got), oracles.flat(want)
     np.testing.assert_allclose(got / got.sum(), want / want.sum(), rtol=1e-4, atol=1e-9)
