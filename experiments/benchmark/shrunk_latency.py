@@ -33,8 +33,7 @@ def shrink(
     shrunk = {"dense": (Network(model, variables), structured.cost(channels).flops)}
     for share in shares:
         keep = structured.select_global(scores, channels, density=share, cost="flops")
-        zeroed = structured.zero_out(variables, channels, keep)
-        network = Network(*structured.shrink(model, zeroed, channels, keep))
+        network = Network(*structured.shrink(model, variables, channels, keep))
         shrunk[f"{share:g} of the FLOPs"] = (network, structured.cost(channels, keep).flops)
     return shrunk
 
