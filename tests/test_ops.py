@@ -93,7 +93,7 @@ def onednn_sums(x, w, y, geometry):
 
 
 @given(geometries(), st.integers(1, 3), st.sampled_from([0.0, 1e9]))
-@settings(max_examples=16)
+@settings(max_examples=10)
 def test_the_three_sums_on_cpu_are_those_of_the_definition(geometry, batch, large):
     with mock.patch.object(_cpu, "_LARGE_WORK", large):  # 0: all layers are large
         check_three_sums(xla_sums, geometry, batch)
@@ -149,13 +149,9 @@ def test_elsewhere_the_sums_are_those_of_lax(geometry, batch):
 
 
 CASES = {
-    "same": ((2, 6, 5, 3), (3, 3, 3, 4), {}),
     "strided": ((2, 7, 6, 3), (3, 3, 3, 4), {"strides": (2, 2), "padding": [(1, 1), (1, 1)]}),
-    "projection": ((2, 6, 6, 3), (1, 1, 3, 4), {"strides": (2, 2), "padding": "VALID"}),
-    "dilated": ((1, 9, 8, 2), (3, 2, 2, 3), {"dilation": (2, 2), "padding": "SAME"}),
-    "grouped": ((2, 5, 5, 4), (3, 3, 2, 6), {"groups": 2}),
+    "dilated, grouped": ((2, 9, 8, 4), (3, 2, 2, 6), {"dilation": (2, 2), "groups": 2}),
     "tiny": ((3, 2, 2, 4), (3, 3, 4, 5), {"padding": [(1, 1), (1, 1)]}),
-    "tiny, grouped, strided": ((2, 3, 2, 4), (5, 4, 1, 8), {"groups": 4, "strides": (2, 1)}),
     "wide padding": ((1, 2, 3, 2), (2, 2, 2, 2), {"padding": [(3, 2), (0, 4)], "strides": (1, 2)}),
 }
 
@@ -197,12 +193,12 @@ def test_derivatives_agree_with_lax(name):
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = (input_shape, kernel_shape) * 2
     arrays = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
-    ours, theirs = (
-        jax.jit(lambda *a, f=f: derivatives(functools.partial(f, **options), *a, higher=higher))(
-            *arrays
-        )
-        for f in (ops.conv2d, with_lax)
-    )
+    ours, theirs = jax.jit(
+        lambda *arrays: [
+            derivatives(functools.partial(f, **options), *arrays, higher=higher)
+            for f in (ops.conv2d, with_lax)
+        ]
+    )(*arrays)
     for which in theirs:
         for found, expected in zip(
             jax.tree.leaves(ours[which]), jax.tree.leaves(theirs[which]), strict=True
@@ -211,7 +207,7 @@ def test_derivatives_agree_with_lax(name):
             np.testing.assert_allclose(found, expected, atol=1e-5 * (1 + scale), err_msg=which)
 
 
-@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (2, 3)])
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (2, 3)])
 def test_vmap_agrees_with_one_after_the_other(axes):
     x = jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
     w = jax.random.normal(jax.random.key(1), (3, 3, 3, 2))

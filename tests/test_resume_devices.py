@@ -28,7 +28,7 @@ def placements(tree):
 
 
 def test_a_search_goes_on_on_other_devices_with_a_mask_that_was_saved(tmp_path):
-    network = oracles.conv_bn(8)
+    network = nts.linen(oracles.ReluMLP((8,), 4), (4,))
     score = criteria.ntk_sap(network, num_samples=2, batch_size=8)
     schedule = [0.6, 0.3]
     params = network.init(KEY)
