@@ -216,20 +216,18 @@ BATCH = (jnp.ones((2, 4)) * jnp.array([[1.0], [-0.5]]) + jnp.arange(4.0), jnp.ar
 CRITERIA = {
     "magnitude": lambda network: criteria.magnitude(),
     "snip": criteria.snip,
-    "grasp": criteria.grasp,
     "inverted": lambda network: criteria.inverted(criteria.snip(network)),
     "ntk_sap": lambda network: criteria.ntk_sap(
         network, estimator=ntk.vjp, reinit=False, inputs="data", num_samples=1, batch_size=2
     ),
     "synflow": criteria.synflow,
-    "px": criteria.px,
 }
 
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_criteria_prune_a_stack_as_its_layers_apart(name):
     # Criteria by paths do not go into loops.
-    (stack, params), (apart, split) = networks(name in ("synflow", "px"), 1)
+    (stack, params), (apart, split) = networks(name == "synflow", 1)
     options = {"schedule": [0.5], "batch": BATCH, "scope": "layer"}
     given = {"axes": axes.of(stack)} if name == "magnitude" else {}
     kept, [info] = nts.prune(KEY, params, CRITERIA[name](stack), **options, **given)

@@ -166,11 +166,9 @@ FRESH = {
 GIVEN = {
     "ntk_sap of given weights": functools.partial(criteria.ntk_sap, reinit=False, **SAMPLES),
     "snip": criteria.snip,
-    "noise": lambda network: criteria.noise_inputs(criteria.iterative_snip(network)),
     "force": criteria.force,
     "grasp": criteria.grasp,
     "synflow": criteria.synflow,
-    "synflow_l2": criteria.synflow_l2,
     "px": criteria.px,
     "magnitude": lambda network: criteria.magnitude(),
 }
