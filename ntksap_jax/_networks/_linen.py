@@ -121,6 +121,7 @@ def linen(
     # -- Statistics of nn.BatchNorm: replaced where they are used -------------------------------
 
     flat = flax.traverse_util.flatten_dict(state_shapes)
+    sown = {path[0] for path, leaf in flat.items() if isinstance(leaf, tuple)}
     of_norms = {("batch_stats", *path) for path in norms}
     others = flax.traverse_util.unflatten_dict(
         {path: leaf for path, leaf in flat.items() if path[:-1] not in of_norms}
@@ -160,7 +161,10 @@ def linen(
 
     def train(params: Params, state: Any, inputs: Inputs) -> tuple[Any, Any]:
         mode = {**apply_kwargs, **(training or {})}
-        return call({"params": params, **state}, inputs, mode, mutable=list(state))
+        # What is sown grows with each call, and is nothing that the model reads.
+        mutable = [name for name in state if name not in sown]
+        outputs, updated = call({"params": params, **state}, inputs, mode, mutable=mutable)
+        return outputs, {**state, **updated}
 
     @functools.cache
     def initial() -> Any:

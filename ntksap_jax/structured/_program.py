@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.core
 import flax.errors
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,13 +115,20 @@ def shapes_of(model: nn.Module, call: Call) -> dict[str, Any]:
             f"{call.inputs.shape} and the given apply_kwargs: {error}"
         ) from error
     variables = flax.core.unfreeze(variables)
-    unknown = sorted(variables.keys() - {"params", "batch_stats"})
+    known = {name: variables.pop(name) for name in ("params", "batch_stats") if name in variables}
+    unknown = sorted(name for name, collection in variables.items() if not _is_sown(collection))
     if unknown:
         raise ValueError(
             f"model: {type(model).__name__} keeps state in collection(s) {', '.join(unknown)}, "
             "whose channels are not known. Expected only 'params' and 'batch_stats'."
         )
-    return variables
+    return known
+
+
+def _is_sown(collection: Any) -> bool:
+    """Whether a model writes there and does not read, such as losses, or names of axes."""
+    leaves = flax.traverse_util.flatten_dict(collection).values()
+    return all(isinstance(leaf, tuple) or not jax.tree.leaves(leaf) for leaf in leaves)
 
 
 def record(model: nn.Module, variables: Any, call: Call) -> Any:
