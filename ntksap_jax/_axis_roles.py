@@ -310,6 +310,7 @@ _MOVES: dict[str, Callable[[Any, tuple[Axis, ...]], tuple[Axis, ...] | None]] = 
     "transpose": lambda eqn, axes: tuple(axes[i] for i in eqn.params["permutation"]),
     "reshape": _reshape,
     "squeeze": _dropped,
+    "unstack": lambda eqn, axes: (*axes[: eqn.params["axis"]], *axes[eqn.params["axis"] + 1 :]),
     "broadcast_in_dim": _broadcast,
     **dict.fromkeys(
         ("rev", "pad", "slice", "dynamic_slice", "split", "copy"), lambda eqn, axes: axes

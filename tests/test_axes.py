@@ -78,6 +78,10 @@ def test_kernels_are_followed_to_where_they_are_used():
     def indexed(p, x):
         return x @ p["w"][0] @ p["w"][1]
 
+    def unstacked(p, x):
+        first, second = jnp.unstack(p["w"], axis=1)
+        return x @ first @ second
+
     def sliced(p, x):
         for i in range(2):
             x = x @ jax.lax.dynamic_index_in_dim(p["w"], i, axis=1, keepdims=False)
@@ -93,7 +97,7 @@ def test_kernels_are_followed_to_where_they_are_used():
         return jax.nn.softmax((p["tokens"] @ p["kernel"]) @ x[..., None], axis=-1)[..., 0]
 
     assert of_function(indexed, w=(2, 4, 4)) == {"w": "sio"}
-    assert of_function(sliced, w=(4, 2, 4)) == {"w": "iso"}
+    assert of_function(sliced, w=(4, 2, 4)) == of_function(unstacked, w=(4, 2, 4)) == {"w": "iso"}
     assert of_function(normed, w=(4, 3), g=(3,))["w"] == "io"
     assert of_function(reshaped, w=(2, 2, 3, 2)) == {"w": "iioo"}
     assert of_function(lambda p, x: x @ p["w"].T, w=(3, 4)) == {"w": "oi"}

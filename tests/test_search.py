@@ -285,9 +285,10 @@ def test_params_in_another_byte_order_and_kernels_without_entries():
         assert mask["none"]["kernel"] is None
 
 
-def test_the_magnitude_of_integers_is_not_one():
-    """|-128| is no int8."""
-    params = {"kernel": jnp.array([[-128, 127, 3]], jnp.int8)}
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e4m3fn])
+def test_magnitudes_of_eight_bits_are_compared_in_more(dtype):
+    """|-128| is no int8; 8-bit floats are not promoted by themselves."""
+    params = {"kernel": jnp.array([[-128, 112, 3]], dtype)}
     mask, history = nts.prune(KEY, params, criteria.magnitude(), schedule=[1 / 3])
     assert mask["kernel"].tolist() == [[True, False, False]]
     assert history[0].threshold == 128

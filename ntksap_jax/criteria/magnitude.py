@@ -33,6 +33,6 @@ def magnitude() -> ScoreFn:
 
 
 def _size(p: jax.Array) -> jax.Array:
-    """|θ|, of integers in float32: that of int8's -128 is no int8."""
-    is_integer = not jnp.issubdtype(p.dtype, jnp.inexact)
-    return jnp.abs(p.astype(jnp.float32) if is_integer else p)
+    """|θ|, of integers and 8-bit floats in float32: that of int8's -128 is no int8."""
+    is_coarse = p.dtype.itemsize == 1 or not jnp.issubdtype(p.dtype, jnp.inexact)
+    return jnp.abs(p.astype(jnp.float32) if is_coarse else p)
