@@ -382,7 +382,9 @@ def test_any_flipped_byte_is_an_error_or_changes_nothing(kind, path):
 
 
 def test_a_cut_file_is_an_error(kind, path):
-    for whole in (path.read_bytes(), (OLD / f"{kind}.npz").read_bytes()):
+    old = (OLD / f"{kind}.npz").read_bytes()
+    old = old[: old.rindex(b"PK") + 22]  # A comment follows, but all arrays are there.
+    for whole in (path.read_bytes(), old):
         for size in range(0, len(whole), 31):
             path.write_bytes(whole[:size])
             with pytest.raises(ValueError, match=path.name):
