@@ -313,7 +313,8 @@ def test_networks_bring_the_fast_convolution_into_a_users_model():
 
     assert "conv2d" in names(network)
     assert "conv2d" not in names(plain)
-    np.testing.assert_array_equal(network.apply(params, images), plain.apply(params, images))
+    found, expected = network.apply(params, images), plain.apply(params, images)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)  # oneDNN's are not to the bit
 
 
 def test_a_models_own_choice_of_convolution_is_kept():

@@ -80,8 +80,8 @@ def applies(context: Any, left: Any, geometry: Geometry) -> bool:
     return (
         left.dtype == jnp.float32
         and (pixels > _SMALL_IMAGE or geometry.groups > 1)
-        and math.prod(left.shape[:-3]) >= len(os.sched_getaffinity(0))
         and cpu_convolution().startswith("oneDNN")
+        and math.prod(left.shape[:-3]) >= len(os.sched_getaffinity(0))  # which Linux has
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -80,6 +79,8 @@ def _folder(package: str, name: str) -> Path:
 
 
 def _compile(command: list[str], target: Path) -> None:
+    import fcntl  # which Windows has not
+
     # The kernel frees the lock however its holder ends; others then find the library made.
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
