@@ -11,14 +11,15 @@ IMAGES = (32, 32, 3)
 
 
 def resnet() -> Entry:
-    """ResNet-18 of jax-resnet, narrow."""
+    """ResNet of jax-resnet, of four narrow blocks."""
     from jax_resnet import ResNet18
 
     def norm(*, use_running_average, **options):  # The package takes no argument for evaluation.
         del use_running_average
         return nn.BatchNorm(use_running_average=True, **options)
 
-    model = ResNet18(n_classes=CLASSES, hidden_sizes=(8, 16, 16, 32), norm_cls=norm)
+    sizes = {"hidden_sizes": (8, 16, 16, 32), "stage_sizes": (1, 1, 1, 1)}
+    model = ResNet18(n_classes=CLASSES, norm_cls=norm, **sizes)
     return Entry(nts.linen(model, IMAGES), labelled(*IMAGES), module=model)
 
 
