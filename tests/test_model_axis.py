@@ -427,7 +427,7 @@ def train(data, model):
 def test_training_losses_do_not_depend_on_the_devices():
     """Nor on where the params are."""
     expected, one_device = train(1, 1)
-    assert expected[-1] < expected[0]
+    assert len(set(expected)) == NUM_STEPS
     losses, state = train(2, 4)
     assert _placement.is_split(state.params) and _placement.is_split(state.opt_state)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)

@@ -191,6 +191,11 @@ def linen(
         "Pass the arguments that mean evaluation, such as ntksap_jax.linen(..., train=False), and "
         "the dtype of the inputs. "
     )
+    if others:
+        advice += (
+            f"The module keeps state in collection(s) {', '.join(sorted(others))}: if it changes "
+            "that in evaluation too, write two functions and use ntksap_jax.plain. "
+        )
     with _checks.applying(network, name="model", advice=advice):
         if training is None and others:
             _stateful.check_independent(
