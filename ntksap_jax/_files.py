@@ -52,8 +52,9 @@ def readable(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        suffix = f" {path.suffix}" if path.suffix else ""
         reason = " ".join(f"{kind}{error}".split())[:200]
         raise ValueError(
-            f"path: {path} is not a readable {path.suffix} file ({reason}): truncated or damaged, "
+            f"path: {path} is not a readable{suffix} file ({reason}): truncated or damaged, "
             "or written by something else. Restore it, or make it again."
         ) from error

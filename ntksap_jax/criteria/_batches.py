@@ -114,11 +114,10 @@ def _check_several(network: Network, inputs: Inputs) -> None:
     if not isinstance(network.input_dtype, (dict, tuple)):
         return
     wanted, given = masks.leaf_paths(network.examples(1)), masks.leaf_paths(inputs)
-    for path in wanted | given:
-        want, got = (
-            None if tree.get(path) is None else ("N", *jnp.shape(tree[path])[1:])
-            for tree in (wanted, given)
-        )
+    if wanted.keys() != given.keys():
+        raise ValueError(f"batch: got inputs {sorted(given)}, expected {sorted(wanted)}.")
+    for path in wanted:
+        want, got = (("N", *jnp.shape(tree[path])[1:]) for tree in (wanted, given))
         if want != got:
             raise ValueError(f"batch: input {path!r} is of shape {got}, expected {want}.")
 
