@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.storage import files
@@ -42,6 +42,7 @@ def test_what_went_wrong_leaves_the_old_file(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
+@settings(max_examples=20)
 @given(JSON, JSON)
 def test_a_sealed_value_is_returned_and_no_other(value, other):
     record = files.seal(value)

@@ -17,7 +17,7 @@ from ntksap_jax import _jaxprs, flops, masks, structured
 from ntksap_jax.structured.channels import filter_channels
 
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-FEW, MANY = 5, int(os.environ.get("RANDOM_MODELS", 100))
+FEW, MANY = 3, int(os.environ.get("RANDOM_MODELS", 100))
 
 
 def initial_shapes(model, shape):
