@@ -161,8 +161,7 @@ def test_a_run_that_was_ended_in_every_stage_ends_as_the_undisturbed_one(
 
 
 @pytest.mark.long
-def test_a_convolutional_network_is_pruned_before_training_and_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "LATENCY_BATCH_SIZES", (1,))
+def test_a_convolutional_network_is_pruned_before_training_and_runs(tmp_path):
     tpp.main(
         [
             *("demo", "--model", "resnet8", "--width", "4", "--method", "snip", "--compare"),
