@@ -27,6 +27,7 @@ def placements(tree):
     return [tree, copied, sharding.shard_params(tree, mesh, rule=rule)]
 
 
+@pytest.mark.long
 def test_a_search_goes_on_on_other_devices_with_a_mask_that_was_saved(tmp_path):
     network = nts.linen(oracles.ReluMLP((8,), 4), (4,))
     score = criteria.ntk_sap(network, num_samples=2, batch_size=8)
@@ -54,6 +55,7 @@ def test_a_search_goes_on_on_other_devices_with_a_mask_that_was_saved(tmp_path):
         np.testing.assert_array_equal(oracles.flat(mask), oracles.flat(undisturbed))
 
 
+@pytest.mark.long
 def test_a_training_goes_on_on_other_devices(tmp_path):
     state = start(ConvNet())[0]
     stage = make_stage(tmp_path, compiled_step(ConvNet(), noisy))

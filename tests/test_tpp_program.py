@@ -120,6 +120,7 @@ def test_the_runs_share_one_dense_network(undisturbed):
     assert accuracy == read_summary(undisturbed / L1)["dense_accuracy"]
 
 
+@pytest.mark.long
 def test_a_run_that_was_ended_in_every_stage_ends_as_the_undisturbed_one(
     undisturbed, tmp_path, monkeypatch, capsys
 ):
