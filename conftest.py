@@ -15,7 +15,7 @@ if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     )
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Compiled programs outlive the run: the next one needs a third of the time. Nothing else
+    # Compiled programs outlive the run: the next one needs two thirds of the time. Nothing else
     # removes those of code that is gone.
     compiled = Path(__file__).parent / ".pytest_cache" / "d" / "jax"
     if sum(path.stat().st_size for path in compiled.glob("*")) > 3 << 30:
