@@ -17,8 +17,8 @@ import jaxlib
 SOURCE = Path(__file__).with_name("conv2d.cpp")
 
 # Of the packages of oneDNN on PyPI, the one that needs nothing but the compiler's own libgomp. It
-# is not renewed, but convolutions in float32 did not change since. The current one, `onednn`, is
-# linked to SYCL and TBB: Intel's runtimes, and threads that compete with XLA's.
+# is not renewed. The current one, `onednn`, is linked to SYCL and TBB: Intel's runtimes, and
+# threads that compete with XLA's.
 LIBRARY, HEADERS = "onednn-cpu-gomp", "onednn-devel-cpu-gomp"
 
 
