@@ -55,6 +55,35 @@ def walk(
     return [read(atom) for atom in body.outvars]
 
 
+def dependencies(jaxpr: Any, arguments: list[set[str]]) -> list[set[str]]:
+    """Returns what each of a program's outputs depends on. Of all loops, only `scan` is entered.
+
+    Args:
+        jaxpr: closed, or open and without constants.
+        arguments: names for what each of its arguments is.
+    """
+
+    def step(eqn: Any, operands: list[Any], where: str) -> list[Any] | None:
+        if eqn.primitive.name == "scan":
+            return _scan(eqn, operands)
+        if called(eqn) is not None:
+            return None
+        return [set().union(*operands)] * len(eqn.outvars)
+
+    return walk(jaxpr, arguments, step, constant=lambda value: set())
+
+
+def _scan(eqn: Any, operands: list[set[str]]) -> list[set[str]]:
+    first, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    while True:  # What one turn carries, the next one may use.
+        results = dependencies(eqn.params["jaxpr"], operands)
+        carry = operands[first : first + carried]
+        grown = [old | new for old, new in zip(carry, results, strict=False)]
+        if grown == carry:
+            return results
+        operands = [*operands[:first], *grown, *operands[first + carried :]]
+
+
 def called(eqn: Any) -> Any:
     """Returns the jaxpr that an operation simply calls, as `jit` does; None of all others."""
     inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))

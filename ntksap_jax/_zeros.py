@@ -36,17 +36,28 @@ class Zero(NamedTuple):
     std: float | None
 
 
+class Draws(NamedTuple):
+    """What `network.init` draws, or does not.
+
+    Attributes:
+        zeros: the factors that it makes all zero, so that other numbers have to be drawn there.
+        fixed: paths of the prunable leaves that are other numbers, the same for every key.
+    """
+
+    zeros: tuple[Zero, ...]
+    fixed: tuple[str, ...]
+
+
 class About(NamedTuple):
     """What a criterion says of itself; an attribute of the score function, `about`.
 
     Attributes:
         network: the network that it evaluates, if any.
-        zeros: `zeros(mask)`: the leaves that it draws in the place of zeros; None if it scores the
-            params that it is given.
+        draws: `draws(mask)`: what it draws; None if it scores the params that it is given.
     """
 
     network: Network | None = None
-    zeros: Callable[[Mask], Sequence[Zero]] | None = None
+    draws: Callable[[Mask], Draws] | None = None
 
 
 def about(score: ScoreFn) -> About:
@@ -54,29 +65,43 @@ def about(score: ScoreFn) -> About:
     return getattr(score, "about", About())
 
 
-def says(score: ScoreFn, network: Network, zeros: Any = None) -> ScoreFn:
+def says(score: ScoreFn, network: Network, draws: Any = None) -> ScoreFn:
     """Returns the score function, which now says what network it evaluates; see `About`."""
-    score.about = About(network, zeros)  # type: ignore[attr-defined]
+    score.about = About(network, draws)  # type: ignore[attr-defined]
     return score
 
 
 # -- Which leaves ----------------------------------------------------------------------------------
 
 
-def of_init(network: Network) -> Callable[[Mask], tuple[Zero, ...]]:
-    """Makes a function of the mask: the factors that `network.init` makes all zero.
+def of_init(network: Network) -> Callable[[Mask], Draws]:
+    """Makes a function of the mask: what `network.init` draws. It raises if that is nothing at all.
 
-    Prunable leaves count as such even where the program does not show what they are for. Found once
-    for each set of prunable leaves, from the programs alone: nothing is computed.
+    Prunable leaves that are zero count as factors even where the program does not show what they
+    are for. Found once for each set of prunable leaves, from the programs alone: nothing is
+    computed.
     """
 
     @functools.cache
-    def find(prunable: tuple[str, ...]) -> tuple[Zero, ...]:
+    def find(prunable: tuple[str, ...]) -> Draws:
         key = jax.random.key(0)
         program, params = jax.make_jaxpr(network.init, return_shape=True)(key)
         are_zero = _jaxprs.walk(program, [False], _zero_step, constant=_is_zero)
         zero = [i for i, is_zero in enumerate(are_zero) if is_zero is True]
-        return _described(network, params, zero, prunable) if zero else ()
+        drawn = _jaxprs.dependencies(program, [{"key"}])
+        fixed = tuple(
+            path
+            for i, (path, by) in enumerate(zip(masks.leaf_paths(params), drawn, strict=True))
+            if path in prunable and not by and i not in zero
+        )
+        if set(fixed) == set(prunable):
+            raise ValueError(
+                "network: its init ignores its key, so that weights drawn anew are always the same "
+                f"({_listed(fixed)} fixed). Draw them from the key (in nnx, from the rngs that are "
+                "given), or score the params as they are: ntk_sap(..., reinit=False), or a "
+                "criterion without fresh_weights."
+            )
+        return Draws(_described(network, params, zero, prunable) if zero else (), fixed)
 
     return lambda mask: find(tuple(masks.leaf_paths(mask)))
 
@@ -215,7 +240,8 @@ def factors(
         if alone and name in _MOVES | _ODD | _ELEMENTWISE_PRODUCTS:
             return marked * count
         if name in _PRODUCTS or name in _ELEMENTWISE_PRODUCTS:
-            found.update({i: found.get(i, False) or name in _PRODUCTS for i in marked})
+            sums = name in _PRODUCTS and not _is_elementwise(eqn)
+            found.update({i: found.get(i, False) or sums for i in marked})
         return [None] * count
 
     program = jax.make_jaxpr(apply)(params, inputs)
@@ -226,6 +252,11 @@ def factors(
 
 
 _CONSTANT = "constant"
+
+
+def _is_elementwise(eqn: Any) -> bool:
+    """Whether a product sums over nothing, as a scale that is written as an `einsum` does."""
+    return eqn.primitive.name == "dot_general" and eqn.params["dimension_numbers"][0] == ((), ())
 
 
 # -- What to do with them --------------------------------------------------------------------------
@@ -262,15 +293,18 @@ def _fill(key: Key, leaves: list[jax.Array], zeros: tuple[Zero, ...]) -> list[ja
 
 
 def notes(score: ScoreFn, mask: Mask) -> tuple[str, ...]:
-    """What a search should say once of the leaves that its criterion draws in place of zeros."""
-    draw = about(score).zeros
-    zeros = draw(mask) if draw is not None else ()
-    if not zeros:
-        return ()
-    return (
-        f"{_listed([zero.path for zero in zeros])} all zero at initialisation: scored with "
-        "Kaiming-normal kernels and scales of 1 in such places.",
-    )
+    """What a search should say once of weights that its criterion does not draw by `init`."""
+    draw = about(score).draws
+    zeros, fixed = draw(mask) if draw is not None else ((), ())
+    said = []
+    if zeros:
+        said.append(
+            f"{_listed([zero.path for zero in zeros])} all zero at initialisation: scored with "
+            "Kaiming-normal kernels and scales of 1 in such places."
+        )
+    if fixed:
+        said.append(f"{_listed(fixed)} the same in every draw, since init does not use its key.")
+    return tuple(said)
 
 
 def cause(score: ScoreFn, params: Params, useless: Sequence[str]) -> str | None:

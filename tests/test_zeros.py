@@ -32,6 +32,15 @@ class LayerScale(nn.Module):
         return x + self.param("gamma", ZEROS, (WIDTH,)) * nn.Dense(WIDTH)(nn.relu(x))
 
 
+class LayerScaleByEinsum(nn.Module):
+    """A product of inner products' operation that sums over nothing."""
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("gamma", ZEROS, (WIDTH,))
+        return x + jnp.einsum("bd,d->bd", nn.Dense(WIDTH)(nn.relu(x)), scale)
+
+
 class ReZero(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -111,6 +120,7 @@ KERNEL = np.sqrt(2 / WIDTH)
 PARTS = {
     "residual": (Branch(), {"norm/scale": None}),
     "layer scale": (LayerScale(), {"gamma": None}),
+    "layer scale by einsum": (LayerScaleByEinsum(), {"gamma": None}),
     "rezero": (ReZero(), {"alpha": None}),
     "gate": (Gate(), {"gate": None}),
     "queries": (Queries(), {"tokens": np.sqrt(2 / 3)}),
@@ -130,7 +140,7 @@ PARTS = {
 def test_factors_that_init_makes_zero_are_told_from_other_zeros(model, wanted):
     network = nts.linen(model, (WIDTH,))
     params = jax.eval_shape(network.init, KEY)
-    found = _zeros.of_init(network)(masks.create(params))
+    found = _zeros.of_init(network)(masks.create(params)).zeros
     assert {zero.path: zero.std for zero in found} == pytest.approx(wanted)
 
 
@@ -143,8 +153,42 @@ def test_zeros_of_nnx_models():
         return nnx.Sequential(first, nnx.LayerNorm(WIDTH, scale_init=ZEROS, rngs=rngs), last)
 
     network = nts.nnx(make, (WIDTH,))
-    found = _zeros.of_init(network)(masks.create(jax.eval_shape(network.init, KEY)))
+    found = _zeros.of_init(network)(masks.create(jax.eval_shape(network.init, KEY))).zeros
     assert [zero.path.rsplit("/", 1)[-1] for zero in found] == ["scale", "kernel"]
+
+
+# -- Weights that are the same for every key -------------------------------------------------------
+
+
+def of_nnx(*, fixed_head):
+    def make(rngs):
+        first = nnx.Linear(4, WIDTH, rngs=nnx.Rngs(0))
+        last = nnx.Linear(WIDTH, 3, rngs=nnx.Rngs(1) if fixed_head else rngs)
+        return nnx.Sequential(first, last)
+
+    return nts.nnx(make, (4,))
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [criteria.ntk_sap, lambda n: criteria.fresh_weights(criteria.magnitude(), n)],
+    ids=["ntk_sap", "fresh_weights"],
+)
+def test_weights_that_ignore_the_key_cannot_be_drawn_anew(criterion):
+    network = of_nnx(fixed_head=True)
+    match = "init ignores its key.*'layers/0/kernel', 'layers/1/kernel' are fixed.*reinit=False"
+    with pytest.raises(ValueError, match=match):
+        nts.prune(KEY, network.init(KEY), criterion(network), schedule=[0.5])
+
+
+def test_leaves_that_ignore_the_key_are_told():
+    """A pretrained part, of a model whose head is drawn."""
+    network = of_nnx(fixed_head=False)
+    score = criteria.fresh_weights(criteria.magnitude(), network)
+    _, [info] = nts.prune(KEY, network.init(KEY), score, schedule=[0.5])
+    assert info.notes == (
+        "Leaf 'layers/0/kernel' is the same in every draw, since init does not use its key.",
+    )
 
 
 # -- All of them, with every criterion -----------------------------------------------------------

@@ -111,29 +111,7 @@ def dependencies(fn: Callable[..., Any], state: State, *arguments: Any) -> list[
     """
     program = jax.make_jaxpr(fn)(state, *arguments)
     none: list[set[str]] = [set() for _ in jax.tree.leaves(arguments)]
-    return _walk(program, [*({path} for path in masks.leaf_paths(state)), *none])
-
-
-def _walk(jaxpr: Any, arguments: list[Any]) -> list[Any]:
-    def step(eqn: Any, operands: list[Any], where: str) -> list[Any] | None:
-        if eqn.primitive.name == "scan":
-            return _scan(eqn, operands)
-        if _jaxprs.called(eqn) is not None:
-            return None
-        return [set().union(*operands)] * len(eqn.outvars)
-
-    return _jaxprs.walk(jaxpr, arguments, step, constant=lambda value: set())
-
-
-def _scan(eqn: Any, operands: list[Any]) -> list[Any]:
-    first, carried = eqn.params["num_consts"], eqn.params["num_carry"]
-    while True:  # What one turn carries, the next one may use.
-        results = _walk(eqn.params["jaxpr"], operands)
-        carry = operands[first : first + carried]
-        grown = [old | new for old, new in zip(carry, results, strict=False)]
-        if grown == carry:
-            return results
-        operands = [*operands[:first], *grown, *operands[first + carried :]]
+    return _jaxprs.dependencies(program, [*({path} for path in masks.leaf_paths(state)), *none])
 
 
 BY_PLAIN = (
@@ -187,7 +165,7 @@ def check_training(train: Train, params: Params, state: State, inputs: Inputs) -
             f"state before training: {wanted}."
         )
     others: list[set[str]] = [set() for _ in jax.tree.leaves((params, inputs))]
-    found = _walk(program, [*({path} for path in paths), *others])
+    found = _jaxprs.dependencies(program, [*({path} for path in paths), *others])
     variables = program.jaxpr.invars[: len(paths)], program.jaxpr.outvars[-len(paths) :]
     constants = {
         path

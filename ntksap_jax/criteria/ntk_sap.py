@@ -97,8 +97,8 @@ def ntk_sap(
 
     Raises:
         ValueError: an option out of range. When called: params or data that do not fit, a
-            network whose outputs are not finite; samples to be spread over an axis that splits
-            params.
+            network whose outputs are not finite, or whose `init` ignores its key, unless
+            `reinit=False`; samples to be spread over an axis that splits params.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> import ntksap_jax as nts
@@ -121,7 +121,7 @@ def ntk_sap(
     )
 
     from_data = isinstance(inputs, str) and inputs == "data"
-    zeros_of = _zeros.of_init(network)
+    draws_of = _zeros.of_init(network)
 
     # -- One sample: inputs, weights and a probe -----------------------------------------------
 
@@ -191,7 +191,7 @@ def ntk_sap(
         draw = draw_weights if layouts.weights is None else draw_placed_weights
         weights = params
         if reinit:
-            fresh = draw(keys[..., 0], layout=layouts.weights, zeros=zeros_of(mask))
+            fresh = draw(keys[..., 0], layout=layouts.weights, zeros=draws_of(mask).zeros)
             weights = _boxes.fit(fresh, mask)
         return add_drawn(total, weights, keys[..., 1:], mask, batch, layout=layouts.total)
 
@@ -216,6 +216,7 @@ def ntk_sap(
             _batches.check_batch(network, batch, labels=False, why="inputs='data'")
         if reinit:
             _ntk_sap_checks.check_fresh(network, params)
+            draws_of(mask)  # raises if it is nothing
         everything = (key, params, mask, batch)
         key, params, mask, batch = _placement.vary_like(everything, everything)
         layouts = _layouts(params, mask)
@@ -241,7 +242,7 @@ def ntk_sap(
         trace, scores = _finish(total, mask, signed=signed)
         return scores, {"trace": trace / num_samples}
 
-    return _zeros.says(score, network, zeros_of if reinit else None)
+    return _zeros.says(score, network, draws_of if reinit else None)
 
 
 def trace_and_gradient(

@@ -52,6 +52,9 @@ def fresh_weights(score: ScoreFn, network: Network) -> ScoreFn:
     Returns:
         The criterion. (NTK-SAP has this built in, for every one of its samples.)
 
+    Raises:
+        ValueError: when called: `network.init` ignores its key.
+
     >>> import jax, jax.numpy as jnp
     >>> from ntksap_jax import criteria, masks
     >>> import ntksap_jax as nts
@@ -65,15 +68,16 @@ def fresh_weights(score: ScoreFn, network: Network) -> ScoreFn:
     True
     """
     _batches.check_network(network)
-    zeros_of = _zeros.of_init(network)
+    draws_of = _zeros.of_init(network)
 
     def fresh_score(key: Key, params: Params, mask: Mask, batch: Batch) -> tuple[Scores, Metrics]:
         del params
+        zeros = draws_of(mask).zeros
         weights_key, score_key = jax.random.split(typed_key(key))
-        weights = _zeros.fill(weights_key, network.init(weights_key), zeros_of(mask))
+        weights = _zeros.fill(weights_key, network.init(weights_key), zeros)
         return score(score_key, weights, mask, batch)
 
-    return _zeros.says(fresh_score, network, zeros_of)
+    return _zeros.says(fresh_score, network, draws_of)
 
 
 def noise_inputs(score: ScoreFn) -> ScoreFn:
