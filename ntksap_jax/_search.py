@@ -22,6 +22,7 @@ from ntksap_jax import (
     _checks,
     _deprecated,
     _forms,
+    _known_axes,
     _overlooked,
     _placement,
     _platform,
@@ -31,7 +32,6 @@ from ntksap_jax import (
     schedules,
 )
 from ntksap_jax._draws import typed_key
-from ntksap_jax.axes import of as axes_of
 from ntksap_jax.scopes import Scope, ScopeLike
 from ntksap_jax.types import (
     Axes,
@@ -39,7 +39,6 @@ from ntksap_jax.types import (
     Key,
     Mask,
     Metrics,
-    Network,
     Params,
     RoundInfo,
     ScoreFn,
@@ -266,28 +265,20 @@ def _plan(
             f"schedule=schedules.exponential({densities[-1]:.6g}, rounds={num_weights})."
         )
     scope.check_last(float(densities[-1]))
-    known = _known_axes(params, mask, score, scope, axes)
+    known = _axes_for(params, mask, score, scope, axes)
     return mask, [scope.counts(mask, float(d), axes=known) for d in densities], known
 
 
-def _known_axes(
-    params: Params, mask: Mask, score: ScoreFn, scope: Scope, axes: Axes | None
-) -> Axes:
+def _axes_for(params: Params, mask: Mask, score: ScoreFn, scope: Scope, axes: Axes | None) -> Axes:
     """What is given, what the criterion knows of its network if that matters, and names say."""
     shapes = {path: tuple(leaf.shape) for path, leaf in masks.leaf_paths(params).items()}
-    words = _forms.words_of(shapes, axes)
+    words = _known_axes.words(score, shapes, masks.leaf_paths(mask), axes, need=scope.need())
     for pattern in axes or {}:
         if not _forms.matching(pattern, shapes):
             raise ValueError(
                 f"axes: {pattern!r} is no path of a leaf, and as a pattern matches none. The "
                 f"leaves are: {', '.join(shapes)}."
             )
-    may_be_stacks = any(words[p].startswith("???") for p in masks.leaf_paths(mask))
-    if scope.need() != "nothing" or may_be_stacks:
-        source = getattr(score, "axes", None) or _zeros.about(score).network
-        if isinstance(source, Network):
-            return _forms.words_of(shapes, axes, axes_of(source))
-        return _forms.words_of(shapes, {**(source or {}), **(axes or {})})
     return words
 
 

@@ -133,21 +133,25 @@ def test_finite_differences_converge_to_the_directional_derivative():
         assert abs(np.log2(errors[0] / errors[1]) - 1) < 0.1
 
 
-def test_cotangent_norm_is_the_norm_of_the_pulled_back_probe():
+@pytest.mark.parametrize(
+    "norm, of_leaf", [(ntk.cotangent_norm, lambda x: x), (ntk.log_cotangent_norm, jnp.log)]
+)
+def test_cotangent_norms_are_those_of_the_pulled_back_probe(norm, of_leaf):
     """Value and first derivative of the forward-over-reverse form equal those of ‖Jᵀu‖² itself."""
     probe = jax.random.normal(jax.random.key(4), (5, 3))
 
     def plain(fn, params, probe):
-        pulled = jax.vjp(fn, params)[1](probe)[0]
-        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(pulled))
+        jacobian = jax.jacrev(fn)(params)
+        squares = jax.tree.map(lambda j: jnp.sum(jnp.tensordot(probe, j, 2) ** 2), jacobian)
+        return sum(map(of_leaf, jax.tree.leaves(squares)))
 
     def of_scale(norm):
         def value(scale):
-            return norm(lambda p: fn(jax.tree.map(lambda x: x * scale, p)), PARAMS, probe)
+            return norm(lambda p: fn(jax.tree.map(lambda x: jnp.sin(x * scale), p)), PARAMS, probe)
 
         return jax.jit(jax.value_and_grad(value))(1.3)
 
-    np.testing.assert_allclose(of_scale(ntk.cotangent_norm), of_scale(plain), rtol=1e-4)
+    np.testing.assert_allclose(of_scale(norm), of_scale(plain), rtol=1e-4)
 
 
 def test_zero_outputs_have_zero_gradient():
@@ -159,6 +163,15 @@ def test_zero_outputs_have_zero_gradient():
             return estimator(jax.random.key(0), lambda w: jnp.zeros((4, 3)) @ (w * m), weights)
 
         np.testing.assert_array_equal(jax.jit(jax.grad(estimate))(weights), 0)
+
+
+def test_a_leaf_without_influence_is_left_out_of_the_logarithms():
+    """Σ log ‖J_lᵀu‖² of f = a + 0 b: log u², not minus infinity, and no NaN in the derivative."""
+    fn = lambda p: p["a"] ** 2 + 0 * p["b"]  # noqa: E731
+    params = {"a": jnp.array(3.0), "b": jnp.array(1.0)}
+    norm = jax.value_and_grad(ntk.log_cotangent_norm, argnums=1)
+    value, slope = norm(fn, params, jnp.array(1.0))
+    np.testing.assert_allclose([value, slope["a"], slope["b"]], [np.log(36), 2 / 3, 0], rtol=1e-6)
 
 
 def test_pytrees_of_outputs():

@@ -14,11 +14,12 @@ any function of that form: see `criteria/magnitude.py` for the smallest one.
 | `iterative_snip`, `force` | weights, data, labels | de Jorge et al. 2021 |
 | `grasp` | weights, data, labels | Wang et al. 2020 |
 
-`inverted`, `fresh_weights` and `noise_inputs` make one criterion of another; `class_balanced` draws
-the examples that most papers score on, `fill_zeros` makes params to score of ones
-with factors that are zero.
+`balanced`, `inverted`, `fresh_weights` and `noise_inputs` make one criterion of another;
+`class_balanced` draws the examples that most papers score on, `fill_zeros` makes params to score of
+ones with factors that are zero.
 """
 
+from ntksap_jax.criteria.balanced import balanced as balanced
 from ntksap_jax.criteria.class_balanced import class_balanced as class_balanced
 from ntksap_jax.criteria.fill_zeros import fill_zeros as fill_zeros
 from ntksap_jax.criteria.force import force as force
