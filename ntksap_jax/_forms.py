@@ -15,6 +15,8 @@ Need = Literal["nothing", "stacks", "roles"]
 """What has to be known: nothing, which axes run over layers, or what every axis means."""
 
 _LARGEST_WINDOW = 11
+_CONVOLUTION = re.compile(r"(?i)(?<!scan)(?<!vmap)conv(?!s|_?transpose|_?local)")
+"""The name of one convolution, whose kernel has its outputs last."""
 
 
 class Form(NamedTuple):
@@ -224,13 +226,30 @@ def _by_name(path: str, shapes: Mapping[str, Shape]) -> str:
         fits = {"ioo": bias == shape[1:], "sio": bias == (shape[0], shape[2])}
         words = [word for word, fit in fits.items() if fit]
         return words[0] if len(words) == 1 else unknown
-    window, is_flat = set(shape[:-2]), bias in (None, shape[-1:])
-    most = (
-        4 if bias is None else 5
-    )  # Without a bias, a stack of convolutions looks like one in 3-D.
-    if len(window) == 1 and max(window) <= _LARGEST_WINDOW and is_flat and len(shape) <= most:
+    is_window = len(set(shape[:-2])) == 1 and shape[0] <= _LARGEST_WINDOW
+    if len(shape) in (4, 5) and is_window and _is_convolution(parent, shape, bias, shapes):
         return "p" * (len(shape) - 2) + "io"
     return unknown
+
+
+def _is_convolution(
+    parent: str, shape: Shape, bias: Shape | None, shapes: Mapping[str, Shape]
+) -> bool:
+    """Whether a kernel with a square window is a convolution's, inputs before outputs.
+
+    It might be transposed, with outputs first, or in a stack, where each leaf has one more axis.
+    """
+    above, _, layer = parent.rpartition("/")
+    if bias is not None:
+        return bias == shape[-1:] and (shape[-2] != shape[-1] or "transpose" not in layer.lower())
+    # A stack of three 1-D convolutions looks like one in 2-D.
+    beside = [
+        other
+        for path, other in shapes.items()
+        if path.startswith(above) and path.rpartition("/")[2] not in ("kernel", "w")
+    ]
+    is_stacked = bool(beside) and all(len(other) > 1 and shape[0] in other for other in beside)
+    return len(shape) == 4 and not is_stacked and bool(_CONVOLUTION.search(layer))
 
 
 def _role_in_attention(parent: str, name: str, shapes: Mapping[str, Shape]) -> str | None:

@@ -14,6 +14,14 @@ None has a call, such as `jit`, entered: its own operations follow. `where` is t
 module that the operation stands in.
 """
 
+MOVES = {
+    *("reshape", "broadcast_in_dim", "transpose", "squeeze", "slice", "dynamic_slice", "split"),
+    *("unstack", "rev", "tile", "copy", "copy_p", "convert_element_type", "reduce_precision"),
+    *("stop_gradient", "optimization_barrier", "name"),
+    *("sharding_constraint", "mesh_cast", "reshard"),
+}
+"""Operations whose results are entries of their operand: elsewhere, or in another type."""
+
 # Operations with a jaxpr among their parameters that is not simply called.
 _NO_CALLS = {"while", "scan", "cond", "reduce", "reduce_window", "shard_map", "pallas_call"}
 

@@ -52,11 +52,9 @@ _ACTIVATIONS = {
 }
 # Operations on paths alone that commute with scaling by a positive number.
 _HOMOGENEOUS = {
-    *("reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims", "slice", "rev", "copy"),
+    *_jaxprs.MOVES,
     *("reduce_sum", "reduce_max", "reduce_window_sum", "reduce_window_max", "cumsum"),
-    *("convert_element_type", "reduce_precision", "stop_gradient", "optimization_barrier"),
-    *("sharding_constraint", "concatenate", "pad", "add", "add_any", "max", "dynamic_slice"),
-    *("select_n", "gather", "mesh_cast", "reshard", "split", "tile"),
+    *("concatenate", "pad", "add", "add_any", "max", "select_n", "gather"),
 }
 _EXPONENT_OF_ZERO = -(2.0**20)
 

@@ -151,27 +151,15 @@ def _kaiming(shape: tuple[int, ...], word: str | None) -> float:
 
 # -- Programs --------------------------------------------------------------------------------------
 
-# Operations whose result is the operand at other places, or in another type.
-_MOVES = {
-    *("reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims", "slice", "rev", "copy"),
-    *("convert_element_type", "reduce_precision", "neg", "split", "dynamic_slice", "gather"),
-    *("sharding_constraint", "optimization_barrier", "stop_gradient", "copy_p", "tile"),
-}
+# Operations whose result is the operand, but for a sign.
+_MOVES = _jaxprs.MOVES | {"neg", "gather"}
 # Functions that are zero at zero and rise there, such as a gate may be.
 _ODD = {"tanh", "sin", "tan", "sinh", "asinh", "atan", "erf", "expm1", "log1p"}
 # Operations that make zeros of zeros.
 _ZERO_OF_ZEROS = {
     *_MOVES,
     *_ODD,
-    "add",
-    "sub",
-    "sqrt",
-    "concatenate",
-    "pad",
-    "max",
-    "min",
-    "sign",
-    "abs",
+    *("add", "sub", "sqrt", "concatenate", "pad", "max", "min", "sign", "abs"),
 }
 _ELEMENTWISE_PRODUCTS = {"mul", "div"}
 _PRODUCTS = {"dot_general", "conv_general_dilated", "conv2d", "ragged_dot"}

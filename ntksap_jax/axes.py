@@ -38,16 +38,19 @@ def of(network: Network) -> dict[str, str]:
 
     Whatever is multiplied with something that depends on the inputs, in a matrix product, a
     convolution or a look-up, is a kernel: the axes that are summed over are its inputs. It is
-    followed through operations that only rearrange, rescale or slice it, and through `scan`.
-    Layers side by side on the same inputs, as `vmap` makes them with `in_axes=None`, are found by
-    the layers that follow them; alone they are one layer with two axes of outputs.
+    followed through operations that only rearrange, rescale or slice it, and into loops. A kernel
+    that is used transposed too, as a table that embeds tokens and is the head, or where `apply`
+    takes derivatives, counts as at its first use. In x @ (W + A @ B) the axis between A and B is
+    the outputs of A and the inputs of B. Layers side by side on the same inputs, as `vmap` makes
+    them with `in_axes=None`, are found by the layers that follow them; alone they are one layer
+    with two axes of outputs.
 
     Args:
         network: the model, of any framework.
 
     Returns:
-        The letters of each kernel's axes, by path. An axis is `?` where its uses disagree (a kernel
-        that is used both as it is and transposed) or could not be followed.
+        The letters of each kernel's axes, by path. An axis is `?` where its uses disagree, as in
+        W + Wᵀ, or could not be followed.
 
     >>> import flax.linen as nn
     >>> import ntksap_jax as nts

@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 import ntksap_jax as nts
-from ntksap_jax import axes, criteria, masks, ntk, scopes
-from ntksap_jax._forms import Form
+from ntksap_jax import _forms, axes, criteria, masks, ntk, scopes
 
 KEY = jax.random.key(0)
 HEADS = {f"{name}/kernel": "iio" if name == "out" else "ioo" for name in ("query", "key", "value")}
@@ -106,10 +106,66 @@ def test_kernels_are_followed_to_where_they_are_used():
     assert of_function(table, table=(7, 3)) == {"table": "io"}
 
 
+def test_the_first_use_of_a_kernel_counts_if_it_is_used_transposed_too():
+    tied = lambda p, x: p["w"][x.astype(int)] @ p["w"].T  # noqa: E731
+    assert of_function(tied, w=(7, 3)) == {"w": "io"}
+    assert of_function(lambda p, x: x @ p["w"].T @ p["w"], w=(3, 4)) == {"w": "oi"}
+    network = lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"]) @ p["kernel"]).sum()  # noqa: E731
+    for derivative in (jax.grad(network, 1), jax.hessian(network, 1)):
+        apply = lambda p, x, fn=derivative: jax.vmap(lambda x: fn(p, x))(x)  # noqa: E731
+        assert of_function(apply, w=(4, 3), kernel=(3, 2)) == {"w": "io", "kernel": "io"}
+
+
+def test_low_rank_products_are_added_to_a_kernel():
+    def merged(p, x):
+        return x @ (p["kernel"] + 0.5 * p["a"] @ p["b"])
+
+    found = of_function(merged, kernel=(4, 4), a=(4, 2), b=(2, 4))
+    assert found == {"kernel": "io", "a": "io", "b": "io"}
+
+    def outputs_first(p, x):
+        return x @ (p["weight"] + p["b"] @ p["a"]).T
+
+    found = of_function(outputs_first, weight=(3, 4), b=(3, 2), a=(2, 4))
+    assert found == {"weight": "oi", "b": "oi", "a": "oi"}
+
+
+def test_kernels_are_followed_into_loops_and_to_devices():
+    def loop(p, x):
+        turn = lambda carry: (carry[0] + 1, jnp.tanh(carry[1] @ p["w"][carry[0]] @ p["kernel"]))  # noqa: E731
+        return jax.lax.while_loop(lambda carry: carry[0] < 3, turn, (0, x))[1]
+
+    assert of_function(loop, w=(3, 4, 3), kernel=(3, 4)) == {"w": "sio", "kernel": "io"}
+    mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(P(None, "model"), P("model"), P()), out_specs=P()
+    )
+    def split(first, second, x):
+        return jax.lax.psum(jnp.tanh(x @ first) @ second, "model")
+
+    apply = lambda p, x: split(p["w"], p["kernel"], x)  # noqa: E731
+    assert of_function(apply, w=(4, 6), kernel=(6, 3)) == {"w": "io", "kernel": "io"}
+
+
+def test_experts_are_stacked():
+    def ragged(p, x):
+        return jax.lax.ragged_dot(x, p["w"], jnp.array([1, 1, 0]))
+
+    def soft(p, x):
+        gate = jax.nn.softmax(x @ p["kernel"])
+        hidden = jnp.einsum("bi,eio->beo", x, p["w"])
+        return jnp.einsum("beo,eoj,be->bj", jax.nn.relu(hidden), p["weight"], gate)
+
+    assert of_function(ragged, w=(3, 4, 5)) == {"w": "sio"}
+    found = of_function(soft, kernel=(4, 3), w=(3, 4, 5), weight=(3, 5, 2))
+    assert found == {"kernel": "io", "w": "sio", "weight": "sio"}
+
+
 def test_what_is_not_known_is_not_guessed():
-    tied = of_function(lambda p, x: x @ p["w"] @ p["w"].T, w=(4, 3))
+    symmetric = of_function(lambda p, x: x @ (p["w"] + p["w"].T), w=(4, 4))
     sorted_ = of_function(lambda p, x: x @ jnp.sort(p["w"], axis=0), w=(4, 3))
-    assert tied == sorted_ == {"w": "??"}
+    assert symmetric == sorted_ == {"w": "??"}
     shuffled = of_function(lambda p, x: x @ p["w"][jnp.array([2, 0, 1, 3])], w=(4, 3))
     assert shuffled == {"w": "??"}
 
@@ -320,7 +376,7 @@ def test_kernels_of_equinox_have_their_outputs_first():
 @given(st.data(), st.text("spio", min_size=1, max_size=5))
 def test_the_common_form_and_back_changes_nothing(data, word):
     shape = tuple(data.draw(st.lists(st.integers(1, 3), min_size=len(word), max_size=len(word))))
-    form, leaf = Form(shape, word), np.arange(np.prod(shape)).reshape(shape)
+    form, leaf = _forms.Form(shape, word), np.arange(np.prod(shape)).reshape(shape)
     np.testing.assert_array_equal(form.restore(form.arrange(leaf)), leaf)
     np.testing.assert_array_equal(form.restore_layers(form.by_layer(leaf)), leaf)
     arranged = form.arrange(leaf)
@@ -331,7 +387,7 @@ def test_the_common_form_and_back_changes_nothing(data, word):
 
 
 PARAMS = {
-    "conv": {"kernel": jnp.ones((3, 3, 4, 4))},
+    "conv": {"kernel": jnp.ones((3, 3, 4, 4)), "bias": jnp.ones(4)},
     "query": {"kernel": jnp.ones((4, 2, 3)), "bias": jnp.ones((2, 3))},
     "stack": {"kernel": jnp.ones((2, 4, 3)), "bias": jnp.ones((2, 3))},
 }
@@ -342,6 +398,27 @@ def test_names_and_biases_say_what_they_can():
     assert np.all(np.sum(mask["query"]["kernel"], axis=0) == 2)
     assert np.all(np.sum(mask["stack"]["kernel"], axis=1) == 2)
     assert np.all(np.sum(mask["conv"]["kernel"], axis=(0, 1, 2)) == 18)
+
+
+@pytest.mark.parametrize(
+    ("path", "others", "word"),
+    [
+        ("net/conv1/kernel", {}, "ppio"),
+        ("net/conv2_d/w", {"net/norm/scale": (4,)}, "ppio"),
+        ("net/up/kernel", {"net/up/bias": (4,)}, "ppio"),
+        # Those of `nn.ConvTranspose` may have their outputs first.
+        ("net/ConvTranspose_0/kernel", {}, "????"),
+        ("net/ConvTranspose_0/kernel", {"net/ConvTranspose_0/bias": (4,)}, "????"),
+        # Three 1-D convolutions, or three places of two in each direction.
+        ("net/conv1/kernel", {"net/norm/scale": (3, 4)}, "????"),
+        ("net/convs/kernel", {"norm/scale": (4,)}, "????"),
+        ("net/VmapConv_0/kernel", {}, "????"),
+        ("net/ConvLocal_0/kernel", {}, "????"),
+        ("net/layer/kernel", {}, "????"),
+    ],
+)
+def test_square_windows_are_those_of_convolutions_if_names_or_biases_say_so(path, others, word):
+    assert _forms.words_of({path: (3, 3, 4, 4), **others}, None)[path] == word
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ PARTS = {
     "layer scale by einsum": (LayerScaleByEinsum(), {"gamma": None}),
     "rezero": (ReZero(), {"alpha": None}),
     "gate": (Gate(), {"gate": None}),
-    "queries": (Queries(), {"tokens": np.sqrt(2 / 3)}),
+    "queries": (Queries(), {"tokens": KERNEL}),
     "adapter": (Adapter(), {"up/kernel": 1}),  # of two inputs
     "lora": (LowRank(), {"lora_b": 1}),
     "head": (Head(), {"Dense_0/kernel": KERNEL}),
