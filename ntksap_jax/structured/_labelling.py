@@ -30,7 +30,7 @@ _NO_LAYER = (
 class Tracing:
     """One run through a model."""
 
-    def __init__(self, model: nn.Module, variables: Any, call: Call) -> None:
+    def __init__(self, model: Any, variables: Any, call: Call) -> None:
         """Traces a model, whose variables are given as shapes."""
         self._call = call
         leaves = masks.leaf_paths(variables)
@@ -62,7 +62,9 @@ class Tracing:
             if self._shapes[f"params/{kernel}"][-1] == 1:
                 self.fix(kernel, _SINGLE)
             own = self._features.get(kernel.rpartition("/")[0])
-            if own is None or not self._labels.are_same(own, self._filters(kernel)):
+            if isinstance(model, nn.Module) and (
+                own is None or not self._labels.are_same(own, self._filters(kernel))
+            ):
                 self.fix(kernel, _NO_FIELD)
 
     def fix(self, kernel: str, reason: str) -> None:

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import flax.core
 import flax.errors
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from ntksap_jax import _jaxprs
-from ntksap_jax.structured import _rules
+from ntksap_jax.structured import _nnx_model, _rules
 
 # What comes and goes with sizes, such as a broadcast from 1 to 1, and means nothing by itself.
 _LAYOUT = {
@@ -96,13 +96,17 @@ class LabelledOperation(NamedTuple):
     whole: tuple[Any, ...]
 
 
-def shapes_of(model: nn.Module, call: Call) -> dict[str, Any]:
-    """Returns the variables that the model is initialised with, as shapes; computes nothing.
+def shapes_of(model: Any, call: Call) -> dict[str, Any]:
+    """Returns the variables of a model, as shapes; computes nothing.
+
+    Those that a linen module is initialised with, and those that an nnx one holds.
 
     Raises:
         ValueError: a model that cannot be called so, or that keeps other collections than
             "params" and "batch_stats".
     """
+    if isinstance(model, nnx.Module):
+        return _nnx_model.shapes_of(model)
     try:
         variables = jax.eval_shape(
             lambda: model.init(
@@ -131,12 +135,14 @@ def _is_sown(collection: Any) -> bool:
     return all(isinstance(leaf, tuple) or not jax.tree.leaves(leaf) for leaf in leaves)
 
 
-def record(model: nn.Module, variables: Any, call: Call) -> Any:
-    """Returns the jaxpr of `model.apply` in evaluation mode.
+def record(model: Any, variables: Any, call: Call) -> Any:
+    """Returns the jaxpr of a call in evaluation mode, a function of variables and inputs.
 
     Raises:
         ValueError: a model that is in training mode.
     """
+    if isinstance(model, nnx.Module):
+        return _nnx_model.record(model, variables, call)
 
     def apply(variables: Any, inputs: jax.Array) -> Any:
         return model.apply(variables, inputs, **call.kwargs)

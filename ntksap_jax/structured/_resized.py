@@ -139,14 +139,14 @@ def resize(model: nn.Module, features: Mapping[str, int]) -> Resized:
     return Resized(Original(original), tuple(sorted({**before, **features}.items())))
 
 
-def taken_apart(model: nn.Module) -> tuple[nn.Module, dict[str, int]]:
+def taken_apart(model: Any) -> tuple[Any, dict[str, int]]:
     """Returns a model as its author wrote it, and the numbers of features that are others now."""
     if isinstance(model, Resized):
         return model.original.module, dict(model.features)
     return model, {}
 
 
-def mismatch(small: nn.Module, variables: Any, call: Call, expected: list[Operation]) -> str | None:
+def mismatch(small: Any, variables: Any, call: Call, expected: list[Operation]) -> str | None:
     """Says where a resized model does something else than the original on fewer channels.
 
     A model's own code may depend on the number of channels: it may count them (a mean over them),

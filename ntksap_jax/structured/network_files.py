@@ -12,15 +12,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from ntksap_jax import _boxes, _files, _npz, _tensors, masks
-from ntksap_jax.structured import _resized
+from ntksap_jax.structured import _nnx_model, _resized
 
 _FORMAT = "ntksap_jax shrunk network"
 _VERSION = "2"
 
 
-def save(path: str | os.PathLike[str], model: nn.Module, variables: Any) -> None:
+def save(
+    path: str | os.PathLike[str], model: nn.Module | nnx.Module, variables: Any = None
+) -> None:
     """Writes a network, shrunk or not, as one `.safetensors` file: numbers of features, variables.
 
     The file holds no code: an array for each leaf by its path, and in the header's metadata the
@@ -28,13 +31,15 @@ def save(path: str | os.PathLike[str], model: nn.Module, variables: Any) -> None
 
     Args:
         path: where to write; a name that ends in `.safetensors`.
-        model: the module, as `shrink` returned it.
-        variables: its variables; for example after more training.
+        model: the linen module or nnx model, as `shrink` returned it.
+        variables: its variables, for example after more training; by default what an nnx model
+            holds.
 
     Raises:
         ValueError: `path` has another ending.
         FileNotFoundError: its folder does not exist.
-        TypeError: `model` is no linen module, or a leaf has a type that the format does not have.
+        TypeError: `model` is no linen module and no nnx model, a linen module comes without
+            variables, or a leaf has a type that the format does not have.
 
     >>> import jax, jax.numpy as jnp, os, safetensors.numpy, tempfile
     >>> model = nn.Dense(2)
@@ -45,8 +50,12 @@ def save(path: str | os.PathLike[str], model: nn.Module, variables: Any) -> None
     ...     sorted(safetensors.numpy.load_file(path))
     ['params/bias', 'params/kernel']
     """
-    if not isinstance(model, nn.Module):
+    if variables is None and isinstance(model, nnx.Module):
+        variables = _nnx_model.variables_of(model)
+    if not isinstance(model, nn.Module | nnx.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected the module of the variables.")
+    if variables is None:
+        raise TypeError("variables: got None, but a linen module holds none. Pass its variables.")
     leaves = masks.leaf_paths(flax.core.unfreeze(variables))
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     features = json.dumps(_resized.taken_apart(model)[1])
@@ -57,19 +66,21 @@ def save(path: str | os.PathLike[str], model: nn.Module, variables: Any) -> None
     _tensors.write(Path(path), arrays, about | {"digest": _tensors.digest(arrays)})
 
 
-def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[nn.Module, Any]:
+def load(path: str | os.PathLike[str], model: Any) -> tuple[Any, Any]:
     """Reads a network that `save` wrote.
 
     Args:
         path: the `.safetensors` file, or an `.npz` file of version 0.1.
-        model: the original model, before anything was removed (or the shrunk one itself).
+        model: the original model, before anything was removed (or the shrunk one itself): a linen
+            module or an nnx model, as was saved.
 
     Returns:
-        The module with the file's numbers of features, and the file's variables.
+        The module with the file's numbers of features, and the file's variables; an nnx model is a
+        new one, which holds them.
 
     Raises:
         FileNotFoundError: no such file.
-        TypeError: `model` is no linen module.
+        TypeError: `model` is no linen module and no nnx model.
         ValueError: a damaged file, one that `save` did not write, or one of another version; or
             arrays of 64 bits where jax has these switched off.
 
@@ -82,7 +93,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[nn.Module, Any
     >>> bool((read["params"]["kernel"] == variables["params"]["kernel"]).all())
     True
     """
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module | nnx.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected the original flax module.")
     path = Path(path)
     keys: dict[str, list[str]] = {}
@@ -112,8 +123,19 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> tuple[nn.Module, Any
             if type(number) is not int or not 1 <= number <= largest:
                 raise ValueError(f"{name!r} has {number!r} features, expected 1 to {largest}")
         variables = _nested(arrays, keys)
+    if isinstance(model, nnx.Module):
+        _check_paths(path, variables, _nnx_model.variables_of(model))
+        return _nnx_model.resized(model, variables), variables
     original, _ = _resized.taken_apart(model)
     return _resized.resize(original, features), variables
+
+
+def _check_paths(path: Path, found: Any, own: Any) -> None:
+    """Raises a ValueError unless a file holds the leaves of this model."""
+    names, wanted = masks.leaf_paths(found).keys(), masks.leaf_paths(own).keys()
+    for name in sorted(names ^ wanted):
+        where = "the file lacks" if name in wanted else "the model lacks"
+        raise ValueError(f"path: {path} holds another model: {where} {name!r}.")
 
 
 def _keys(variables: Any) -> dict[str, list[str]]:

@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from ntksap_jax import _scores, masks, schedules
 from ntksap_jax._draws import typed_key
-from ntksap_jax.structured import filters, global_selection, shrinking, tracing
+from ntksap_jax.structured import _nnx_model, filters, global_selection, shrinking, tracing
 from ntksap_jax.structured.channels import Channels
 from ntksap_jax.structured.global_selection import Cost
 from ntksap_jax.structured.types import FilterScores, Keep
@@ -28,7 +28,7 @@ ROUNDS = 20
 
 def prune_model(
     key: Key,
-    model: nn.Module,
+    model: Any,
     variables: Any,
     score: ScoreFn | FilterScoreFn,
     flops: float = 0.25,
@@ -39,16 +39,17 @@ def prune_model(
     min_filters: int = 1,
     multiple_of: int = 1,
     **apply_kwargs: Any,
-) -> tuple[nn.Module, Any]:
-    """Removes filters of a linen model until a fraction of its FLOPs is left.
+) -> tuple[Any, Any]:
+    """Removes filters of a model until a fraction of its FLOPs is left.
 
     This is the common case in one call: `trace` the model, `prune` its filters, `zero_out` those
     that go, and `shrink`. Nothing is trained; fine-tune or train what it returns.
 
     Args:
         key: PRNG key of the criterion.
-        model: the (unbound) linen module.
-        variables: its `{"params": ..., "batch_stats": ...}`, trained or fresh.
+        model: the (unbound) linen module, or the nnx model.
+        variables: its `{"params": ..., "batch_stats": ...}`, trained or fresh; None of an nnx
+            model: those that it holds.
         score: a criterion, whose derivatives must keep their sign, such as
             `criteria.ntk_sap(network, signed=True)`, in 20 rounds; or a score of filters such as
             `structured.l1`, in one, for it depends on nothing that earlier rounds change.
@@ -61,13 +62,14 @@ def prune_model(
         **apply_kwargs: arguments that put the module in evaluation mode, such as `train=False`.
 
     Returns:
-        The smaller module, and its variables. It takes the arguments of `model`, and can be
-        trained, saved and pruned again.
+        The smaller module, and its variables (which an nnx model holds too). It takes the arguments
+        of `model`, and can be trained, saved and pruned again. `model` stays as it is.
 
     Raises:
         TypeError, ValueError: a model that cannot be traced or has no filter that can go, variables
             of another model, a fraction that cannot be reached; see `trace`, `prune` and `shrink`.
 
+    >>> import flax.linen as nn
     >>> from ntksap_jax import structured
     >>> model = nn.Sequential([nn.Dense(64), nn.relu, nn.Dense(64), nn.relu, nn.Dense(10)])
     >>> variables, x = model.init(jax.random.key(0), jnp.ones((1, 20))), jnp.ones((5, 20))
@@ -80,6 +82,8 @@ def prune_model(
     if not 0 < flops <= 1:
         raise ValueError(f"flops: got {flops}, expected the fraction that is left, in (0, 1].")
     channels = tracing.trace(model, input_shape, dtype=dtype, **apply_kwargs)
+    if variables is None and isinstance(model, nnx.Module):
+        variables = _nnx_model.variables_of(model)
     variables = shrinking.check_variables(variables, channels)
     keep = prune(
         key,

@@ -2,7 +2,7 @@
 
 First `zero_out` sets what belongs to the pruned filters to 0; from then on the network computes the
 same without them, which is what `shrink` makes: the same module with fewer features, and its
-variables. What it returns is a linen module and variables like any other: they can be trained,
+variables. What it returns is a module and variables like any other: they can be trained,
 pruned, traced and shrunk again.
 """
 
@@ -69,24 +69,23 @@ def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
     return jax.tree_util.tree_map_with_path(zero, variables)
 
 
-def shrink(
-    model: nn.Module, variables: Any, channels: Channels, keep: Keep
-) -> tuple[nn.Module, Any]:
+def shrink(model: Any, variables: Any, channels: Channels, keep: Keep) -> tuple[Any, Any]:
     """Removes the filters that are not kept, and everything that belongs to them.
 
     Nothing is rescaled or compensated for. After `zero_out` with the same `keep`, the function is
     the same up to rounding; without it, the contribution of the removed filters is lost.
 
     Args:
-        model: the module that was traced; perhaps the result of another `shrink`.
+        model: the linen module or nnx model that was traced; perhaps itself a shrunk one.
         variables: its `{"params": ..., "batch_stats": ...}`.
         channels: result of `structured.trace` for this model.
         keep: by kernel path, which filters are kept; see `structured.expand`.
 
     Returns:
-        The smaller module, and its variables, on the default device. The module is `model` run with
-        other numbers of features: it takes the same arguments, has parameters of the same paths,
-        and can be initialised afresh (a network of the pruned architecture, from scratch).
+        The smaller module, and its variables, on the default device. A linen module is `model` run
+        with other numbers of features: it takes the same arguments, has parameters of the same
+        paths, and can be initialised afresh (a network of the pruned architecture, from scratch).
+        An nnx model is a copy whose layers are smaller, and holds these variables.
 
     Raises:
         TypeError, ValueError: variables that are not the traced model's; a wrong `keep`, as in
@@ -109,7 +108,6 @@ def shrink(
     variables = check_variables(variables, channels)
     channels_.expand(channels, keep)
     removed = channels_.removed_channels(channels, keep)
-    small = tracing.resize(model, channels, removed)
     shapes = _program.shapes_of(model, channels.call)
     wrong = tracing.misfit(model, shapes, channels, removed)
     if wrong is not None:
@@ -128,7 +126,9 @@ def shrink(
         return jnp.asarray(array)
 
     fewer = jax.tree_util.tree_map_with_path(take, variables)
-    _check_init(small, fewer, channels)
+    small = tracing.resize(model, fewer, channels, removed)
+    if isinstance(small, nn.Module):
+        _check_init(small, fewer, channels)
     return small, fewer
 
 

@@ -12,9 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from ntksap_jax import _boxes, _networks
-from ntksap_jax.structured import _program, _resized
+from ntksap_jax.structured import _nnx_model, _program, _resized
 from ntksap_jax.structured._labelling import Tracing
 from ntksap_jax.structured._program import Call
 from ntksap_jax.structured.channels import (
@@ -34,7 +35,7 @@ _ONE_INPUT = (
 
 
 def trace(
-    model: nn.Module,
+    model: nn.Module | nnx.Module,
     input_shape: tuple[int, ...],
     *,
     dtype: Any = jnp.float32,
@@ -50,7 +51,8 @@ def trace(
     each group of layers. If one of these fails, the layer is not removable; `reasons` says why.
 
     Args:
-        model: the (unbound) linen module, called as `model(inputs, **apply_kwargs)`.
+        model: the (unbound) linen module, or the nnx model, called as
+            `model(inputs, **apply_kwargs)`; of a copy of the nnx model, after `eval()`.
         input_shape: shape of one example, without the batch axis.
         dtype: type of the inputs.
         **apply_kwargs: arguments that put the module in *evaluation* mode, such as `train=False`.
@@ -59,7 +61,7 @@ def trace(
         The channels.
 
     Raises:
-        TypeError: `model` is not an unbound linen module, or `input_shape` no shape.
+        TypeError: `model` is no unbound linen module and no nnx model, or `input_shape` no shape.
         ValueError: a model that cannot be called so, or of which no layer is removable: the
             operations that are in the way are named.
 
@@ -92,7 +94,7 @@ def trace(
     return channels
 
 
-def misfit(model: nn.Module, shapes: Any, channels: Channels, removed: np.ndarray) -> str | None:
+def misfit(model: Any, shapes: Any, channels: Channels, removed: np.ndarray) -> str | None:
     """Says what the model does otherwise without some channels than it should, None if nothing.
 
     Args:
@@ -101,7 +103,6 @@ def misfit(model: nn.Module, shapes: Any, channels: Channels, removed: np.ndarra
         channels: its channels.
         removed: result of `removed_channels`.
     """
-    small = resize(model, channels, removed)
     kept = {path: kept_indices(channels, path, removed) for path in channels.labels}
 
     def shape(key: Any, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -113,18 +114,22 @@ def misfit(model: nn.Module, shapes: Any, channels: Channels, removed: np.ndarra
         return jax.ShapeDtypeStruct(tuple(sizes), leaf.dtype)
 
     fewer = jax.tree_util.tree_map_with_path(shape, shapes)
+    small = resize(model, fewer, channels, removed)
     expected = expected_program(channels, removed)
     return _resized.mismatch(small, fewer, channels.call, expected)
 
 
-def resize(model: nn.Module, channels: Channels, removed: np.ndarray) -> _resized.Resized:
+def resize(model: Any, variables: Any, channels: Channels, removed: np.ndarray) -> Any:
     """Returns the model without some channels.
 
     Args:
         model: the model that was traced.
+        variables: what is left of its variables; an nnx model holds them then.
         channels: its channels.
         removed: result of `removed_channels`.
     """
+    if isinstance(model, nnx.Module):
+        return _nnx_model.resized(model, variables)
     # Also those that stay: a block may hand its own number, which changes, to a layer's.
     features = {
         module: int(np.sum(~is_removed(labels, removed)))
@@ -134,7 +139,7 @@ def resize(model: nn.Module, channels: Channels, removed: np.ndarray) -> _resize
 
 
 def _unfit(
-    model: nn.Module, shapes: Any, channels: Channels, some: list[tuple[str, ...]]
+    model: Any, shapes: Any, channels: Channels, some: list[tuple[str, ...]]
 ) -> list[tuple[tuple[str, ...], str]]:
     """Finds the groups of layers whose number of filters the model's own code does not let change.
 
@@ -172,9 +177,12 @@ def _remove_some(channels: Channels, group: tuple[str, ...], removed: np.ndarray
 
 
 def _check_model(model: Any) -> None:
+    if isinstance(model, nnx.Module):
+        return
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model: got {type(model).__name__}, expected a flax.linen module such as MyModel(...)."
+            f"model: got {type(model).__name__}, expected a flax.linen module such as MyModel(...),"
+            " or a flax.nnx model."
         )
     if model.scope is not None:
         raise TypeError(
