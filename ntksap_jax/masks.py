@@ -14,7 +14,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ import numpy as np
 
 from ntksap_jax import _boxes, _forms, _npz, _placement, _tensors, _top_ranks
 from ntksap_jax._draws import random_like, typed_key
+from ntksap_jax._mask_trees import is_none
+from ntksap_jax._mask_trees import leaf_paths as leaf_paths
+from ntksap_jax._mask_trees import map_prunable as map_prunable
+from ntksap_jax._mask_trees import merge as merge
+from ntksap_jax._rescale import rescale as rescale
 from ntksap_jax.types import Axes, Key, Mask, Params
 
 KERNEL_NAMES = ("kernel", "weight", "w")
@@ -34,40 +39,6 @@ Equinox calls the weights of embeddings and normalisation so too: `exclude` thos
 
 
 # -- Structure -----------------------------------------------------------------------------------
-
-
-def leaf_paths(tree: Any) -> dict[str, Any]:
-    """Returns the leaves of a pytree by path, such as `"block_0/conv1/kernel"`; `None` is no leaf.
-
-    >>> leaf_paths({"dense": {"kernel": 1, "bias": None}})
-    {'dense/kernel': 1}
-    """
-    return {_boxes.name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def map_prunable(fn: Callable[..., Any], mask: Mask, *trees: Any) -> Any:
-    """Applies `fn(mask_leaf, *leaves)` at every prunable leaf and puts `None` elsewhere.
-
-    Args:
-        fn: what to do at a prunable leaf.
-        mask: decides which leaves are prunable, and the structure of the result.
-        *trees: params, scores or masks of the same structure; their other leaves are ignored.
-
-    Returns:
-        A pytree shaped like `mask`.
-
-    >>> import jax.numpy as jnp
-    >>> mask = {"kernel": jnp.array([True, False]), "bias": None}
-    >>> params = {"kernel": jnp.array([3, 4]), "bias": 9}
-    >>> map_prunable(lambda m, p: int(jnp.sum(m * p)), mask, params)
-    {'bias': None, 'kernel': 3}
-    """
-    return jax.tree.map(
-        lambda m, *leaves: None if m is None else fn(m, *leaves),
-        mask,
-        *trees,
-        is_leaf=_is_none,
-    )
 
 
 def create(
@@ -168,15 +139,11 @@ def check(mask: Mask, params: Params) -> None:
 
 
 def _fill_none(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: 0, tree, is_leaf=_is_none)
+    return jax.tree.map(lambda leaf: 0, tree, is_leaf=is_none)
 
 
 def _skeleton(tree: Any) -> Any:
-    return jax.tree.structure(tree, is_leaf=_is_none)
-
-
-def _is_none(leaf: Any) -> bool:
-    return leaf is None
+    return jax.tree.structure(tree, is_leaf=is_none)
 
 
 def _matching(
@@ -230,20 +197,7 @@ def apply(mask: Mask, params: Params) -> Params:
             return jnp.where(m, leaf, jnp.zeros_like(leaf))
         return m.astype(leaf.dtype) * leaf
 
-    return jax.tree.map(apply_leaf, _boxes.fit(mask, params), params, is_leaf=_is_none)
-
-
-def merge(weights: Any, params: Params) -> Params:
-    """Returns params with the prunable leaves taken from `weights`.
-
-    Args:
-        weights: pytree shaped like a mask: an array per prunable leaf, `None` elsewhere.
-        params: where the other leaves come from.
-
-    >>> merge({"kernel": 1.0, "bias": None}, {"kernel": 2.0, "bias": 3.0})
-    {'bias': 3.0, 'kernel': 1.0}
-    """
-    return jax.tree.map(lambda w, p: p if w is None else w, weights, params, is_leaf=_is_none)
+    return jax.tree.map(apply_leaf, _boxes.fit(mask, params), params, is_leaf=is_none)
 
 
 def shuffle(key: Key, mask: Mask) -> Mask:

@@ -22,6 +22,7 @@ OPTIONS = [
     *("demo", "--model", "mlp", "--density", "0.1", "--epochs", "1", "--warmup-epochs", "0"),
     *("--batch-size", "256", "--criterion", "magnitude", "--compare", "magnitude"),
 ]
+LABELS = {"balanced": False, "rescaled": True}  # Both of balanced scores; the second rescales.
 CELL = "digits-mlp-magnitude{}-0.1-seed0"
 
 
@@ -35,6 +36,9 @@ def runs(tmp_path_factory):
     for check in ({}, *({name: True} for name in checks)):
         search = dataclasses.replace(plain.search, **check)
         cifar.run(dataclasses.replace(plain, search=search), console)
+    for label, rescale in LABELS.items():
+        search = dataclasses.replace(plain.search, balanced=True, rescale=rescale)
+        cifar.run(dataclasses.replace(plain, search=search, label=label), console)
     dense = config_lib.with_criterion(plain, "dense")
     cifar.run(dataclasses.replace(dense, runs_dir=folder / "dense"), console)
     return folder
@@ -64,6 +68,17 @@ def test_redrawing_leaves_the_mask_and_changes_what_is_trained(runs):
         for variant in ("", "-redrawn")
     }
     assert len(losses) == 2
+
+
+def test_balanced_scores_keep_other_weights_and_rescaling_trains_the_same_ones(runs):
+    names = [CELL.format(""), *(f"digits-mlp-magnitude-0.1-{x}-seed0" for x in LABELS)]
+    plain, balanced, rescaled = (
+        json.loads((runs / name / "summary.json").read_text()) for name in names
+    )
+    assert balanced["mask_sha256"] == rescaled["mask_sha256"] != plain["mask_sha256"]
+    # The last layer has a fiftieth of the weights, and as large a share of the scores.
+    assert balanced["layer_densities"]["fc/kernel"] > 2 * plain["layer_densities"]["fc/kernel"]
+    assert balanced["last_test_accuracy"] != rescaled["last_test_accuracy"]
 
 
 def test_redrawn_weights_are_other_weights_of_the_same_distribution():

@@ -50,6 +50,10 @@ class SearchConfig:
     """Weights that every layer keeps at least."""
     min_channels: CountOrZero = 0
     """Channels that every layer keeps connected at least, going in and coming out."""
+    balanced: bool = False
+    """Divide the scores of each layer by their sum, for one threshold to compare layers."""
+    rescale: bool = False
+    """Before training, scale the weights that each output keeps by sqrt(fan-in / fan-in kept)."""
     samples_per_class: Count = 10
     """Training images of each class for the criteria that need data."""
     micro_batch_size: Count | None = None
@@ -64,7 +68,7 @@ class SearchConfig:
     """NTK-SAP: score freshly drawn weights (paper); --no-reinit: those that will be trained."""
     inputs: Literal["noise", "data"] = "noise"
     """NTK-SAP: score on Gaussian noise (paper) or on training images."""
-    estimator: Literal["jvp", "vjp", "finite_difference"] = "jvp"
+    estimator: Literal["jvp", "vjp", "log_vjp", "finite_difference"] = "jvp"
     """NTK-SAP: how the trace of the NTK is estimated (authors' code: finite_difference)."""
     sigma: Positive = 0.01
     """NTK-SAP, finite_difference only: standard deviation of the weight perturbation."""
@@ -132,7 +136,13 @@ def with_criterion(config: Config, criterion: str) -> Config:
     search = dataclasses.replace(config.search, criterion=criterion)
     if criterion == "dense":
         search = dataclasses.replace(
-            search, density=1.0, shuffle_mask=False, redraw_weights=False, invert_scores=False
+            search,
+            density=1.0,
+            balanced=False,
+            rescale=False,
+            shuffle_mask=False,
+            redraw_weights=False,
+            invert_scores=False,
         )
     return dataclasses.replace(config, search=search, compare=())
 

@@ -23,7 +23,13 @@ def make_score(
     """
     # Density, rounds and what happens to the mask afterwards are not the criterion's affair.
     search = dataclasses.replace(
-        search, density=1.0, scope="global", rounds=1, shuffle_mask=False, redraw_weights=False
+        search,
+        density=1.0,
+        scope="global",
+        rounds=1,
+        rescale=False,
+        shuffle_mask=False,
+        redraw_weights=False,
     )
     return _make_score(network, search, samples)
 
@@ -38,6 +44,7 @@ def _make_score(network: Network, search: SearchConfig, samples: NamedSharding |
         estimators = {
             "jvp": ntk.jvp,
             "vjp": ntk.vjp,
+            "log_vjp": ntk.log_vjp,
             "finite_difference": functools.partial(ntk.finite_difference, sigma=search.sigma),
         }
         options = {
@@ -52,4 +59,5 @@ def _make_score(network: Network, search: SearchConfig, samples: NamedSharding |
     elif criterion.needs_data:
         options = {"micro_batch_size": search.micro_batch_size}
     score = make(network, **options) if criterion.needs_network else make(**options)
+    score = criteria.balanced(score) if search.balanced else score
     return criteria.inverted(score) if search.invert_scores else score

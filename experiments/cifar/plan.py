@@ -27,7 +27,7 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
         "network": f"{config.model}: {job.num_parameters:,} parameters, {job.num_prunable:,} of "
         f"them prunable in {len(job.kernel_flops)} layers; "
         f"{sum(job.kernel_flops.values()) / 1e6:.1f} MFLOPs an image",
-        "weights": f"those that {config.weights} trained" if config.weights else "",
+        "weights": _weights(config),
         "criterion": _criterion(config.search),
         "compared with": ", ".join(
             name for name in config.compare if name != config.search.criterion
@@ -43,18 +43,25 @@ def describe(config: Config, job: Job, folders: Sequence[Path]) -> list[tuple[st
     return common.plan(job.images, rows, config.seed, folders)
 
 
+def _weights(config: Config) -> str:
+    trained = f"those that {config.weights} trained" if config.weights else ""
+    scaled = "scaled to the inputs that the mask leaves" if config.search.rescale else ""
+    return ", ".join(filter(None, (trained, scaled)))
+
+
 def _criterion(options: SearchConfig) -> str:
     if options.criterion == "dense":
         return "dense: nothing is pruned"
+    even = ", balanced between layers" if options.balanced else ""
     data = f"{options.samples_per_class} training images a class"
     if options.criterion != "ntk_sap":
-        return f"{options.criterion}, on {data}" if options.needs_data else options.criterion
+        return f"{options.criterion}{f', on {data}' if options.needs_data else ''}{even}"
     spread = f" (sigma {options.sigma:g})" if options.estimator == "finite_difference" else ""
     inputs = data if options.needs_data else f"{options.noise_batch_size} Gaussian inputs"
     return (
         f"ntk_sap, estimator {options.estimator}{spread}; {options.num_samples} samples a round of "
         f"{inputs} and {'fresh' if options.reinit else 'the given'} weights; batch statistics in "
-        f"{options.calibrate.replace('_', ' ')}"
+        f"{options.calibrate.replace('_', ' ')}{even}"
     )
 
 

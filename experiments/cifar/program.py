@@ -28,6 +28,7 @@ from experiments.storage import run_folder
 from experiments.training import loop
 from experiments.training import program as common
 from experiments.training.loop import Session
+from ntksap_jax import masks
 
 PROG = "python -m experiments.cifar"
 
@@ -59,6 +60,8 @@ def run_one(job: Job, session: Session, folder: Path, config: Config) -> dict[st
     rounds, mask = search_stage.find_mask(config, job, variables["params"], folder, session)
     if config.search.redraw_weights:
         variables = init_variables(config, job, redrawn=True)
+    if config.search.rescale:
+        variables = {**variables, "params": masks.rescale(variables["params"], mask)}
     stage, state = training_stage.make(config, job, variables, mask, folder)
     _, epochs = loop.train(stage, state, job.images, session)
 

@@ -214,7 +214,7 @@ def _options(run: Run) -> dict[str, Any]:
     criterion = {"criterion": search.criterion, "label": run.config.label}
     if search.criterion == DENSE:
         return criterion
-    names = [*VARIANTS, "scope", "min_weights", "min_channels", "rounds"]
+    names = [*VARIANTS, "balanced", "rescale", "scope", "min_weights", "min_channels", "rounds"]
     if search.needs_data:
         names.append("samples_per_class")
     if search.criterion == "ntk_sap":
