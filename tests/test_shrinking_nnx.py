@@ -1,4 +1,7 @@
-"""Shrunk nnx models compute what the zeroed ones do, and have the channels of their linen twins."""
+"""Shrunk nnx models compute what the zeroed ones do, and have the channels of their linen twins.
+
+Functions, whose params alone get smaller, too.
+"""
 
 import flax.linen as nn
 import jax
@@ -216,6 +219,45 @@ def test_tpp_takes_a_step_as_on_the_params_alone():
     expected = masks.leaf_paths(optax.apply_updates(params, updates))
     for path, leaf in masks.leaf_paths(exchange.nnx_params(model)).items():
         np.testing.assert_allclose(leaf, expected[path], rtol=1e-6, err_msg=path)
+
+
+def plain(params, x, *, power=1):
+    hidden = jax.nn.relu(x @ params["first"]["w"] + params["first"]["b"]) ** power
+    return hidden @ params["second"]["w"]
+
+
+def test_functions_get_smaller_params():
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "first": {"w": jax.random.normal(keys[0], (4, 6)), "b": jax.random.normal(keys[1], (6,))},
+        "second": {"w": jax.random.normal(keys[2], (6, 2))},
+    }
+    x, variables = jnp.ones((3, 4)), {"params": params}
+    channels = structured.trace(plain, (4,), params=params, power=2)
+    keep = structured.select_global(structured.l1(params, channels), channels, density=0.5)
+    zeroed = structured.zero_out(variables, channels, keep)
+    small, fewer = structured.shrink(plain, zeroed, channels, keep)
+    assert small is plain and fewer["params"]["second"]["w"].shape == (3, 2)
+    np.testing.assert_allclose(
+        small(fewer["params"], x, power=2), plain(zeroed["params"], x, power=2), rtol=1e-6
+    )
+    _, by_one_call = structured.prune_model(
+        *(keys[0], plain, variables, structured.l1), 0.5, input_shape=(4,), power=2
+    )
+    jax.tree.map(np.testing.assert_array_equal, by_one_call, fewer)
+
+
+@pytest.mark.parametrize(
+    ("model", "params", "message"),
+    [
+        (plain, None, "params: got None, but `model` is a function"),
+        (nn.Dense(2), {}, "params: only functions take them; Dense knows its own"),
+        (nn.Dense, None, "model: got type, expected a flax.linen module"),
+    ],
+)
+def test_params_belong_to_functions(model, params, message):
+    with pytest.raises(TypeError, match=message):
+        structured.trace(model, (4,), params=params)
 
 
 class Counts(nnx.Module):

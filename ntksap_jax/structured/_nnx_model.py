@@ -24,7 +24,7 @@ _COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 
 def shapes_of(model: nnx.Module) -> dict[str, Any]:
     """Returns the params and running statistics of a model, as shapes."""
-    return jax.tree.map(_shape, variables_of(model))
+    return jax.eval_shape(lambda leaves: leaves, variables_of(model))
 
 
 def variables_of(model: nnx.Module) -> dict[str, Any]:
@@ -145,10 +145,6 @@ def _at(tree: Any, path: tuple[Any, ...]) -> Mapping[Any, Any]:
     for key in path:
         tree = tree.get(key, {}) if isinstance(tree, Mapping) else {}
     return tree if isinstance(tree, Mapping) else {}
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import flax.core
 import flax.errors
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -143,6 +144,10 @@ def record(model: Any, variables: Any, call: Call) -> Any:
     """
     if isinstance(model, nnx.Module):
         return _nnx_model.record(model, variables, call)
+    if not isinstance(model, nn.Module):
+        return jax.make_jaxpr(lambda variables, x: model(variables["params"], x, **call.kwargs))(
+            variables, call.inputs
+        )
 
     def apply(variables: Any, inputs: jax.Array) -> Any:
         return model.apply(variables, inputs, **call.kwargs)

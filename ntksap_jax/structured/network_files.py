@@ -53,7 +53,10 @@ def save(
     if variables is None and isinstance(model, nnx.Module):
         variables = _nnx_model.variables_of(model)
     if not isinstance(model, nn.Module | nnx.Module):
-        raise TypeError(f"model: got {type(model).__name__}, expected the module of the variables.")
+        raise TypeError(
+            f"model: got {type(model).__name__}, expected the linen module or nnx model of the "
+            "variables."
+        )
     if variables is None:
         raise TypeError("variables: got None, but a linen module holds none. Pass its variables.")
     leaves = masks.leaf_paths(flax.core.unfreeze(variables))

@@ -47,9 +47,9 @@ def prune_model(
 
     Args:
         key: PRNG key of the criterion.
-        model: the (unbound) linen module, or the nnx model.
-        variables: its `{"params": ..., "batch_stats": ...}`, trained or fresh; None of an nnx
-            model: those that it holds.
+        model: the (unbound) linen module, the nnx model, or a function of params and inputs.
+        variables: its `{"params": ..., "batch_stats": ...}`, trained or fresh, `{"params": ...}` of
+            a function; None of an nnx model: those that it holds.
         score: a criterion, whose derivatives must keep their sign, such as
             `criteria.ntk_sap(network, signed=True)`, in 20 rounds; or a score of filters such as
             `structured.l1`, in one, for it depends on nothing that earlier rounds change.
@@ -81,9 +81,11 @@ def prune_model(
     """
     if not 0 < flops <= 1:
         raise ValueError(f"flops: got {flops}, expected the fraction that is left, in (0, 1].")
-    channels = tracing.trace(model, input_shape, dtype=dtype, **apply_kwargs)
     if variables is None and isinstance(model, nnx.Module):
         variables = _nnx_model.variables_of(model)
+    if tracing.is_function(model):
+        apply_kwargs["params"] = variables["params"]
+    channels = tracing.trace(model, input_shape, dtype=dtype, **apply_kwargs)
     variables = shrinking.check_variables(variables, channels)
     keep = prune(
         key,

@@ -76,7 +76,7 @@ def shrink(model: Any, variables: Any, channels: Channels, keep: Keep) -> tuple[
     the same up to rounding; without it, the contribution of the removed filters is lost.
 
     Args:
-        model: the linen module or nnx model that was traced; perhaps itself a shrunk one.
+        model: the module or function that was traced; perhaps itself a shrunk one.
         variables: its `{"params": ..., "batch_stats": ...}`.
         channels: result of `structured.trace` for this model.
         keep: by kernel path, which filters are kept; see `structured.expand`.
@@ -85,7 +85,8 @@ def shrink(model: Any, variables: Any, channels: Channels, keep: Keep) -> tuple[
         The smaller module, and its variables, on the default device. A linen module is `model` run
         with other numbers of features: it takes the same arguments, has parameters of the same
         paths, and can be initialised afresh (a network of the pruned architecture, from scratch).
-        An nnx model is a copy whose layers are smaller, and holds these variables.
+        An nnx model is a copy whose layers are smaller, and holds these variables. A function is
+        the same function.
 
     Raises:
         TypeError, ValueError: variables that are not the traced model's; a wrong `keep`, as in
@@ -108,7 +109,10 @@ def shrink(model: Any, variables: Any, channels: Channels, keep: Keep) -> tuple[
     variables = check_variables(variables, channels)
     channels_.expand(channels, keep)
     removed = channels_.removed_channels(channels, keep)
-    shapes = _program.shapes_of(model, channels.call)
+    if tracing.is_function(model):
+        shapes = jax.eval_shape(lambda leaves: leaves, variables)
+    else:
+        shapes = _program.shapes_of(model, channels.call)
     wrong = tracing.misfit(model, shapes, channels, removed)
     if wrong is not None:
         raise ValueError(

@@ -27,6 +27,7 @@ from ntksap_jax.structured.channels import (
     kept_indices,
     whole_layers,
 )
+from ntksap_jax.types import Params
 
 _ONE_INPUT = (
     ". Only models of one input are traced: put one of several into a module that makes the others "
@@ -35,10 +36,11 @@ _ONE_INPUT = (
 
 
 def trace(
-    model: nn.Module | nnx.Module,
+    model: Any,
     input_shape: tuple[int, ...],
     *,
     dtype: Any = jnp.float32,
+    params: Params | None = None,
     **apply_kwargs: Any,
 ) -> Channels:
     """Finds the channels of a model by tracing it; nothing is computed.
@@ -52,16 +54,20 @@ def trace(
 
     Args:
         model: the (unbound) linen module, or the nnx model, called as
-            `model(inputs, **apply_kwargs)`; of a copy of the nnx model, after `eval()`.
+            `model(inputs, **apply_kwargs)`; of a copy of the nnx model, after `eval()`. Or a
+            function, called as `model(params, inputs, **apply_kwargs)`, such as Haiku's
+            `transformed.apply`; whatever it computes must go by the shapes of its arguments.
         input_shape: shape of one example, without the batch axis.
         dtype: type of the inputs.
+        params: of a function, its params or their shapes.
         **apply_kwargs: arguments that put the module in *evaluation* mode, such as `train=False`.
 
     Returns:
         The channels.
 
     Raises:
-        TypeError: `model` is no unbound linen module and no nnx model, or `input_shape` no shape.
+        TypeError: `model` is no unbound linen module, no nnx model and no function with `params`,
+            or `input_shape` is no shape.
         ValueError: a model that cannot be called so, or of which no layer is removable: the
             operations that are in the way are named.
 
@@ -77,8 +83,11 @@ def trace(
     """
     shape = _networks.check_shape(input_shape, otherwise=_ONE_INPUT)
     call = Call(shape, jnp.dtype(dtype), apply_kwargs)
-    _check_model(model)
-    variables = _program.shapes_of(model, call)
+    _check_model(model, params)
+    if params is None:
+        variables = _program.shapes_of(model, call)
+    else:
+        variables = {"params": jax.eval_shape(lambda params: params, params)}
     tracing = Tracing(model, variables, call)
     channels = tracing.channels()
     together = groups(channels)
@@ -119,6 +128,11 @@ def misfit(model: Any, shapes: Any, channels: Channels, removed: np.ndarray) -> 
     return _resized.mismatch(small, fewer, channels.call, expected)
 
 
+def is_function(model: Any) -> bool:
+    """Whether a model is a function of params and inputs, and no module."""
+    return callable(model) and not isinstance(model, type | nn.Module | nnx.Module)
+
+
 def resize(model: Any, variables: Any, channels: Channels, removed: np.ndarray) -> Any:
     """Returns the model without some channels.
 
@@ -130,6 +144,8 @@ def resize(model: Any, variables: Any, channels: Channels, removed: np.ndarray) 
     """
     if isinstance(model, nnx.Module):
         return _nnx_model.resized(model, variables)
+    if is_function(model):
+        return model
     # Also those that stay: a block may hand its own number, which changes, to a layer's.
     features = {
         module: int(np.sum(~is_removed(labels, removed)))
@@ -176,13 +192,22 @@ def _remove_some(channels: Channels, group: tuple[str, ...], removed: np.ndarray
                 removed[:] = before
 
 
-def _check_model(model: Any) -> None:
+def _check_model(model: Any, params: Any) -> None:
+    if is_function(model):
+        if params is None:
+            raise TypeError(
+                "params: got None, but `model` is a function, whose params nothing tells. Pass "
+                "those that it is called with."
+            )
+        return
+    if params is not None:
+        raise TypeError(f"params: only functions take them; {type(model).__name__} knows its own.")
     if isinstance(model, nnx.Module):
         return
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model: got {type(model).__name__}, expected a flax.linen module such as MyModel(...),"
-            " or a flax.nnx model."
+            " a flax.nnx model, or a function of params and inputs."
         )
     if model.scope is not None:
         raise TypeError(
