@@ -140,30 +140,27 @@ class _Roles:
         return [((1, frozenset(picked)),)]
 
     def _scan(self, eqn: Any, operands: list[Value]) -> list[Value]:
-        num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
-        stacks = operands[num_consts + num_carry :]
+        fixed, carry, stacks = _jaxprs.scan_parts(eqn, operands)
         self._share([stack.axes[:1] for stack in stacks], stacks)
         slices = [stack._replace(axes=stack.axes[1:]) for stack in stacks]
-        fixed, carry = operands[:num_consts], operands[num_consts : num_consts + num_carry]
-        carry, outputs = self._loop(eqn.params["jaxpr"], fixed, carry, slices)
+        results = self._loop(eqn.params["jaxpr"], fixed, carry, slices)
         length = factors.plain((eqn.params["length"],)).axes
-        return [*carry, *(out._replace(axes=(*length, *out.axes)) for out in outputs)]
+        stacked = [out._replace(axes=(*length, *out.axes)) for out in results[len(carry) :]]
+        return [*results[: len(carry)], *stacked]
 
     def _while(self, eqn: Any, operands: list[Value]) -> list[Value]:
         num_cond, num_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
         fixed, carry = operands[num_cond : num_cond + num_body], operands[num_cond + num_body :]
-        return self._loop(eqn.params["body_jaxpr"], fixed, carry, [])[0]
+        return self._loop(eqn.params["body_jaxpr"], fixed, carry, [])
 
     def _loop(
         self, body: Any, fixed: list[Value], carry: list[Value], slices: list[Value]
-    ) -> tuple[list[Value], list[Value]]:
-        """Returns what is carried out of a loop, and what else each iteration returns."""
-        while True:  # Until it is known what depends on what.
-            outputs = self.walk(body, [*fixed, *carry, *slices])
-            after = [factors.joined(pair) for pair in zip(carry, outputs, strict=False)]
-            if after == carry:
-                return carry, outputs[len(carry) :]
-            carry = after
+    ) -> list[Value]:
+        return _jaxprs.settled(
+            lambda carry: self.walk(body, [*fixed, *carry, *slices]),
+            carry,
+            join=lambda old, new: factors.joined([old, new]),
+        )
 
     def _share(self, axes: list[tuple[Axis, ...]], operands: Sequence[Value]) -> None:
         """Marks axes that run over layers: those of kernels, and of what is beside them."""

@@ -73,7 +73,9 @@ def dependencies(jaxpr: Any, arguments: list[set[str]]) -> list[set[str]]:
 
     def step(eqn: Any, operands: list[Any], where: str) -> list[Any] | None:
         if eqn.primitive.name == "scan":
-            return _scan(eqn, operands)
+            fixed, carry, stacks = scan_parts(eqn, operands)
+            turn = lambda carry: dependencies(eqn.params["jaxpr"], [*fixed, *carry, *stacks])  # noqa: E731
+            return settled(turn, carry, join=set.union)
         if called(eqn) is not None:
             return None
         return [set().union(*operands)] * len(eqn.outvars)
@@ -81,15 +83,28 @@ def dependencies(jaxpr: Any, arguments: list[set[str]]) -> list[set[str]]:
     return walk(jaxpr, arguments, step, constant=lambda value: set())
 
 
-def _scan(eqn: Any, operands: list[set[str]]) -> list[set[str]]:
-    first, carried = eqn.params["num_consts"], eqn.params["num_carry"]
-    while True:  # What one turn carries, the next one may use.
-        results = dependencies(eqn.params["jaxpr"], operands)
-        carry = operands[first : first + carried]
-        grown = [old | new for old, new in zip(carry, results, strict=False)]
-        if grown == carry:
+def scan_parts(eqn: Any, operands: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Returns what a scan leaves as it is, what it carries on, and what it slices."""
+    first, last = eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"]
+    return operands[:first], operands[first:last], operands[last:]
+
+
+def settled(
+    turn: Callable[[list[Any]], list[Any]], carry: list[Any], *, join: Callable[[Any, Any], Any]
+) -> list[Any]:
+    """Returns what a turn of a loop returns once it is known what all turns before may carry on.
+
+    Args:
+        turn: returns what is carried on, and possibly more.
+        carry: what the first turn is given.
+        join: what something is that is either of two.
+    """
+    while True:
+        results = turn(carry)
+        after = [join(old, new) for old, new in zip(carry, results, strict=False)]
+        if after == carry:
             return results
-        operands = [*operands[:first], *grown, *operands[first + carried :]]
+        carry = after
 
 
 def called(eqn: Any) -> Any:

@@ -17,7 +17,7 @@ interest to a ranking.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -147,6 +147,8 @@ def gates(apply: ApplyFn, params: Params, inputs: Inputs) -> list[jax.Array]:
         arrays = [op.array if isinstance(op, Path) else op for op in operands]
         paths = [op for op in operands if isinstance(op, Path)]
         inner = _jaxprs.called(eqn)
+        if paths and eqn.primitive.name == "scan":
+            return _turn_by_turn(eqn, operands, step)
         if paths and _is_activation(eqn, len(paths)):
             recorded.append(jnp.broadcast_to(paths[0].array > 0, eqn.outvars[0].aval.shape))
         elif inner is not None:
@@ -189,6 +191,8 @@ class _Rules(NamedTuple):
             return None
         if not paths:
             return _jaxprs.bind(eqn, operands)
+        if name == "scan":
+            return _turn_by_turn(eqn, operands, self.step)
         if name == "neg":
             return [self.scaled(paths[0], jnp.float32(-1))]
         if name == "sub" and isinstance(operands[1], Path):
@@ -222,7 +226,7 @@ class _Rules(NamedTuple):
             f"apply: the network takes {name!r} of {len(paths)} value(s) that depend on the "
             "inputs, so that it is no sum over paths. Criteria by paths (SynFlow, PX) and live "
             "channels need a network of convolutions, dense layers, ReLU-like activations, pools, "
-            "shortcuts and normalisation by stored statistics, without loops of jax.lax."
+            "shortcuts and normalisation by stored statistics. Of loops, layers in a scan will do."
         )
 
     def scaled(self, path: Path, constant: jax.Array) -> Path:
@@ -244,8 +248,29 @@ def _broadcast(path: Path, eqn: Any) -> Path:
     return Path(jnp.broadcast_to(path.array, eqn.outvars[0].aval.shape), path.exponent)
 
 
-def _together(eqn: Any, operands: list[Any], *, add: bool) -> list[Path]:
-    """Carries out an operation on paths brought to one scale; constants beside them become 0."""
+def _turn_by_turn(eqn: Any, operands: list[Any], step: _jaxprs.Step) -> list[Any]:
+    """Carries out a scan as its turns one after the other."""
+    fixed, carry, stacks = _jaxprs.scan_parts(eqn, operands)
+    turns = range(eqn.params["length"])
+    returned: dict[int, list[Any]] = {}
+    for turn in reversed(turns) if eqn.params["reverse"] else turns:
+        slices = [
+            x._replace(array=x.array[turn]) if isinstance(x, Path) else x[turn] for x in stacks
+        ]
+        results = _jaxprs.walk(eqn.params["jaxpr"], [*fixed, *carry, *slices], step)
+        carry, returned[turn] = results[: len(carry)], results[len(carry) :]
+    return [*carry, *map(_stack, zip(*(returned[turn] for turn in turns), strict=True))]
+
+
+def _stack(values: tuple[Any, ...]) -> Any:
+    if not any(isinstance(value, Path) for value in values):
+        return jnp.stack(values)
+    arrays, exponent = _to_one_scale(values)
+    return Path(jnp.stack(arrays), exponent)
+
+
+def _to_one_scale(operands: Sequence[Any]) -> tuple[list[jax.Array], jax.Array]:
+    """Returns the arrays of paths brought to one scale, which is told; constants become 0."""
     exponent = jnp.max(jnp.stack([op.exponent for op in operands if isinstance(op, Path)]))
 
     def value(operand: Any) -> jax.Array:
@@ -255,6 +280,11 @@ def _together(eqn: Any, operands: list[Any], *, add: bool) -> list[Path]:
         floating = jnp.issubdtype(constant.dtype, jnp.floating)
         return jnp.zeros_like(constant) if floating else constant
 
-    arrays = [value(operand) for operand in operands]
+    return [value(operand) for operand in operands], exponent
+
+
+def _together(eqn: Any, operands: list[Any], *, add: bool) -> list[Path]:
+    """Carries out an operation on paths brought to one scale; constants beside them become 0."""
+    arrays, exponent = _to_one_scale(operands)
     results = [arrays[0] + arrays[1]] if add else _jaxprs.bind(eqn, arrays)
     return [Path(result, exponent) for result in results]

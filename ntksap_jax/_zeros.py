@@ -178,10 +178,10 @@ def _zero_step(eqn: Any, operands: list[bool], where: str) -> list[bool] | None:
     """Follows zeros through an operation."""
     name = eqn.primitive.name
     if name == "scan":  # As of layers that are stacked: what each iteration returns.
-        fixed, carried = eqn.params["num_consts"], eqn.params["num_carry"]
-        inner = operands[:fixed] + [False] * (len(operands) - fixed)
+        fixed, carry, stacks = _jaxprs.scan_parts(eqn, operands)
+        inner = fixed + [False] * len(carry + stacks)
         results = _jaxprs.walk(eqn.params["jaxpr"], inner, _zero_step, constant=_is_zero)
-        return [False] * carried + results[carried:]
+        return [False] * len(carry) + results[len(carry) :]
     if _jaxprs.called(eqn) is not None:
         return None
     zero = (
@@ -218,8 +218,8 @@ def factors(
         if not marked:
             return [None if rest else _CONSTANT] * count
         if name == "scan":
-            fixed, carried = eqn.params["num_consts"], eqn.params["num_carry"]
-            inner = [None if fixed <= i < fixed + carried else x for i, x in enumerate(operands)]
+            fixed, carry, stacks = _jaxprs.scan_parts(eqn, operands)
+            inner = [*fixed, *[None] * len(carry), *stacks]
             _jaxprs.walk(eqn.params["jaxpr"], inner, step, constant=lambda _: _CONSTANT)
             return [None] * count
         if _jaxprs.called(eqn) is not None:

@@ -115,10 +115,9 @@ def analyse(network: Network, mask: Mask, *, axes: Axes | None = None) -> Connec
 
 # What a kernel may go through before a product: changes of place, and masks and constants.
 _LAYOUT = {
-    *("reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims", "slice", "rev", "copy"),
-    *("convert_element_type", "reduce_precision", "stop_gradient", "optimization_barrier"),
-    *("sharding_constraint", "concatenate", "pad", "dynamic_slice", "select_n", "gather", "split"),
-    *("mesh_cast", "reshard", "tile", "neg", "abs", "add", "add_any", "mul", "dot_general"),
+    *_jaxprs.MOVES,
+    *("concatenate", "pad", "select_n", "gather"),
+    *("neg", "abs", "add", "add_any", "mul", "dot_general"),
 }
 _INPUT = ""
 
@@ -131,7 +130,15 @@ def _check_kernels(network: Network, mask: Mask, shapes: Any) -> None:
     """
     prunable = masks.leaf_paths(mask)
 
+    def walk(program: Any, arguments: list[Any]) -> list[Any]:
+        return _jaxprs.walk(program, arguments, step, constant=lambda value: None)
+
     def step(eqn: Any, operands: list[Any], where: str) -> list[Any] | None:
+        if eqn.primitive.name == "scan":
+            fixed, carry, stacks = _jaxprs.scan_parts(eqn, operands)
+            turn = lambda carry: walk(eqn.params["jaxpr"], [*fixed, *carry, *stacks])  # noqa: E731
+            either = lambda old, new: _INPUT if _INPUT in (old, new) else old or new  # noqa: E731
+            return _jaxprs.settled(turn, carry, join=either)
         if _jaxprs.called(eqn) is not None:
             return None
         if _INPUT in operands:
@@ -149,12 +156,7 @@ def _check_kernels(network: Network, mask: Mask, shapes: Any) -> None:
     examples = network.examples(1)
     program = jax.make_jaxpr(network.apply_running)(shapes, examples)
     leaves = [path if path in prunable else None for path in masks.leaf_paths(shapes)]
-    _jaxprs.walk(
-        program,
-        [*leaves, *[_INPUT for _ in jax.tree.leaves(examples)]],
-        step,
-        constant=lambda value: None,
-    )
+    walk(program, [*leaves, *[_INPUT for _ in jax.tree.leaves(examples)]])
 
 
 @functools.partial(jax.jit, static_argnums=0)

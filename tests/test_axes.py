@@ -286,8 +286,7 @@ CRITERIA = {
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_criteria_prune_a_stack_as_its_layers_apart(name):
-    # Criteria by paths do not go into loops.
-    (stack, params), (apart, split) = networks(name == "synflow", 1)
+    (stack, params), (apart, split) = networks(False, 1)
     options = {"schedule": [0.5], "batch": BATCH, "scope": "layer"}
     given = {"axes": axes.of(stack)} if name == "magnitude" else {}
     kept, [info] = nts.prune(KEY, params, CRITERIA[name](stack), **options, **given)

@@ -153,6 +153,25 @@ def test_branches_of_all_kinds():
         assert found.dead_outputs == np.sum(np.asarray(outputs) == 0)
 
 
+def in_a_scan(change):
+    """Two layers in one kernel, each of which is changed before use."""
+
+    def apply(params, x):
+        turn = lambda x, kernel: (jax.nn.relu(x @ change(kernel)), None)  # noqa: E731
+        return jax.lax.scan(turn, x, params["kernel"])[0]
+
+    return nts.plain(lambda key: {"kernel": jnp.ones((2, 3, 3))}, apply, (3,))
+
+
+def test_layers_in_a_scan():
+    kernels = np.zeros((2, 3, 3), bool)
+    kernels[0, 0, 1] = kernels[1, 1, 2] = kernels[1, 0, 0] = True  # The last one begins nowhere.
+    found = connectivity.analyse(in_a_scan(lambda kernel: kernel), {"kernel": jnp.array(kernels)})
+    kernels[1, 0, 0] = False
+    np.testing.assert_array_equal(found.effective["kernel"], kernels)
+    assert found.live_channels == pytest.approx({"kernel[0]": 1 / 3, "kernel[1]": 1 / 3})
+
+
 def test_kernels_that_are_changed_before_use_are_refused():
     def apply(params, x):
         return x @ (params["kernel"] - params["kernel"].mean())
@@ -160,6 +179,9 @@ def test_kernels_that_are_changed_before_use_are_refused():
     network = nts.plain(lambda key: {"kernel": jnp.ones((3, 2))}, apply, (3,))
     with pytest.raises(ValueError, match="'reduce_sum' of the kernel 'kernel'.*as they are"):
         connectivity.analyse(network, {"kernel": jnp.ones((3, 2), bool)})
+    network = in_a_scan(lambda kernel: kernel - kernel.mean())
+    with pytest.raises(ValueError, match="'reduce_sum' of the kernel 'kernel'.*as they are"):
+        connectivity.analyse(network, {"kernel": jnp.ones((2, 3, 3), bool)})
 
 
 def test_a_mask_of_another_network():

@@ -10,7 +10,7 @@ from flax import nnx
 from flax.linen import partitioning
 
 import ntksap_jax as nts
-from ntksap_jax import connectivity, masks, structured
+from ntksap_jax import connectivity, criteria, masks, structured
 
 KEY = jax.random.key(0)
 INPUTS = 30 + 5 * jax.random.normal(jax.random.key(1), (7, 3))
@@ -372,3 +372,7 @@ def test_recurrent_cells_of_nnx_that_start_from_zeros():
     np.testing.assert_allclose(
         network.apply(nts.exchange.nnx_params(model), x), model(x), rtol=1e-4, atol=1e-5
     )
+    score = criteria.ntk_sap(network, num_samples=1, batch_size=2)
+    params = network.init(KEY)
+    scores, _ = score(KEY, params, masks.create(params), None)
+    assert all(np.all(leaf > 0) for leaf in jax.tree.leaves(scores))

@@ -63,6 +63,31 @@ def test_constants_begin_no_path():
     assert path_sum(apply, params, jnp.ones((1, 2))).tolist() == [[3.0]]
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_scan_is_its_turns_one_after_the_other(reverse):
+    def scanned(params, x):
+        def turn(x, kernel):
+            x = jax.nn.relu(x @ kernel)
+            return x, x.sum(-1, keepdims=True)
+
+        x, sums = jax.lax.scan(turn, x, params, reverse=reverse)
+        return x + 2 * sums[0]
+
+    def apart(params, x):
+        sums = []
+        for kernel in params[::-1] if reverse else params:
+            x = jax.nn.relu(x @ kernel)
+            sums.append(x.sum(-1, keepdims=True))
+        return x + 2 * sums[-1 if reverse else 0]
+
+    params = jnp.array([[[1.0, -2.0], [3.0, 4.0]], [[-5.0, 6.0], [7.0, 8.0]]])
+    inputs = jnp.ones((1, 2))
+    found = path_sum(scanned, params, inputs)
+    np.testing.assert_array_equal(found, path_sum(apart, params, inputs))
+    gates = [_paths.gates(apply, params, inputs) for apply in (scanned, apart)]
+    np.testing.assert_array_equal(*gates)
+
+
 @pytest.mark.parametrize(
     "activation", [nn.relu, jnp.tanh, nn.silu, nn.leaky_relu, nn.elu, nn.relu6]
 )
