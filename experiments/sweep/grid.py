@@ -1,11 +1,11 @@
 """A grid of runs: from a TOML file, or from flags, to the configuration of every cell.
 
-A grid file may say `preset` (of experiments.cifar or .tpp), `runs_dir` and `data_dir`. Its table
-`[set]` holds what is the same in every cell. `[grid]` has a list for each field that varies, and
-means every combination; any number of `[[grids]]` are further grids, each on its own. The keys of
-these tables are the flags of the preset's program, with underscores. Of presets that both programs
-have, that of `experiments.tpp` is called `tpp:NAME`. The files in `experiments/sweep/grids` can be
-called by name.
+A grid file may say `preset` (of experiments.cifar or .tpp), `runs_dir`, `data_dir`, and `baseline`
+for `experiments.study`. Its table `[set]` holds what is the same in every cell. `[grid]` has a list
+for each field that varies, and means every combination; any number of `[[grids]]` are further
+grids, each on its own. The keys of these tables are the flags of the preset's program, with
+underscores. Of presets that both programs have, that of `experiments.tpp` is called `tpp:NAME`. The
+files in `experiments/sweep/grids` can be called by name.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class _File:
     preset: str | None = None
     runs_dir: Folder | None = None
     data_dir: Folder | None = None
+    baseline: str = ""
     set: dict[str, Any] = dataclasses.field(default_factory=dict)
     grid: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     grids: tuple[dict[str, list[Any]], ...] = ()
@@ -64,6 +65,7 @@ class Grid(NamedTuple):
     base: Any  # The preset's configuration.
     fixed: Mapping[str, Any]  # Field to value, of those that are the same in every cell.
     tables: tuple[Table, ...]
+    baseline: str = ""  # The arm that a study compares the others with.
 
 
 # -- From a file or flags ------------------------------------------------------------------------
@@ -100,7 +102,7 @@ def read(path: Path) -> Grid:
         if both := values.keys() & lists.keys():
             raise UserError(f"{path}, {name}: {min(both)} is in [set] too. Give it in one of them")
     made = tuple(_table(lists, kinds, f"{path}, {name}") for name, lists in tables.items())
-    return grid._replace(base=base, fixed=values, tables=made)
+    return grid._replace(base=base, fixed=values, tables=made, baseline=file.baseline)
 
 
 def _table(lists: Mapping[str, list[Any]], kinds: Mapping[str, Any], where: str) -> Table:

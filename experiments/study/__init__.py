@@ -1,0 +1,1 @@
+"""`python -m experiments.study`: is one criterion better than another?"""
