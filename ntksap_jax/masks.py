@@ -370,7 +370,8 @@ def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a damaged file, or one for other params; the leaf is named.
+        ValueError: a damaged file, numbers other than 0 and 1, or a mask for other params; the
+            leaf is named.
 
     >>> import jax.numpy as jnp, tempfile, os
     >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
@@ -392,16 +393,15 @@ def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
                 f"like: the mask file {path} holds leaf {name[:200]!r}, which the params do not "
                 "have. Pass the params of the model that the mask was made for."
             )
-        if header.dtype != np.dtype(bool) or header.shape != wanted[name].shape:
+        is_number = header.dtype == np.dtype(bool) or jnp.issubdtype(header.dtype, jnp.number)
+        if header.shape != wanted[name].shape or not is_number:
             raise ValueError(
                 f"like: in the mask file {path}, leaf {name!r} has shape {header.shape} and type "
                 f"{header.dtype}, expected {wanted[name].shape} and bool. Pass the params of the "
                 "model that the mask was made for."
             )
-    # From bytes, which may be others than 0 and 1.
     stored = {
-        name: array.view(np.uint8).astype(bool)
-        for name, array in file.read_arrays(path, headers).items()
+        name: _as_mask(array, name, path) for name, array in file.read_arrays(path, headers).items()
     }
     mask = jax.tree_util.tree_map_with_path(lambda key, _: stored.get(_boxes.name(key)), like)
     check(mask, like)
@@ -411,3 +411,16 @@ def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
             "run the search again."
         )
     return jax.tree.map(jnp.asarray, mask)
+
+
+def _as_mask(array: np.ndarray, name: str, path: Path) -> np.ndarray:
+    """Returns a stored array as booleans; others write them as numbers."""
+    if array.dtype == np.dtype(bool):  # From bytes, which may be others than 0 and 1.
+        return array.view(np.uint8).astype(bool)
+    if not np.all((array == 0) | (array == 1)):
+        raise ValueError(
+            f"path: in {path}, leaf {name!r} of type {array.dtype} holds numbers other than 0 and "
+            "1, so it is no mask. Of params, the mask is what is not zero: "
+            "masks.create(params), and jnp.asarray(leaf) != 0 in its leaves."
+        )
+    return array.astype(bool)

@@ -68,6 +68,14 @@ def prunes_every_model(names):
     assert embedding.size == names["vocabulary"] * 16
     kept = masks.num_kept(names["mask"]) / masks.num_prunable(names["mask"])
     assert kept == pytest.approx(0.3, abs=0.01)
+    # The critic's first kernel is divided by its own largest singular value.
+    params, x = names["critic_params"], names["example"]
+    kernels = [params[name]["kernel"] for name in ("Dense_0", "Dense_2", "Dense_1")]
+    kernels[0] = kernels[0] / np.linalg.norm(kernels[0], 2)
+    kernels[1] = kernels[1] / np.linalg.norm(kernels[1], axis=0)  # Scales are 1, biases 0.
+    want = np.maximum(np.maximum(x @ kernels[0], 0) @ kernels[1], 0) @ kernels[2]
+    np.testing.assert_allclose(names["apply_critic"](params, x), want, rtol=0.05)
+    assert masks.density(names["critic_mask"]) == pytest.approx(0.3, abs=0.01)
 
 
 def keeps_to_the_budget(names):

@@ -232,6 +232,7 @@ def test_a_full_disk_ends_with_one_line_and_the_run_goes_on_later(
         code, error = fail(capfd, *OPTIONS, tmp_path)
     assert code == 74
     assert error.startswith("error: the disk is full: No space left on device (a/file). What was")
+    assert "make room; to go on where it stopped: python -m experiments.cifar" in error
     cifar.main([*OPTIONS, str(tmp_path), "--resume"])
     assert_same(tmp_path / NAME, undisturbed)
 

@@ -50,7 +50,7 @@ def disk_full(error: BaseException) -> str | None:
                 path = getattr(cause, "filename", None)
                 return (
                     f"the disk is full: {reason}{f' ({path})' if path else ''}. What was saved "
-                    "before is kept: make room, then use --resume"
+                    "before is kept: make room"
                 )
     return None
 

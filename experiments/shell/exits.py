@@ -47,7 +47,7 @@ def in_one_line(prog: str = "", again: Sequence[str] = ()) -> Iterator[None]:
         stop(f"interrupted{go_on}", code=interruption.CTRL_C_CODE)
     except Exception as error:
         if message := errors.disk_full(error):
-            stop(f"error: {message}", code=os.EX_IOERR)
+            stop(f"error: {message}{go_on}", code=os.EX_IOERR)
         raise
 
 
