@@ -29,8 +29,13 @@ import jax  # isort: skip
 import hypothesis
 import pytest
 
+from ntksap_jax import ops
+
 if not hasattr(jax, "enable_x64"):  # as in jax 0.7.2
     jax.enable_x64 = jax.experimental.enable_x64
+
+# Compiles oneDNN's convolution now, if ever, and not within the time of a test.
+CONVOLUTION = ops.cpu_convolution()
 
 # Several devices, so that sharding is tested on any machine.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -60,4 +65,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_report_header() -> str:
     """Adds to pytest's header what results depend on."""
-    return f"jax: {jax.__version__}, XLA_FLAGS={os.environ.get('XLA_FLAGS', '')!r}"
+    flags = os.environ.get("XLA_FLAGS", "")
+    return f"jax: {jax.__version__}, XLA_FLAGS={flags!r}, convolutions on CPU: {CONVOLUTION}"

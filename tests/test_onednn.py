@@ -1,7 +1,13 @@
 """oneDNN's convolution: when it is used, what it answers to errors, and threads. Sums: test_ops."""
 
 import concurrent.futures
+import os
 import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +106,15 @@ def test_it_runs_where_it_is_faster():
 
 
 @needs_onednn
+def test_the_compiler_merges_equal_sums():
+    """As the pass for the batch's statistics and the one that is differentiated have them."""
+    x, w = draw((16, 8, 8, 3)), draw((3, 3, 3, 4))
+    twice = jax.jit(lambda x, w: ops.conv2d(x, w) - jnp.sin(ops.conv2d(x, w))).lower(x, w)
+    assert twice.as_text().count(f"@{_onednn.TARGET}(") == 2
+    assert twice.compile().as_text().count(f'"{_onednn.TARGET}"') == 1
+
+
+@needs_onednn
 def test_xla_keeps_small_images_few_images_and_other_types():
     w = draw((3, 3, 3, 4))
     assert _onednn.TARGET not in program(draw((16, 4, 4, 3)), w)
@@ -153,3 +168,106 @@ def test_stacks_loops_and_threads_at_once():
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: looped(xs, ws), range(20)):
             np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+# -- How it is built -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiler(monkeypatch, tmp_path):
+    """A compiler that notes when it starts and waits while the file `wait` is there."""
+    script = tmp_path / "compiler"
+    script.write_text(
+        f"""#!/bin/sh
+        echo $$ >> {tmp_path}/started
+        while [ -e {tmp_path}/wait ]; do sleep 0.05; done
+        for last; do :; done; echo made > "$last"
+        """
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{script} --with-options")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(_build, "version", lambda: "2023.2.0")
+    monkeypatch.setattr(_build, "_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(_build.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(_build.platform, "machine", lambda: "x86_64")
+    return tmp_path
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="is built on Linux")
+
+
+def started(compiler):
+    """The process numbers of the compilers that have started; waits for the first."""
+    deadline = time.monotonic() + 60
+    while not (file := compiler / "started").exists() or not file.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return file.read_text().split()
+
+
+@linux
+def test_who_comes_at_once_builds_once(compiler):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        [target] = set(pool.map(lambda _: _build.build(), range(4)))
+    assert target.read_text() == "made\n"
+    assert len(started(compiler)) == 1
+
+
+@linux
+@pytest.mark.long
+def test_a_build_that_was_killed_is_made_again(compiler):
+    """Killed with SIGKILL: its lock is free, and no half of a library is taken for a whole one."""
+    (compiler / "wait").touch()
+    program = f"""
+import pathlib
+from ntksap_jax.ops._onednn import _build
+_build.version = lambda: "2023.2.0"
+_build._folder = lambda *_: pathlib.Path({str(compiler)!r})
+_build.build()
+"""
+    with subprocess.Popen([sys.executable, "-c", program]) as builder:
+        try:
+            [process] = started(compiler)
+        finally:
+            builder.kill()
+    os.kill(int(process), signal.SIGKILL)
+    (compiler / "wait").unlink()
+    target = _build.build()
+    assert target.read_text() == "made\n"
+    assert len(started(compiler)) == 2
+
+
+@needs_onednn
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_that_were_forked_or_spawned_convolve(method):
+    """A forked child has no threads of XLA's, which alone would wait for them for ever."""
+    program = f"""
+import multiprocessing, sys, warnings
+import experiments
+import jax.numpy as jnp
+import numpy as np
+from ntksap_jax import ops
+
+def convolve():
+    return np.asarray(ops.conv2d(jnp.ones((16, 8, 8, 3)), jnp.ones((3, 3, 3, 4)))).sum()
+
+def child(expected):
+    sys.exit(int(convolve() != expected))
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    expected = convolve()
+    process = multiprocessing.get_context({method!r}).Process(target=child, args=(expected,))
+    process.start()
+    process.join(60)
+    process.kill()
+    process.join()
+    sys.exit(process.exitcode)
+"""
+    # Of a file, which a spawned child reads again.
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+        file.write(program)
+        file.flush()
+        subprocess.run([sys.executable, file.name], check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +21,8 @@ SOURCE = Path(__file__).with_name("conv2d.cpp")
 # is not renewed. The current one, `onednn`, is linked to SYCL and TBB: Intel's runtimes, and
 # threads that compete with XLA's.
 LIBRARY, HEADERS = "onednn-cpu-gomp", "onednn-devel-cpu-gomp"
+
+COMPILERS = ("c++", "g++", "clang++")
 
 
 class Unavailable(Exception):
@@ -45,10 +48,10 @@ def build() -> Path:
     if " avx2 " not in Path("/proc/cpuinfo").read_text():
         raise Unavailable("the processor has no AVX2")
     library, headers = _folder(LIBRARY, "libdnnl.so.3"), _folder(HEADERS, "dnnl.hpp")
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
-        raise Unavailable("there is no C++ compiler: g++ and clang++ are not found, CXX is not set")
-    command = [compiler, "-std=c++20", "-O3", "-shared", "-fPIC", "-w", str(SOURCE)]
+        raise Unavailable(f"no C++ compiler: {', '.join(COMPILERS)} not found, CXX is not set")
+    command = [*shlex.split(compiler), "-std=c++20", "-O3", "-shared", "-fPIC", "-w", str(SOURCE)]
     command += [f"-I{jax.ffi.include_dir()}", f"-I{headers}"]
     command += [str(library / "libdnnl.so.3"), f"-Wl,-rpath,{library}"]
     versions = [version(), jaxlib.__version__]
