@@ -46,6 +46,7 @@ def test_the_presets_of_the_paper_hold_its_numbers(name, model, training, search
         ({"scope": "2:5"}, r'--scope: expected --density 0.4 with it, not 0.05, got "2:5"'),
         ({"scope": "3:2"}, r"--scope: 3:2: "),
         ({"scope": "rows"}, r'--scope: expected global, layer, .* got "rows"'),
+        ({"reinit": False, "fresh_share": 0.5}, "--fresh-share: expected 1 with --no-reinit"),
         ({"momentum": 0.0, "nesterov": True}, "--nesterov: expected a positive --momentum"),
         ({"drop_epochs": (80, 80)}, r"--drop-epochs: expected increasing integers, got \[80, 80\]"),
         ({"warmup_epochs": 160.0}, r"--warmup-epochs: expected less than --epochs \(160\)"),

@@ -279,6 +279,31 @@ def test_reinit_ignores_the_given_weights_and_its_absence_uses_them():
         assert np.array_equal(*scores) == same
 
 
+@pytest.mark.parametrize("vmap_samples", [1, 2])
+def test_reinit_by_a_number_mixes_fresh_and_given_kernels(vmap_samples):
+    """√r · fresh + √(1 - r) · given at the kernels: an "estimator" that sums them shows it."""
+
+    def init(key):
+        noise = 1e-9 * jax.random.normal(key, (2, 3))
+        return {"kernel": 3 + noise, "bias": 5 + noise[0]}
+
+    network = nts.plain(init, lambda p, x: x @ p["kernel"] + p["bias"], (2,))
+    given = {"kernel": jnp.full((2, 3), 7.0), "bias": jnp.zeros(3)}
+    score = criteria.ntk_sap(
+        network,
+        estimator=lambda key, fn, weights: jnp.sum(weights["kernel"]) + 100 * jnp.sum(fn(weights)),
+        inputs=lambda key, size: jnp.zeros((size, 2)),
+        batch_size=1,
+        num_samples=2,
+        vmap_samples=vmap_samples,
+        reinit=0.2,
+    )
+    _, metrics = score(KEY, given, masks.create(given), None)
+    mixed = np.sqrt(0.2) * 3 + np.sqrt(0.8) * 7
+    # Biases are not prunable, and fresh.
+    np.testing.assert_allclose(metrics["trace"], 6 * mixed + 100 * 3 * 5, rtol=1e-5)
+
+
 def test_inputs_may_be_data_or_a_function():
     of_data = small(reinit=False, inputs="data")
     of_function = small(reinit=False, inputs=lambda key, size: BATCH[0][:size])
@@ -325,6 +350,8 @@ def test_random_is_uniform():
         ({"inputs": "nose"}, "inputs: got 'nose'"),
         ({"inputs": None}, "inputs: got None"),
         ({"inputs": np.ones(3)}, "inputs: got array"),
+        ({"reinit": 1.5}, "reinit: got 1.5"),
+        ({"reinit": None}, "reinit: got None"),
         ({"calibrate": "none"}, "calibrate: got 'none'"),
     ],
 )

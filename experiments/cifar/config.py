@@ -66,6 +66,9 @@ class SearchConfig:
     """Sanity check: prune the weights with the highest scores instead of the lowest."""
     reinit: bool = True
     """NTK-SAP: score freshly drawn weights (paper); --no-reinit: those that will be trained."""
+    fresh_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """NTK-SAP: share of fresh weights in the variance of those that are scored; the rest is that of
+    the weights that will be trained."""
     inputs: Literal["noise", "data"] = "noise"
     """NTK-SAP: score on Gaussian noise (paper) or on training images."""
     estimator: Literal["jvp", "vjp", "log_vjp", "finite_difference"] = "jvp"
@@ -91,6 +94,13 @@ class SearchConfig:
         """The number of rounds that the search takes: one for one-shot criteria."""
         criterion = CRITERIA[self.criterion]
         return 1 if criterion is not None and criterion.one_shot else self.rounds
+
+    @field_validator("fresh_share")
+    @classmethod
+    def _of_fresh_weights(cls, value: float, info: ValidationInfo) -> float:
+        if value < 1 and not info.data.get("reinit", True):
+            raise ValueError("expected 1 with --no-reinit, which scores no fresh weights")
+        return value
 
     @field_validator("scope")
     @classmethod

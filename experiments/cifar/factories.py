@@ -52,7 +52,7 @@ def _make_score(network: Network, search: SearchConfig, samples: NamedSharding |
             "num_samples": search.num_samples,
             "batch_size": search.noise_batch_size,
             "calibrate": search.calibrate,
-            "reinit": search.reinit,
+            "reinit": search.reinit and search.fresh_share,
             "inputs": search.inputs,
             "shard_samples": samples,
         }

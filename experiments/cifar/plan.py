@@ -57,10 +57,13 @@ def _criterion(options: SearchConfig) -> str:
     if options.criterion != "ntk_sap":
         return f"{options.criterion}{f', on {data}' if options.needs_data else ''}{even}"
     spread = f" (sigma {options.sigma:g})" if options.estimator == "finite_difference" else ""
+    weights = "fresh" if options.reinit else "the given"
+    if options.reinit and options.fresh_share < 1:
+        weights = f"{options.fresh_share:.0%} fresh"
     inputs = data if options.needs_data else f"{options.noise_batch_size} Gaussian inputs"
     return (
         f"ntk_sap, estimator {options.estimator}{spread}; {options.num_samples} samples a round of "
-        f"{inputs} and {'fresh' if options.reinit else 'the given'} weights; batch statistics in "
+        f"{inputs} and {weights} weights; batch statistics in "
         f"{options.calibrate.replace('_', ' ')}{even}"
     )
 

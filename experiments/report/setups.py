@@ -218,7 +218,7 @@ def _options(run: Run) -> dict[str, Any]:
     if search.needs_data:
         names.append("samples_per_class")
     if search.criterion == "ntk_sap":
-        names += ["reinit", "inputs", "estimator", "num_samples", "calibrate"]
+        names += ["reinit", "fresh_share", "inputs", "estimator", "num_samples", "calibrate"]
         if search.estimator == "finite_difference":
             names.append("sigma")
         if search.inputs == "noise":

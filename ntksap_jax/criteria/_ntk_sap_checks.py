@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ def check_options(
     num_samples: int,
     vmap_samples: int,
     batch_size: int,
+    reinit: bool | float,
 ) -> None:
     """Raises a TypeError or ValueError that names the option unless they fit each other."""
     _batches.check_network(network)
@@ -34,6 +36,11 @@ def check_options(
     if num_samples % vmap_samples:
         raise ValueError(
             f"vmap_samples: got {vmap_samples}, expected a divisor of num_samples={num_samples}."
+        )
+    if not (isinstance(reinit, numbers.Real) and 0 <= reinit <= 1):
+        raise ValueError(
+            f"reinit: got {reinit!r}, expected True (fresh weights), False (the given ones), or a "
+            "number between 0 and 1 (the share of fresh ones in the variance)."
         )
     _inputs.check(network, inputs)
     if output_fn is None:

@@ -17,6 +17,7 @@ under differentiation.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +42,7 @@ def ntk_sap(
     num_samples: int = 5,
     vmap_samples: int = 1,
     batch_size: int = 100,
-    reinit: bool = True,
+    reinit: bool | float = True,
     inputs: _inputs.Source = "noise",
     output_fn: Callable[[Any], Any] | None = None,
     calibrate: Literal["one_pass", "two_pass"] = "one_pass",
@@ -64,7 +65,9 @@ def ntk_sap(
             other, and on TPU the compiler counts the same work and 14 to 39 % more bytes moved.
         batch_size: number of Gaussian inputs in a sample.
         reinit: draw fresh weights from `network.init` for every sample (the paper). `False` scores
-            the given params, such as pretrained ones. Kernels that `init` makes all zero, as heads
+            the given params, such as pretrained ones. A number r between the two scores kernels of
+            √r · fresh + √(1 - r) · given: of the usual variance, and half of it, with 0.5, that of
+            the weights that will be trained. Kernels that `init` makes all zero, as heads
             often are, are drawn from N(0, 2/fan-in), and such scales of normalisation and residual
             branches are 1, as in the paper's networks; the search's first `RoundInfo` names them.
         inputs: `"noise"`: Gaussian, of the network's `input_shape` (the paper); `"data"`: those of
@@ -118,6 +121,7 @@ def ntk_sap(
         inputs=inputs,
         output_fn=output_fn,
         calibrate=calibrate,
+        reinit=reinit,
     )
 
     from_data = isinstance(inputs, str) and inputs == "data"
@@ -193,6 +197,8 @@ def ntk_sap(
         if reinit:
             fresh = draw(keys[..., 0], layout=layouts.weights, zeros=draws_of(mask).zeros)
             weights = _boxes.fit(fresh, mask)
+            if reinit < 1:
+                weights = _mix(weights, params, mask, fresh_share=float(reinit))
         return add_drawn(total, weights, keys[..., 1:], mask, batch, layout=layouts.total)
 
     # -- All chunks: on the devices of `shard_samples`, in a `lax.scan`, or in a loop ----------
@@ -312,6 +318,15 @@ def _finish(total: Total, mask: Mask, *, signed: bool) -> tuple[jax.Array, Score
     trace, gradient = total
     size = (lambda g: g) if signed else jnp.abs
     return trace, masks.map_prunable(lambda m, g: size(g) * m, mask, gradient)
+
+
+@functools.partial(jax.jit, static_argnames="fresh_share")
+def _mix(fresh: Params, given: Params, mask: Mask, *, fresh_share: float) -> Params:
+    """Independent weights, in sums of the same variance; what is not prunable is fresh."""
+    new, old = math.sqrt(fresh_share), math.sqrt(1 - fresh_share)
+    return masks.merge(
+        masks.map_prunable(lambda m, f, g: new * f + old * g, mask, fresh, given), fresh
+    )
 
 
 class _Layouts(NamedTuple):
