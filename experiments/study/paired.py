@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.cifar.config import Config
 from experiments.report.runs import Summary
 from experiments.report.setups import VARIANTS, Line, Section
 from experiments.shell.errors import UserError
@@ -49,19 +50,21 @@ def interval(differences: Sequence[float]) -> tuple[float, float] | None:
 def compare(section: Section, baseline: str) -> list[Compared]:
     """Compares every arm with the baseline: at each density, then over all of them.
 
+    Nothing is compared as long as the baseline has no complete run.
+
     Raises:
-        UserError: no arm is called `baseline`, or two arms have the same name.
+        UserError: two arms have the same name.
     """
     arms: dict[str, Line] = {}
     for line in section.pruned:
-        if (name := name_of(line)) in arms:
+        if (name := name_of(line.cells[0].runs[0].config)) in arms:
             raise UserError(
                 f"two arms are called {name!r}, and differ in their options. Give one of them a "
                 'label, such as label = ["b"]'
             )
         arms[name] = line
     if baseline not in arms:
-        raise UserError(f"no complete run of the baseline {baseline!r}; arms: {', '.join(arms)}")
+        return []
     spans = [[density] for density in section.densities]
     spans += [section.densities] if len(spans) > 1 else []
     tables = {name: _by_density_and_seed(line) for name, line in arms.items()}
@@ -71,10 +74,10 @@ def compare(section: Section, baseline: str) -> list[Compared]:
     return [each for each in compared if each is not None]
 
 
-def name_of(line: Line) -> str:
-    """Names an arm: criterion, sanity checks and label."""
-    checks = [words for option, words in VARIANTS.items() if line.options.get(option)]
-    return " ".join(filter(None, [line.criterion, *checks, line.options["label"]]))
+def name_of(config: Config) -> str:
+    """Names the arm of a run: criterion, sanity checks and label."""
+    checks = [words for option, words in VARIANTS.items() if getattr(config.search, option)]
+    return " ".join(filter(None, [config.search.criterion, *checks, config.label]))
 
 
 _Summaries = Mapping[float, Mapping[int, Summary]]

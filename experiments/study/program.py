@@ -1,7 +1,7 @@
 """Is one criterion better than another? A grid of runs, compared pair by pair.
 
     python -m experiments.study digits                   a grid of experiments/study/grids
-    python -m experiments.study my-study.toml --list     a file: what is done, what is left
+    python -m experiments.study my-study.toml --list     a file: what is done, and the table so far
     python -m experiments.study digits --seed 0 1        some of its cells
 
 A study is a grid of `experiments.sweep` (see experiments/sweep/grid.py), whose flags it takes, and
@@ -27,6 +27,7 @@ from experiments.report import drawing, runs, setups, tables
 from experiments.report.setups import Section, density_text
 from experiments.shell import console as screen
 from experiments.shell import exits, interruption
+from experiments.shell.configuration import check_name
 from experiments.shell.errors import Preempted, UserError
 from experiments.storage import run_folder
 from experiments.study import paired
@@ -61,13 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         grid = grid_lib.read(path)
         if grid.program is not CIFAR:
             raise UserError(f"{path}: a study is of {CIFAR.module}, not of {grid.program.module}")
-        if not (baseline := grid.baseline):
-            raise UserError(f'{path}: name the arm to compare with, such as baseline = "ntk_sap"')
+        arms = dict.fromkeys(map(paired.name_of, grid_lib.cells(grid, name=str(path))))
+        baseline = check_name(f"baseline in {path}", grid.baseline, arms)
         options, values = options_lib.parse([str(path), *arguments[1:]])
         cells = options_lib.plan(options, values)
         say_how_long(cells, options.workers, console)
         if options.list:
             sweep.show_list(cells, console)
+            evaluate(cells, baseline, console)
             return
         with interruption.raised():
             states = sweep.run(cells, options, console)
@@ -92,20 +94,23 @@ def say_how_long(cells: Sequence[Cell], num_workers: int, console: Console) -> N
 
 
 def evaluate(cells: Sequence[Cell], baseline: str, console: Console) -> None:
-    """Compares the complete runs with the baseline, prints a table, and writes the files."""
+    """Compares what is complete with the baseline, prints a table, and writes the files."""
     complete = [cell for cell in cells if run_folder.is_complete(cell.folder)]
     if not complete:
-        raise UserError("no cell is complete: there is nothing to compare")
+        return
     out = complete[0].folder.parent / "study"
     run_folder.make(out)
     sections = setups.group(runs.find([cell.folder for cell in complete]).runs)
     rows: list[dict[str, Any]] = []
     for section in sections:
-        compared = paired.compare(section, baseline)
+        if not (compared := paired.compare(section, baseline)):
+            console.print(f"{section.title}: no run of {baseline} is complete yet")
+            continue
         show(section, baseline, compared, console)
         run_folder.write_picture(out / f"setup{section.number}.png", draw(baseline, compared))
         rows += [{"setup": section.title, **each._asdict()} for each in compared]
-    run_folder.write_table(out / "study.csv", rows)
+    if rows:
+        run_folder.write_table(out / "study.csv", rows)
     run_folder.write_table(out / "runs.csv", tables.run_rows(sections))
     console.print(f"tables and pictures are in {out}")
 
