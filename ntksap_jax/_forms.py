@@ -15,8 +15,9 @@ Need = Literal["nothing", "stacks", "roles"]
 """What has to be known: nothing, which axes run over layers, or what every axis means."""
 
 _LARGEST_WINDOW = 11
-_CONVOLUTION = re.compile(r"(?i)(?<!scan)(?<!vmap)conv(?!s|_?transpose|_?local)")
-"""The name of one convolution, whose kernel has its outputs last."""
+_CONVOLUTION = re.compile(r"(?i)(?<!scan)(?<!vmap)conv(?!s|.*local)")
+_TRANSPOSED = re.compile(r"(?i)transpose|deconv")
+"""Names of one convolution, and of those whose kernel may have its outputs before its inputs."""
 
 
 class Form(NamedTuple):
@@ -240,8 +241,9 @@ def _is_convolution(
     It might be transposed, with outputs first, or in a stack, where each leaf has one more axis.
     """
     above, _, layer = parent.rpartition("/")
+    is_transposed = bool(_TRANSPOSED.search(layer))
     if bias is not None:
-        return bias == shape[-1:] and (shape[-2] != shape[-1] or "transpose" not in layer.lower())
+        return bias == shape[-1:] and (shape[-2] != shape[-1] or not is_transposed)
     # A stack of three 1-D convolutions looks like one in 2-D.
     beside = [
         other
@@ -249,7 +251,8 @@ def _is_convolution(
         if path.startswith(above) and path.rpartition("/")[2] not in ("kernel", "w")
     ]
     is_stacked = bool(beside) and all(len(other) > 1 and shape[0] in other for other in beside)
-    return len(shape) == 4 and not is_stacked and bool(_CONVOLUTION.search(layer))
+    is_one = bool(_CONVOLUTION.search(layer)) and not is_transposed
+    return len(shape) == 4 and is_one and not is_stacked
 
 
 def _role_in_attention(parent: str, name: str, shapes: Mapping[str, Shape]) -> str | None:

@@ -12,7 +12,7 @@ from ntksap_jax import masks
 from ntksap_jax.types import Mask, Params
 
 _NO_KERNEL = re.compile(
-    r"embed|pos|token|cls|table|bias|scale|gamma|beta|norm|mean|var|stat|alpha",
+    r"embed|pos|token|latent|probe|cls|table|bias|scale|gamma|beta|norm|mean|var|stat|alpha",
     re.IGNORECASE,
 )
 

@@ -70,7 +70,9 @@ def of(network: Network) -> dict[str, str]:
     for followed in (kernels, list(shapes)):
         found = _axis_roles.read(program, shapes, followed)
         words = found | {path: word for path, word in words.items() if "?" not in word}
-    return {path: words[path] for path in shapes if path in kernels or words[path].strip("?")}
+    # Of all others what has inputs or outputs: not the biases of a stack.
+    others = {path for path, word in words.items() if len(word) > 1 and set("io") & set(word)}
+    return {path: words[path] for path in shapes if path in kernels or path in others}
 
 
 def known(source: Network | Axes | None) -> Callable[[_Score], _Score]:

@@ -406,7 +406,7 @@ def test_names_and_biases_say_what_they_can():
         ("net/conv2_d/w", {"net/norm/scale": (4,)}, "ppio"),
         ("net/up/kernel", {"net/up/bias": (4,)}, "ppio"),
         # Those of `nn.ConvTranspose` may have their outputs first.
-        ("net/ConvTranspose_0/kernel", {}, "????"),
+        ("net/conv2_d_transpose/w", {}, "????"),
         ("net/ConvTranspose_0/kernel", {"net/ConvTranspose_0/bias": (4,)}, "????"),
         # Three 1-D convolutions, or three places of two in each direction.
         ("net/conv1/kernel", {"net/norm/scale": (3, 4)}, "????"),
