@@ -126,7 +126,7 @@ class _Roles:
             axes = factors.joined(resized).axes if full else None
         if axes is not None:
             return [factors.resized(Value(axes, is_input), shape) for shape in shapes]
-        for operand in operands:
+        for operand in operands if shapes else ():  # A print makes nothing of a kernel.
             if not operand.is_input:
                 self._mark(UNKNOWN, operand.axes)
         return [factors.plain(shape, is_input) for shape in shapes]

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import flax.core.meta
+import flax.nnx
 import jax
-from jax.tree_util import GetAttrKey
 
 
 def name(path: Any) -> str:
-    """Returns the name of a leaf, such as `"conv/kernel"`.
-
-    A box around an array, as `nn.Partitioned` and `nnx.Param` are, adds nothing to it.
-    """
-    if len(path) > 1 and path[-1] == GetAttrKey("value"):
-        path = path[:-1]
+    """Returns the name of what a path of a tree leads to, such as `"conv/kernel"`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named(tree: Any, is_leaf: Callable[[Any], bool] = lambda node: False) -> list[tuple[str, Any]]:
+    """Returns the leaves with their names, in order.
+
+    A box around an array, as `nn.Partitioned` and `nnx.Param` are, adds nothing to its name.
+
+    Args:
+        tree: pytree.
+        is_leaf: which nodes count as leaves, beside arrays.
+    """
+    found = []
+    either = lambda node: _is_box(node) or is_leaf(node)  # noqa: E731
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=either):
+        if not _is_box(node):
+            found.append((name(path), node))
+            continue
+        inside = jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf)
+        is_one = len(inside) == 1
+        found += [(name(path if is_one else (*path, *more)), leaf) for more, leaf in inside]
+    return found
+
+
+def map_named(fn: Callable[[str, Any], Any], tree: Any) -> Any:
+    """Returns the tree with `fn(name, leaf)` in the place of each leaf."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [fn(*pair) for pair in named(tree)])
+
+
+def _is_box(node: Any) -> bool:
+    return isinstance(node, (flax.core.meta.AxisMetadata, flax.nnx.Variable))
 
 
 def fit(tree: Any, like: Any) -> Any:
@@ -31,16 +58,11 @@ def fit(tree: Any, like: Any) -> Any:
     wanted: Any = jax.tree.structure(like, is_leaf=_is_none)
     if jax.tree.structure(tree, is_leaf=_is_none) == wanted:
         return tree
-    leaves = _named(tree)
-    names = list(_named(like))
+    leaves = dict(named(tree, _is_none))
+    names = [each for each, _ in named(like, _is_none)]
     if set(names) != set(leaves):
         return tree
     return jax.tree.unflatten(wanted, [leaves[each] for each in names])
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_none)
-    return {name(path): leaf for path, leaf in leaves}
 
 
 def _is_none(leaf: Any) -> bool:

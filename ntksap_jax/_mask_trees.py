@@ -17,7 +17,7 @@ def leaf_paths(tree: Any) -> dict[str, Any]:
     >>> leaf_paths({"dense": {"kernel": 1, "bias": None}})
     {'dense/kernel': 1}
     """
-    return {_boxes.name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return dict(_boxes.named(tree))
 
 
 def map_prunable(fn: Callable[..., Any], mask: Mask, *trees: Any) -> Any:

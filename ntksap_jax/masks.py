@@ -83,13 +83,12 @@ def create(
         wanted = (by_role if include is None else path in included) and path not in excluded
         return wanted and math.prod(leaf.shape) > 0
 
-    def mask_leaf(path: Any, leaf: Any) -> jax.Array | None:
-        name = _boxes.name(path)
+    def mask_leaf(name: str, leaf: Any) -> jax.Array | None:
         if not is_prunable(name, leaf):
             return None
         return jnp.ones(leaf.shape, bool, device=_placement.of(leaf))
 
-    mask = jax.tree_util.tree_map_with_path(mask_leaf, params)
+    mask = _boxes.map_named(mask_leaf, params)
     if not jax.tree.leaves(mask):
         raise ValueError(
             "params: no leaf is left to prune. Expected leaves of two or more axes named "
@@ -403,7 +402,7 @@ def load(path: str | os.PathLike[str], *, like: Params) -> Mask:
     stored = {
         name: _as_mask(array, name, path) for name, array in file.read_arrays(path, headers).items()
     }
-    mask = jax.tree_util.tree_map_with_path(lambda key, _: stored.get(_boxes.name(key)), like)
+    mask = _boxes.map_named(lambda name, _: stored.get(name), like)
     check(mask, like)
     if _tensors.is_ours(metadata) and metadata["digest"] != digest(mask):
         raise ValueError(

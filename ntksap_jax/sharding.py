@@ -183,8 +183,7 @@ def shard_params(tree: Any, mesh: Mesh, *, rule: Rule | None = None) -> Any:
     check_auto(mesh)
     rule = split_outputs(mesh) if rule is None else rule
 
-    def place(path: Any, leaf: Any) -> Any:
-        name = _boxes.name(path)
+    def place(name: str, leaf: Any) -> Any:
         spec = rule(name, leaf.shape)
         try:
             sharding = NamedSharding(mesh, spec)
@@ -196,7 +195,7 @@ def shard_params(tree: Any, mesh: Mesh, *, rule: Rule | None = None) -> Any:
             ) from error
         return place_leaf(leaf, sharding)
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return _boxes.map_named(place, tree)
 
 
 def shard_network(network: Network, mesh: Mesh, *, rule: Rule | None = None) -> Network:

@@ -91,6 +91,7 @@ def test_kernels_are_followed_to_where_they_are_used():
         return x @ (p["g"] * p["w"] / jnp.linalg.norm(p["w"], axis=0))
 
     def reshaped(p, x):
+        jax.debug.print("{}", p["w"])
         return x @ p["w"].reshape(4, 6)
 
     def learned(p, x):  # A kernel that is applied to queries which are learned.

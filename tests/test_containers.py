@@ -1,5 +1,7 @@
 """Params in boxes and other containers: the same leaves, names and masks as in plain dicts."""
 
+from typing import NamedTuple
+
 import flax
 import flax.linen as nn
 import jax
@@ -140,3 +142,15 @@ def test_kernels_of_other_names_are_told_once_with_the_include_that_takes_them()
         mask = masks.create(tree, include=pattern)
         assert set(masks.leaf_paths(mask)) == {"a/W", "b/weight"}
         assert not nts.prune(KEY, tree, criteria.magnitude(), schedule=[0.5], mask=mask)[1][0].notes
+
+
+class Projections(NamedTuple):
+    query: jax.Array
+    value: jax.Array
+
+
+def test_a_field_that_is_called_as_the_array_in_a_box_keeps_its_name():
+    params = {"attend": Projections(jnp.ones((2, 2)), jnp.ones((2, 2))), "kernel": jnp.ones((2, 2))}
+    assert list(masks.leaf_paths(params)) == ["attend/query", "attend/value", "kernel"]
+    mask = masks.create(params, include="value$")
+    assert mask["attend"].query is None and masks.num_prunable(mask) == 4

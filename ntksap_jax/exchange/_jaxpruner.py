@@ -55,8 +55,7 @@ def from_jaxpruner(jaxpruner_masks: Any, *, like: Params) -> Mask:
     """
     shapes = {path: np.shape(leaf) for path, leaf in masks.leaf_paths(like).items()}
 
-    def from_leaf(key: Any, leaf: Any) -> jax.Array:
-        path = _boxes.name(key)
+    def from_leaf(path: str, leaf: Any) -> jax.Array:
         array, shape = np.asarray(leaf), shapes.get(path)
         if shape is not None and array.shape != shape and array.shape == _packed_shape(shape):
             array = np.unpackbits(array.astype(np.uint8), count=math.prod(shape)).reshape(shape)
@@ -67,7 +66,7 @@ def from_jaxpruner(jaxpruner_masks: Any, *, like: Params) -> Mask:
             )
         return jnp.asarray(array.astype(bool))
 
-    mask = jax.tree_util.tree_map_with_path(from_leaf, jaxpruner_masks)
+    mask = _boxes.map_named(from_leaf, jaxpruner_masks)
     masks.check(mask, like)
     return mask
 

@@ -114,11 +114,10 @@ def load_packed(path: str | os.PathLike[str], *, like: Any) -> tuple[Any, Mask]:
         arrays[name][kept.get(name, np.ones(shape, bool))] = values[name].ravel()
 
     def arranged(stored: dict[str, np.ndarray]) -> Any:
-        def at(key: Any, _: Any) -> jax.Array | None:
-            name = _boxes.name(key)
+        def at(name: str, _: Any) -> jax.Array | None:
             return jnp.asarray(stored[name]) if name in stored else None
 
-        return jax.tree_util.tree_map_with_path(at, like)
+        return _boxes.map_named(at, like)
 
     return arranged(arrays), arranged(kept)
 

@@ -127,8 +127,7 @@ def from_torch(
             'without; running statistics need like={"params": ..., "batch_stats": ...}.'
         )
 
-    def from_leaf(key: Any, leaf: Any) -> jax.Array:
-        path = _boxes.name(key)
+    def from_leaf(path: str, leaf: Any) -> jax.Array:
         name, layout = full_names[path], plan[path]
         array = _as_numpy(state[name], name)
         if array.shape != layout.shape:
@@ -139,7 +138,7 @@ def from_torch(
         moved = layout.from_torch(_checked(array, leaf.dtype, name, path))
         return jnp.asarray(moved.reshape(leaf.shape).astype(leaf.dtype))
 
-    return jax.tree_util.tree_map_with_path(from_leaf, like)
+    return _boxes.map_named(from_leaf, like)
 
 
 def _numpy_type(array: np.ndarray) -> np.ndarray:

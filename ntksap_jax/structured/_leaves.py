@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-
 from ntksap_jax import _boxes, masks
 from ntksap_jax.structured.channels import Channels
 
@@ -17,9 +15,7 @@ def replace(tree: Any, changed: Mapping[str, Any]) -> Any:
     >>> replace({"a": {"kernel": 1, "bias": 2}}, {"a/bias": 3})
     {'a': {'bias': 3, 'kernel': 1}}
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: changed.get(_boxes.name(path), leaf), tree
-    )
+    return _boxes.map_named(changed.get, tree)
 
 
 def kernels(

@@ -149,9 +149,6 @@ def to_mask(params: Params, channels: Channels, keep: Keep, *, mask: Mask | None
     check_keep(channels, keep)
     if mask is None:
         full = {p: jnp.ones(k.shape, bool) for p, k in _leaves.kernels(params, channels).items()}
-        mask = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: full.get(_boxes.name(path)),
-            params,
-        )
+        mask = _boxes.map_named(lambda path, leaf: full.get(path), params)
     kernels = _leaves.kernels(mask, channels, keep, argument="mask")
     return _leaves.replace(mask, {path: kernels[path] & keep[path] for path in keep})

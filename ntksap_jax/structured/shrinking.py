@@ -56,8 +56,7 @@ def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
     channels_.expand(channels, keep)
     removed = channels_.removed_channels(channels, keep)
 
-    def zero(key: Any, leaf: Any) -> Any:
-        path = _boxes.name(key)
+    def zero(path: str, leaf: Any) -> Any:
         if not leaf.ndim or not _labelling.is_zeroed(path, channels.shapes):
             return leaf
         kept = channels_.kept_indices(channels, path, removed)[-1]
@@ -66,7 +65,7 @@ def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
         stays = np.isin(np.arange(leaf.shape[-1]), kept)
         return jnp.where(stays, leaf, jnp.zeros_like(leaf))
 
-    return jax.tree_util.tree_map_with_path(zero, variables)
+    return _boxes.map_named(zero, variables)
 
 
 def shrink(model: Any, variables: Any, channels: Channels, keep: Keep) -> tuple[Any, Any]:
@@ -121,15 +120,14 @@ def shrink(model: Any, variables: Any, channels: Channels, keep: Keep) -> tuple[
             "that it does not depend on numbers of channels."
         )
 
-    def take(key: Any, leaf: Any) -> jax.Array:
-        path = _boxes.name(key)
+    def take(path: str, leaf: Any) -> jax.Array:
         array = np.asarray(leaf)  # on the host: every shape is another, and would be compiled for
         for axis, kept in enumerate(channels_.kept_indices(channels, path, removed)):
             if kept is not None:
                 array = np.take(array, kept, axis=axis)
         return jnp.asarray(array)
 
-    fewer = jax.tree_util.tree_map_with_path(take, variables)
+    fewer = _boxes.map_named(take, variables)
     small = tracing.resize(model, fewer, channels, removed)
     if isinstance(small, nn.Module):
         _check_init(small, fewer, channels)

@@ -114,15 +114,15 @@ def misfit(model: Any, shapes: Any, channels: Channels, removed: np.ndarray) -> 
     """
     kept = {path: kept_indices(channels, path, removed) for path in channels.labels}
 
-    def shape(key: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        indices = kept[_boxes.name(key)]
+    def shape(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+        indices = kept[path]
         sizes = [
             size if index is None else len(index)
             for size, index in zip(leaf.shape, indices, strict=True)
         ]
         return jax.ShapeDtypeStruct(tuple(sizes), leaf.dtype)
 
-    fewer = jax.tree_util.tree_map_with_path(shape, shapes)
+    fewer = _boxes.map_named(shape, shapes)
     small = resize(model, fewer, channels, removed)
     expected = expected_program(channels, removed)
     return _resized.mismatch(small, fewer, channels.call, expected)
