@@ -139,9 +139,10 @@ def _form(path: str, shape: Shape, word: str, need: Need, what: str) -> Form:
     told = " or ".join(f'"{each}"' for each in _EXAMPLES.get(len(shape), ["sppio"]))
     raise ValueError(
         f"axes: {what} depends on what the axes of leaf {path!r} of shape {shape} mean, which is "
-        f"known as {word!r} only. Pass axes=ntksap_jax.axes.of(network), or a letter for each axis "
-        f'(s: stacked layers, p: positions, i: inputs, o: outputs): axes={{"{path}": {told}}}. Or '
-        "leave the leaf out with masks.create(params, exclude=...)."
+        f"known as {word!r} only. If the criterion knows no network, pass "
+        "axes=ntksap_jax.axes.of(network). If the network does not show it either, a letter for "
+        "each axis (s: stacked layers, p: positions, i: inputs, o: outputs): "
+        f'axes={{"{path}": {told}}}. Or leave the leaf out with masks.create(params, exclude=...).'
     )
 
 
@@ -149,7 +150,7 @@ _EXAMPLES = {
     1: ["o"],
     2: ["io", "oi"],
     3: ["sio", "pio", "ioo"],
-    4: ["ppio", "sioo"],
+    4: ["ppio", "oipp", "sioo"],
     5: ["pppio", "sppio"],
 }
 
