@@ -83,6 +83,8 @@ def _conv2d(eqn: Any, left: tuple[Axis, ...], right: tuple[Axis, ...]) -> Produc
     """Of `ops`: NHWC and HWIO; a fifth axis in front of both runs over layers."""
     *both, batch, _, _, features = left
     *layers, height, width, into, out = right
+    if eqn.primitive.name == "conv2d_input_gradient":  # In models that take derivatives.
+        into, out = out, into
     rows, columns = eqn.outvars[0].aval.shape[-3:-1]
     space = factors.plain((rows, columns)).axes
     kept: tuple[list[Axis], list[Axis]] = ([batch], [out])
@@ -99,5 +101,6 @@ PRODUCTS: dict[str, Callable[..., Product]] = {
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
     "conv2d": _conv2d,
+    "conv2d_input_gradient": _conv2d,
     "ragged_dot_general": _ragged_dot,
 }

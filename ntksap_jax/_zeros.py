@@ -162,7 +162,7 @@ _ZERO_OF_ZEROS = {
     *("add", "sub", "sqrt", "concatenate", "pad", "max", "min", "sign", "abs"),
 }
 _ELEMENTWISE_PRODUCTS = {"mul", "div"}
-_PRODUCTS = {"dot_general", "conv_general_dilated", "conv2d", "ragged_dot"}
+_PRODUCTS = {"dot_general", "conv_general_dilated", "conv2d", "ragged_dot_general"}
 
 
 def _is_zero(value: Any) -> bool:

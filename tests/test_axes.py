@@ -70,7 +70,7 @@ def test_layers_of_nnx(make, shape, wanted):
 
 
 def of_function(apply, shape=(4,), **leaves):
-    params = {name: jnp.ones(shape) for name, shape in leaves.items()}
+    params = {name: jnp.ones(size) for name, size in leaves.items()}
     return axes.of(nts.plain(lambda key: params, apply, shape))
 
 
@@ -115,6 +115,8 @@ def test_the_first_use_of_a_kernel_counts_if_it_is_used_transposed_too():
     for derivative in (jax.grad(network, 1), jax.hessian(network, 1)):
         apply = lambda p, x, fn=derivative: jax.vmap(lambda x: fn(p, x))(x)  # noqa: E731
         assert of_function(apply, w=(4, 3), kernel=(3, 2)) == {"w": "io", "kernel": "io"}
+    energy = lambda p, x: jnp.tanh(nts.ops.conv2d(x, p["w"])).sum()  # noqa: E731
+    assert of_function(jax.grad(energy, 1), (5, 5, 2), w=(3, 3, 2, 4)) == {"w": "ppio"}
 
 
 def test_low_rank_products_are_added_to_a_kernel():
