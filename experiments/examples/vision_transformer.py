@@ -29,7 +29,7 @@ from experiments import data
 from experiments.examples import shared
 from experiments.shell import exits
 from experiments.shell.errors import UserError
-from ntksap_jax import criteria, masks, schedules
+from ntksap_jax import criteria, masks, ntk, schedules
 from ntksap_jax.types import Key, Params
 
 IMAGE_SIZE = 32
@@ -88,7 +88,7 @@ def main(
     steps: int = 300,
     batch_size: int = 64,
 ) -> list[shared.Run]:
-    """Compares dense, random and NTK-SAP, and shows what they keep of each part."""
+    """Compares dense, random, ERK and NTK-SAP, and shows what they keep of each part."""
     dataset = data.load(name)
     if not isinstance(dataset, data.Dataset):
         raise UserError(f"{name} is streamed from files; this example takes images in memory")
@@ -98,9 +98,17 @@ def main(
     params = network.init(init_key)
 
     ntk_sap = criteria.ntk_sap(network, num_samples=num_samples, batch_size=score_size)
+    by_vjp = criteria.ntk_sap(
+        network, estimator=ntk.vjp, num_samples=num_samples, batch_size=score_size
+    )
     schedule = schedules.exponential(density, rounds=rounds)
 
-    scores = {"random": criteria.random(), "NTK-SAP": ntk_sap}
+    scores = {
+        "random": criteria.random(),
+        "ERK": criteria.erk(),
+        "NTK-SAP": ntk_sap,
+        "balanced": criteria.balanced(by_vjp),
+    }
     to_train = shared.make_masks(mask_key, params, scores, schedule=schedule)
     by_layer, _ = nts.prune(mask_key, params, ntk_sap, schedule=schedule, scope="layer")
     to_train["NTK-SAP by layer"] = by_layer
