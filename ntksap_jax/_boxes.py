@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.core.meta
-import flax.nnx
 import jax
+from jax.tree_util import GetAttrKey
 
 
 def name(path: Any) -> str:
@@ -15,7 +14,7 @@ def name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def named(tree: Any, is_leaf: Callable[[Any], bool] = lambda node: False) -> list[tuple[str, Any]]:
+def named(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
     """Returns the leaves with their names, in order.
 
     A box around an array, as `nn.Partitioned` and `nnx.Param` are, adds nothing to its name.
@@ -24,16 +23,12 @@ def named(tree: Any, is_leaf: Callable[[Any], bool] = lambda node: False) -> lis
         tree: pytree.
         is_leaf: which nodes count as leaves, beside arrays.
     """
-    found = []
-    either = lambda node: _is_box(node) or is_leaf(node)  # noqa: E731
-    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=either):
-        if not _is_box(node):
-            found.append((name(path), node))
-            continue
-        inside = jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf)
-        is_one = len(inside) == 1
-        found += [(name(path if is_one else (*path, *more)), leaf) for more, leaf in inside]
-    return found
+    either = lambda node: _is_box(node) or (is_leaf is not None and is_leaf(node))  # noqa: E731
+    return [
+        (name(path), leaf)
+        for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=either)
+        for leaf in jax.tree.leaves(node, is_leaf=is_leaf)
+    ]
 
 
 def map_named(fn: Callable[[str, Any], Any], tree: Any) -> Any:
@@ -42,7 +37,11 @@ def map_named(fn: Callable[[str, Any], Any], tree: Any) -> Any:
 
 
 def _is_box(node: Any) -> bool:
-    return isinstance(node, (flax.core.meta.AxisMetadata, flax.nnx.Variable))
+    """Whether a node holds an array, or None in its place, as its `value`, and nothing else."""
+    if isinstance(node, (tuple, list, Mapping, jax.Array)):
+        return False
+    leaves = jax.tree_util.tree_leaves_with_path(node, is_leaf=_is_none)
+    return [path for path, _ in leaves] == [(GetAttrKey("value"),)]
 
 
 def fit(tree: Any, like: Any) -> Any:

@@ -17,7 +17,7 @@ module that the operation stands in.
 MOVES = {
     *("reshape", "broadcast_in_dim", "transpose", "squeeze", "slice", "dynamic_slice", "split"),
     *("unstack", "rev", "tile", "copy", "copy_p", "convert_element_type", "reduce_precision"),
-    *("stop_gradient", "optimization_barrier", "name"),
+    *("stop_gradient", "optimization_barrier", "name", "pvary", "pcast"),
     *("sharding_constraint", "mesh_cast", "reshard"),
 }
 """Operations whose results are entries of their operand: elsewhere, or in another type."""
@@ -87,6 +87,28 @@ def scan_parts(eqn: Any, operands: list[Any]) -> tuple[list[Any], list[Any], lis
     """Returns what a scan leaves as it is, what it carries on, and what it slices."""
     first, last = eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"]
     return operands[:first], operands[first:last], operands[last:]
+
+
+def bodies(eqn: Any, operands: list[Any], *, carried: Any) -> list[tuple[Any, list[Any]]]:
+    """Returns the programs in a loop, a branch or a `shard_map`, with their arguments.
+
+    Args:
+        eqn: any operation.
+        operands: its own.
+        carried: stands for what a loop carries from turn to turn.
+    """
+    name = eqn.primitive.name
+    if name == "scan":
+        fixed, carry, stacks = scan_parts(eqn, operands)
+        return [(eqn.params["jaxpr"], [*fixed, *[carried] * len(carry), *stacks])]
+    if name == "while":
+        first = eqn.params["cond_nconsts"]
+        last = first + eqn.params["body_nconsts"]
+        carry = [carried] * len(operands[last:])
+        return [(eqn.params["body_jaxpr"], [*operands[first:last], *carry])]
+    if name == "cond":
+        return [(branch, operands[1:]) for branch in eqn.params["branches"]]
+    return [(eqn.params["jaxpr"], operands)] if name == "shard_map" else []
 
 
 def settled(

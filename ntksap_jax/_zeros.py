@@ -217,10 +217,10 @@ def factors(
         rest = len(operands) - len(marked) - operands.count(_CONSTANT)
         if not marked:
             return [None if rest else _CONSTANT] * count
-        if name == "scan":
-            fixed, carry, stacks = _jaxprs.scan_parts(eqn, operands)
-            inner = [*fixed, *[None] * len(carry), *stacks]
-            _jaxprs.walk(eqn.params["jaxpr"], inner, step, constant=lambda _: _CONSTANT)
+        bodies = _jaxprs.bodies(eqn, operands, carried=None)
+        for body, arguments in bodies:
+            _jaxprs.walk(body, arguments, step, constant=lambda _: _CONSTANT)
+        if bodies:
             return [None] * count
         if _jaxprs.called(eqn) is not None:
             return None

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 import ntksap_jax as nts
 from ntksap_jax import _zeros, criteria, masks
@@ -116,6 +117,21 @@ class Stack(nn.Module):
         return scanned(LayerScale(name="layers"), x, None)[0]
 
 
+class Inside(nn.Module):
+    """Of a loop, of a branch, and of what each device does."""
+
+    @nn.compact
+    def __call__(self, x):
+        gates = [self.param(name, ZEROS, (WIDTH,)) for name in "abc"]
+        turn = lambda i, x: x + gates[0] * jnp.tanh(x)  # noqa: E731
+        x = jax.lax.fori_loop(0, jnp.int32(x[0, 0]), turn, x)
+        x = jax.lax.cond(x.sum() > 0, lambda x: gates[1] * x, jnp.tanh, x)
+        mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        specs = (P("data"), P())
+        each = jax.shard_map(jnp.multiply, mesh=mesh, in_specs=specs, out_specs=P("data"))
+        return each(nn.Dense(WIDTH)(x), gates[2])
+
+
 KERNEL = np.sqrt(2 / WIDTH)
 PARTS = {
     "residual": (Branch(), {"norm/scale": None}),
@@ -132,6 +148,7 @@ PARTS = {
         {f"attend/{name}/kernel": KERNEL for name in ("query", "key", "value", "out")},
     ),
     "scan": (Stack(), {"layers/gamma": None}),
+    "inside": (Inside(), {"a": None, "b": None, "c": None}),
     "harmless": (Harmless(), {}),
 }
 
