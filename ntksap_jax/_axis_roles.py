@@ -54,6 +54,7 @@ class _Roles:
         self._found: dict[Place, list[str]] = {}  # letters, in the order of the uses
         self._beside: set[Place] = set()  # axes of outputs that run along other kernels' layers
         self._between: set[Place] = set()  # axes that are summed over in products of kernels
+        self._added: set[str] = set()  # kernels that are made into one by a sum
 
     def letters(self, path: str) -> str:
         places = [(path, axis) for axis in range(len(self._shapes[path]))]
@@ -70,8 +71,10 @@ class _Roles:
                 for marks, b in zip(found, beside, strict=True)
             ]
         word = "".join(m[0] if len(m) == 1 else UNKNOWN for m in _as_first_used(found))
-        # In x @ (A @ B), as of low-rank adapters, the axis between is what A has no other of.
+        # In x @ (W + A @ B), as of low-rank adapters, the axis between is what A has no other of.
         between = {"i": "o", "o": "i"}.get("".join(set(word) & {"i", "o"}), UNKNOWN)
+        if path not in self._added:
+            return word
         return "".join(
             between if place in self._between and not marks else letter
             for place, marks, letter in zip(places, found, word, strict=True)
@@ -122,6 +125,8 @@ class _Roles:
                 self._mark("s", self._picked(operands[0], axes))
         elif name in _ELEMENTWISE:
             full = [x for x in operands if len(x.axes) == len(shapes[0])]
+            if name in ("add", "add_any", "sub") and all(map(_is_kernel, operands)):
+                self._added |= {path for x in full for path, _ in factors.places_of(x.axes)}
             resized = [factors.resized(x, shapes[0]) for x in full]
             axes = factors.joined(resized).axes if full else None
         if axes is not None:
@@ -211,6 +216,11 @@ class _Roles:
         for axis, found in zip(numbers.offset_dims, kept, strict=True):
             result[axis] = found
         return tuple(result)
+
+
+def _is_kernel(value: Value) -> bool:
+    """Whether an array is made of leaves alone, in all of its axes."""
+    return not value.is_input and all(factors.places_of([axis]) for axis in value.axes)
 
 
 def _as_first_used(found: list[list[str]]) -> list[list[str]]:

@@ -103,6 +103,8 @@ def test_kernels_are_followed_to_where_they_are_used():
     assert of_function(reshaped, w=(2, 2, 3, 2)) == {"w": "iioo"}
     assert of_function(lambda p, x: x @ p["w"].T, w=(3, 4)) == {"w": "oi"}
     assert of_function(learned, kernel=(3, 4), tokens=(5, 3))["kernel"] == "io"
+    unnamed = lambda p, x: learned({"kernel": p["wq"], "tokens": p["latents"]}, x)  # noqa: E731
+    assert "?" in of_function(unnamed, wq=(3, 4), latents=(5, 3))["wq"]
     table = lambda p, x: p["table"][x.astype(int)]  # noqa: E731
     assert of_function(table, table=(7, 3)) == {"table": "io"}
 

@@ -139,7 +139,7 @@ PARTS = {
     "layer scale by einsum": (LayerScaleByEinsum(), {"gamma": None}),
     "rezero": (ReZero(), {"alpha": None}),
     "gate": (Gate(), {"gate": None}),
-    "queries": (Queries(), {"tokens": KERNEL}),
+    "queries": (Queries(), {"tokens": np.sqrt(2 / 3)}),
     "adapter": (Adapter(), {"up/kernel": 1}),  # of two inputs
     "lora": (LowRank(), {"lora_b": 1}),
     "head": (Head(), {"Dense_0/kernel": KERNEL}),
