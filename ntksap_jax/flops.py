@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -101,6 +101,30 @@ def count_program(
     >>> count_program(program, ["w"], batch=5)
     {'w': 12}
     """
+    counts: dict[str, int] = {}
+    for product in products(program, arguments):
+        counts[product.kernel] = counts.get(product.kernel, 0) + product.flops
+    return {path: total // batch for path, total in counts.items()}
+
+
+class Product(NamedTuple):
+    """A product of a kernel with what depends on the inputs.
+
+    Attributes:
+        eqn: the operation.
+        operand: which of its two operands is the kernel, 0 or 1.
+        kernel: path of the leaf.
+        flops: FLOPs for all examples, at all steps of the loops that it is in.
+    """
+
+    eqn: Any
+    operand: int
+    kernel: str
+    flops: int
+
+
+def products(program: Any, arguments: Sequence[str | None]) -> list[Product]:
+    """Lists the products with kernels in the order of a program, see `count_program`."""
     leaves = [_NOTHING if path is None else frozenset({path}) for path in arguments]
     inputs = [frozenset({_INPUTS})] * (len(program.jaxpr.invars) - len(leaves))
     sizes = {
@@ -108,34 +132,34 @@ def count_program(
         for path, var in zip(arguments, program.jaxpr.invars, strict=False)
         if path is not None
     }
-    counts: dict[str, int] = {}
-    step = functools.partial(_step, counts, sizes, 1)
+    found: list[Product] = []
+    step = functools.partial(_step, found, sizes, 1)
     _jaxprs.walk(program, [*leaves, *inputs], step, constant=lambda value: _NOTHING)
-    return {path: total // batch for path, total in counts.items()}
+    return found
 
 
 def _step(
-    counts: dict[str, int],
+    found: list[Product],
     sizes: Mapping[str, int],
     times: int,
     eqn: Any,
     operands: list[frozenset[Any]],
     where: str,
 ) -> list[frozenset[Any]] | None:
-    """Counts an operation that is carried out so many times, and says what its results depend on.
+    """Lists an operation that is carried out so many times, and says what its results depend on.
 
     `sizes` are the numbers of entries of the leaves, in the order of the arguments.
     """
     if _jaxprs.called(eqn) is not None:
         return None
     if eqn.primitive.name in _MULTIPLY_ADDS:
-        for operand, other, var in zip(operands, operands[::-1], eqn.invars, strict=True):
+        for index, (operand, other) in enumerate(zip(operands, operands[::-1], strict=True)):
             if operand and _INPUTS not in operand and _INPUTS in other:
-                path = _kernel(operand, math.prod(var.aval.shape), sizes)
+                path = _kernel(operand, math.prod(eqn.invars[index].aval.shape), sizes)
                 multiply_adds = _MULTIPLY_ADDS[eqn.primitive.name](eqn)
-                counts[path] = counts.get(path, 0) + 2 * times * multiply_adds
+                found.append(Product(eqn, index, path, 2 * times * multiply_adds))
     if eqn.primitive.name == "scan":
-        step = functools.partial(_step, counts, sizes, times * eqn.params["length"])
+        step = functools.partial(_step, found, sizes, times * eqn.params["length"])
         before = eqn.params["num_consts"]
         after = before + eqn.params["num_carry"]  # the state in between depends on the inputs
         carry = [frozenset({_INPUTS})] * (after - before)

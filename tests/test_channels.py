@@ -298,6 +298,21 @@ def test_flattening_repeats_channels():
     assert channels.flops == {"conv/kernel": 2 * 4 * 3 * 6, "out/kernel": 2 * 18 * 2}
 
 
+def test_layers_across_channels_cost_less_with_fewer_of_them():
+    """As an MLP-Mixer mixes tokens: once for each of 4 channels, of which 3 are left."""
+
+    def call(x):
+        x = nn.Dense(4, name="embed")(x)
+        y = nn.relu(nn.Dense(6, use_bias=False, name="tokens")(x.swapaxes(1, 2)))
+        x += nn.Dense(5, use_bias=False, name="back")(y).swapaxes(1, 2)
+        return nn.Dense(2, name="out")(x.mean(axis=1))
+
+    channels = trace(net(call), (5, 3))
+    kept = cost(channels, {"embed/kernel": np.arange(4) > 0, "tokens/kernel": np.arange(6) > 3})
+    assert cost(channels).flops == 2 * (5 * 3 * 4 + 4 * 5 * 6 + 4 * 6 * 5 + 4 * 2)
+    assert kept.flops == 2 * (5 * 3 * 3 + 3 * 5 * 2 + 3 * 2 * 5 + 3 * 2)
+
+
 def test_code_that_compares_channel_numbers_is_found_out():
     """The reason names what happens; nothing is ever wrong in silence."""
 

@@ -48,6 +48,7 @@ class Tracing:
             path.removeprefix("params/") if path.startswith("params/") else None for path in leaves
         ]
         self._flops = flops.count_program(jaxpr, names, batch=_program.BATCH)
+        self._products: list[tuple[Any, list[Value]]] = []
         self._operations = _program.operations(jaxpr)
         arguments = [*self._leaves.values(), opaque(call.inputs.shape)]
         outputs = _jaxprs.walk(jaxpr, arguments, self._step, constant=_program.concrete)
@@ -55,6 +56,7 @@ class Tracing:
             output.axes if isinstance(output, Value) else (None,) * np.ndim(output)
             for output in outputs
         )
+        self._across = self._applied_across(flops.products(jaxpr, names))
         for axis in itertools.chain(*axes):
             self._labels.fix(axis, "they are the model's outputs")
         self._axes.append((axes, (), ()))
@@ -101,6 +103,10 @@ class Tracing:
                 known[id(axis)] = None if np.all(found == FIXED) else found
             return known[id(axis)]
 
+        across: dict[str, list[tuple[int, list[np.ndarray]]]] = {}
+        for kernel, count, axes in self._across:
+            if labels := [found for axis in axes if (found := numbered(axis)) is not None]:
+                across.setdefault(kernel, []).append((count, labels))
         return Channels(
             layers={
                 kernel: self._layer(kernel, index, kernel not in reasons)
@@ -116,6 +122,7 @@ class Tracing:
             reasons=reasons,
             # What constants alone are multiplied by costs nothing.
             flops=dict.fromkeys(self._kernels, 0) | self._flops,
+            across=across,
             shapes=self._shapes,
             call=self._call,
             program=tuple(
@@ -177,6 +184,7 @@ class Tracing:
             if isinstance(axis, np.ndarray):
                 self._features.setdefault(eqn.params["name"].removeprefix(_NAME), axis)
         if eqn.primitive.name in _PRODUCTS:
+            self._products.append((eqn, values))
             results = [self._note_layer(eqn, results[0])]
         elif len(values) == 2:
             self._note_company(values, results[0])
@@ -187,6 +195,22 @@ class Tracing:
             whole = values[0].axes if eqn.primitive.name == "slice" else whole
             self._axes.append((axes, lengths, whole))
         return results
+
+    def _applied_across(
+        self, products: list[flops.Product]
+    ) -> list[tuple[str, int, list[np.ndarray]]]:
+        """Kernels that are applied across other channels: their FLOPs there, and the channels."""
+        found = []
+        ours = {id(eqn) for eqn, _ in self._products}  # without those in loops
+        followed = iter(self._products)
+        for product in products:
+            if id(product.eqn) not in ours:
+                continue
+            values = next(values for eqn, values in followed if eqn is product.eqn)
+            kinds = _rules.unsummed(product.eqn, values, product.operand)
+            if axes := [kind for kind in kinds if isinstance(kind, np.ndarray)]:
+                found.append((product.kernel, product.flops // _program.BATCH, axes))
+        return found
 
     def _note_layer(self, eqn: Any, result: Value) -> Value:
         """Takes note of a product with a kernel as it stands in the parameters."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ class Channels:
         num_channels: how many channels there are.
         reasons: why the filters of a kernel must stay, for all that are not removable.
         flops: FLOPs of each kernel for one example, see `ntksap_jax.flops`.
+        across: of kernels that are applied once for each of other channels, as an MLP-Mixer mixes
+            tokens: pairs of the FLOPs of such a use and these channels, along each axis.
         shapes: shape of every leaf, by path.
         call: how the model was called.
         program: the operations that it carried out, with labels for the axes of their results.
@@ -57,6 +60,9 @@ class Channels:
     shapes: dict[str, tuple[int, ...]]
     call: Call = dataclasses.field(repr=False)
     program: tuple[LabelledOperation, ...] = dataclasses.field(repr=False)
+    across: Mapping[str, list[tuple[int, list[np.ndarray]]]] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
 
     def __str__(self) -> str:
         """A table: the kernels, their filters, what they are tied to and why they stay whole."""

@@ -59,17 +59,27 @@ def cost(channels: Channels, keep: Keep | None = None) -> Cost:
         for path, shape in channels.shapes.items()
         if path.startswith("params/")
     }
-    kernels = {f"params/{kernel}": flops for kernel, flops in channels.flops.items()}
     layers = {f"params/{kernel}" for kernel in channels.layers}
     biases = {f"params/{layer.bias}" for layer in channels.layers.values() if layer.bias}
     return Cost(
         flops=sum(
-            flops * entries[path] // math.prod(channels.shapes[path])
-            for path, flops in kernels.items()
+            _flops_left(channels, kernel, removed)
+            * entries[f"params/{kernel}"]
+            // math.prod(channels.shapes[f"params/{kernel}"])
+            for kernel in channels.flops
         ),
         layer_params=sum(entries[path] for path in layers | biases),
         params=sum(entries.values()),
     )
+
+
+def _flops_left(channels: Channels, kernel: str, removed: np.ndarray) -> int:
+    """FLOPs of a kernel without the channels that it is applied across, itself still whole."""
+    flops = channels.flops[kernel]
+    for whole, axes in channels.across.get(kernel, ()):
+        left = math.prod(int(np.sum(~is_removed(labels, removed))) for labels in axes)
+        flops -= whole - whole * left // math.prod(map(len, axes))
+    return flops
 
 
 def _num_kept(channels: Channels, path: str, axis: int, removed: np.ndarray) -> int:

@@ -15,6 +15,8 @@ from ntksap_jax.structured._labels import Labels, Padded, Value
 from ntksap_jax.structured._rules import axes, elementwise, products, shapes
 from ntksap_jax.structured._rules.common import unknown
 
+unsummed = products.unsummed
+
 _ARRANGEMENTS = {"slice", "split", "squeeze", "reshape", "transpose", "rev", "broadcast_in_dim"}
 
 Rule = Callable[[Labels, Any, list[Value], str], list[Value]]

@@ -98,6 +98,24 @@ def _convolution(
     return [Value(tuple(axes), tuple(removed), layer=_kernel(layer))]
 
 
+def unsummed(eqn: Any, operands: list[Value], kernel: int) -> list[Axis]:
+    """The axes that a product with a kernel is repeated along: those of the other operand alone.
+
+    Args:
+        eqn: the product.
+        operands: what its operands are.
+        kernel: which of them is the kernel, 0 or 1.
+    """
+    axes = operands[1 - kernel].axes
+    if eqn.primitive.name == "dot_general":
+        summed, together = (pair[1 - kernel] for pair in eqn.params["dimension_numbers"])
+        return [kind for axis, kind in enumerate(axes) if axis not in (*summed, *together)]
+    if eqn.primitive.name == "conv_general_dilated":
+        numbers = eqn.params["dimension_numbers"]
+        return [axes[(numbers.rhs_spec, numbers.lhs_spec)[kernel][0]]]
+    return [axes[0]]
+
+
 def _kernel(leaf: str | None) -> str | None:
     """The path in the parameters of a leaf that is one."""
     return leaf.removeprefix("params/") if leaf and leaf.startswith("params/") else None
