@@ -15,9 +15,11 @@ Need = Literal["nothing", "stacks", "roles"]
 """What has to be known: nothing, which axes run over layers, or what every axis means."""
 
 _LARGEST_WINDOW = 11
-_CONVOLUTION = re.compile(r"(?i)(?<!scan)(?<!vmap)conv(?!s|.*local)")
-_TRANSPOSED = re.compile(r"(?i)transpose|deconv")
-"""Names of one convolution, and of those whose kernel may have its outputs before its inputs."""
+_CONVOLUTION = re.compile(r"(?i)conv(?!s|_?1_?d(?![a-z])|.*local)")
+_TRANSPOSED = re.compile(r"(?i)transpose|deconv|(^|_)up")
+_STACK = re.compile(r"(?i)scan|vmap|stack")
+"""Names of one convolution; of those whose kernel may have its outputs before its inputs; and of
+what Flax and Haiku put around layers in a stack."""
 
 
 class Form(NamedTuple):
@@ -245,15 +247,15 @@ def _is_convolution(
     is_transposed = bool(_TRANSPOSED.search(layer))
     if bias is not None:
         return bias == shape[-1:] and (shape[-2] != shape[-1] or not is_transposed)
+    if len(shape) != 4 or is_transposed or not _CONVOLUTION.search(layer) or _STACK.search(parent):
+        return False
     # A stack of three 1-D convolutions looks like one in 2-D.
     beside = [
         other
         for path, other in shapes.items()
         if path.startswith(above) and path.rpartition("/")[2] not in ("kernel", "w")
     ]
-    is_stacked = bool(beside) and all(len(other) > 1 and shape[0] in other for other in beside)
-    is_one = bool(_CONVOLUTION.search(layer)) and not is_transposed
-    return len(shape) == 4 and is_one and not is_stacked
+    return not beside or any(len(other) == 1 or shape[0] not in other for other in beside)
 
 
 def _role_in_attention(parent: str, name: str, shapes: Mapping[str, Shape]) -> str | None:

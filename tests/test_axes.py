@@ -409,7 +409,7 @@ def test_names_and_biases_say_what_they_can():
     [
         ("net/conv1/kernel", {}, "ppio"),
         ("net/conv2_d/w", {"net/norm/scale": (4,)}, "ppio"),
-        ("net/up/kernel", {"net/up/bias": (4,)}, "ppio"),
+        ("net/first/kernel", {"net/first/bias": (4,)}, "ppio"),
         # Those of `nn.ConvTranspose` may have their outputs first.
         ("net/conv2_d_transpose/w", {}, "????"),
         ("net/ConvTranspose_0/kernel", {"net/ConvTranspose_0/bias": (4,)}, "????"),
@@ -417,6 +417,8 @@ def test_names_and_biases_say_what_they_can():
         ("net/conv1/kernel", {"net/norm/scale": (3, 4)}, "????"),
         ("net/convs/kernel", {"norm/scale": (4,)}, "????"),
         ("net/VmapConv_0/kernel", {}, "????"),
+        ("ScanBlock_0/Conv_0/kernel", {}, "????"),
+        ("net/conv1_d/w", {}, "????"),
         ("net/ConvLocal_0/kernel", {}, "????"),
         ("net/layer/kernel", {}, "????"),
     ],
