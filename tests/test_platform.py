@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 
 from experiments.shell import platform_flags
-from experiments.shell.platform_flags import YNNPACK_OFF, with_ynnpack_off
+from experiments.shell.platform_flags import (
+    LARGE_PAGES,
+    YNNPACK_OFF,
+    with_large_pages,
+    with_ynnpack_off,
+)
 from ntksap_jax import _platform
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +88,32 @@ def test_programs_set_the_flag_before_jax_is_imported():
     code = "import experiments, os, sys; print('jax' in sys.modules, os.environ['XLA_FLAGS'])"
     flags = with_ynnpack_off("", jaxlib_version=version("jaxlib"))
     assert _run(code) == f"False {flags}".strip()
+
+
+@pytest.mark.parametrize(
+    ("before", "mode", "libc", "after"),
+    [
+        ("", "always [madvise] never", ("glibc", "2.36"), LARGE_PAGES),
+        ("a.b=1", "always [madvise] never", ("glibc", "2.36"), f"a.b=1:{LARGE_PAGES}"),
+        ("glibc.malloc.hugetlb=0", "always [madvise] never", ("glibc", "2.36"), None),
+        ("", "[always] madvise never", ("glibc", "2.36"), None),
+        ("", "", ("glibc", "2.36"), None),
+        ("", "always [madvise] never", ("glibc", "2.31"), None),
+        ("", "always [madvise] never", ("", ""), None),
+    ],
+)
+def test_large_pages_are_asked_for_where_they_help(before, mode, libc, after):
+    expected = before if after is None else after
+    assert with_large_pages(before, mode=mode, libc=libc) == expected
+
+
+@pytest.mark.long
+def test_a_program_starts_anew_once_with_its_words_and_its_process():
+    environ = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-X", "utf8", "-m", "experiments.benchmark", "--list", "--case", "t"]
+    done = subprocess.run(command, cwd=ROOT, env=environ, text=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["train-resnet20-masked", "train-resnet20-dense"]
 
 
 @pytest.mark.long
