@@ -119,7 +119,7 @@ def untied(*layers: FilterLayer) -> Channels:
             for layer, start in zip(layers, starts[:-1], strict=True)
         },
         num_channels=int(starts[-1]),
-        **dict.fromkeys(("reasons", "features", "flops", "shapes"), {}),
+        **dict.fromkeys(("reasons", "zeroed", "features", "sizes", "flops", "shapes"), {}),
         call=None,
         program=(),
     )

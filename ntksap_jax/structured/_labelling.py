@@ -6,24 +6,25 @@ import itertools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
+from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from ntksap_jax import _jaxprs, flops, masks
+from ntksap_jax import _axis_roles, _jaxprs, flops, masks
 from ntksap_jax.structured import _program, _resized, _rules
 from ntksap_jax.structured._labels import FIXED, Labels, Value, constant, opaque
 from ntksap_jax.structured._program import Call, LabelledOperation
 from ntksap_jax.structured.channels import Channels
 from ntksap_jax.structured.types import FilterLayer
 
-_NAME = "ntksap_jax/features/"
+_NAME = "ntksap_jax/features:"
 _PRODUCTS = {"dot_general", "conv_general_dilated", "conv2d"}
 _NO_FIELD = "its module has no integer field `features` that says how many filters it has"
 _SINGLE = "it has only one filter"
 _NO_LAYER = (
-    "it is not used as it stands, as the kernel of a convolution or dense layer whose outputs are "
-    "its last axis: another parameter or function changes it first, several axes of it or another "
-    "count outputs, or it is in a loop"
+    "it is not used as it stands, as the kernel of a convolution or dense layer: another parameter "
+    "or function changes it first, or it is in a loop"
 )
 
 
@@ -37,20 +38,27 @@ class Tracing:
         self._shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
         self._kernels: list[str] = []
         self._labels = Labels()
-        self._leaves = {path: self._leaf(path) for path in leaves}
         self._biases: dict[str, str] = {}
         self._norms: dict[str, str] = {}
         self._axes: list[tuple[Any, Any, Any]] = []  # of each operation, see `LabelledOperation`
-        self._features: dict[str, np.ndarray] = {}
-        with nn.intercept_methods(_name_features()):
+        self._features: dict[str, list[tuple[int, Any]]] = {}
+        self._sizes: dict[str, list[tuple[int, np.ndarray]]] = {}
+        self._modules: set[str] = set()
+        with nn.intercept_methods(_name_features(self._modules)):
             jaxpr = _program.record(model, variables, call)
+        if isinstance(model, nnx.Module):
+            self._modules |= {"/".join(map(str, path)) for path, _ in nnx.iter_graph(model)}
+        roles = _axis_roles.read(jaxpr, self._shapes, list(self._shapes))
+        self._outputs = {path: _outputs(path, roles[path], self._shapes) for path in leaves}
+        self._leaves = {path: self._leaf(path) for path in leaves}
         names = [
             path.removeprefix("params/") if path.startswith("params/") else None for path in leaves
         ]
         self._flops = flops.count_program(jaxpr, names, batch=_program.BATCH)
         self._products: list[tuple[Any, list[Value]]] = []
         self._operations = _program.operations(jaxpr)
-        arguments = [*self._leaves.values(), opaque(call.inputs.shape)]
+        inputs = [opaque(one.shape) for one in jax.tree.leaves(call.inputs)]
+        arguments = [*self._leaves.values(), *inputs]
         outputs = _jaxprs.walk(jaxpr, arguments, self._step, constant=_program.concrete)
         axes = tuple(
             output.axes if isinstance(output, Value) else (None,) * np.ndim(output)
@@ -61,12 +69,13 @@ class Tracing:
             self._labels.fix(axis, "they are the model's outputs")
         self._axes.append((axes, (), ()))
         for kernel in self._kernels:
-            if self._shapes[f"params/{kernel}"][-1] == 1:
+            self._choose_axis(kernel)
+            filters = self._filters(kernel)
+            if len(filters) == 1:
                 self.fix(kernel, _SINGLE)
-            own = self._features.get(kernel.rpartition("/")[0])
-            if isinstance(model, nn.Module) and (
-                own is None or not self._labels.are_same(own, self._filters(kernel))
-            ):
+            own = self._features.get(kernel.rpartition("/")[0], ())
+            told = self._is_among(filters, [axis for _, axis in own])
+            if isinstance(model, nn.Module) and not told:
                 self.fix(kernel, _NO_FIELD)
 
     def fix(self, kernel: str, reason: str) -> None:
@@ -107,16 +116,29 @@ class Tracing:
         for kernel, count, axes in self._across:
             if labels := [found for axis in axes if (found := numbered(axis)) is not None]:
                 across.setdefault(kernel, []).append((count, labels))
+
+        def told(numbers_of: Any) -> dict[str, list[tuple[int, Any]]]:
+            return {
+                module: [(n, numbered(a) if isinstance(a, np.ndarray) else None) for n, a in own]
+                for module, own in numbers_of.items()
+            }
+
         return Channels(
             layers={
                 kernel: self._layer(kernel, index, kernel not in reasons)
                 for index, kernel in enumerate(self._kernels)
             },
             labels={path: tuple(map(numbered, leaf.axes)) for path, leaf in self._leaves.items()},
+            zeroed=self._outputs,
             features={
-                module: found
-                for module, axis in self._features.items()
-                if (found := numbered(axis)) is not None
+                module: tuple(number if axis is None else axis for number, axis in own)
+                for module, own in told(self._features).items()
+                if any(axis is not None for _, axis in own)
+            },
+            sizes={
+                module: tuple(one for one in own if one[1] is not None)
+                for module, own in told(self._sizes).items()
+                if any(axis is not None for _, axis in own)
             },
             num_channels=num_channels,
             reasons=reasons,
@@ -157,7 +179,16 @@ class Tracing:
         return [path for path in dict.fromkeys([*self._flops, *named]) if path not in self._kernels]
 
     def _filters(self, kernel: str) -> Any:
-        return self._leaves[f"params/{kernel}"].axes[-1]
+        path = f"params/{kernel}"
+        return self._leaves[path].axes[self._outputs[path][0]]
+
+    def _choose_axis(self, kernel: str) -> None:
+        """Of several axes of outputs, takes the first that is free: an attention's heads."""
+        path = f"params/{kernel}"
+        axes = self._outputs[path]
+        kinds: Any = self._leaves[path].axes
+        free = tuple(axis for axis in axes if not any(self._labels.reasons(kinds[axis])))
+        self._outputs[path] = (free or axes)[:1]
 
     def _leaf(self, path: str) -> Value:
         """A leaf, each index of each axis a channel until it is found to be another's or none.
@@ -165,10 +196,8 @@ class Tracing:
         When a channel is removed, `shrinking.zero_out` sets to 0 what the leaf's last axis has of
         it: filters, biases, scales and shifts, but no inputs of other layers.
         """
-        shape = self._shapes[path]
-        axes = tuple(self._labels.new(size) for size in shape)
-        zero = 0.0 if is_zeroed(path, self._shapes) else None
-        removed = (None,) * (len(shape) - 1) + (zero,) if shape else ()
+        axes = tuple(self._labels.new(size) for size in self._shapes[path])
+        removed = tuple(0.0 if axis in self._outputs[path] else None for axis in range(len(axes)))
         return Value(axes, removed, leaf=path)
 
     def _step(self, eqn: Any, operands: list[Any], where: str) -> list[Value] | None:
@@ -180,12 +209,16 @@ class Tracing:
         ]
         results = _rules.apply(self._labels, eqn, values, where)
         if str(eqn.params.get("name", "")).startswith(_NAME):
-            axis = results[0].axes[-1]
-            if isinstance(axis, np.ndarray):
-                self._features.setdefault(eqn.params["name"].removeprefix(_NAME), axis)
+            count, _, path = eqn.params["name"].removeprefix(_NAME).partition(":")
+            sizes = _shape(eqn.outvars[0])[-int(count) :]
+            self._features.setdefault(
+                path, [*zip(sizes, results[0].axes[-int(count) :], strict=True)]
+            )
         if eqn.primitive.name in _PRODUCTS:
             self._products.append((eqn, values))
-            results = [self._note_layer(eqn, results[0])]
+            results = [self._note_layer(eqn, values, results[0])]
+        elif eqn.primitive.name == "reshape":
+            self._note_sizes(values[0], results[0], where)
         elif len(values) == 2:
             self._note_company(values, results[0])
         if not _program.is_layout(eqn):
@@ -212,14 +245,45 @@ class Tracing:
                 found.append((product.kernel, product.flops // _program.BATCH, axes))
         return found
 
-    def _note_layer(self, eqn: Any, result: Value) -> Value:
-        """Takes note of a product with a kernel as it stands in the parameters."""
-        kernel = result.layer
-        if kernel is None or self._shapes[f"params/{kernel}"] != _shape(eqn.invars[1]):
-            return result._replace(layer=None)
-        if kernel not in self._kernels:
-            self._kernels.append(kernel)
+    def _note_layer(self, eqn: Any, operands: list[Value], result: Value) -> Value:
+        """Takes note of a product with a kernel as it stands in the parameters, or transposed."""
+        for operand, var in zip(operands, eqn.invars, strict=True):
+            path = operand.leaf or ""
+            if path[:7] != "params/" or sorted(self._shapes[path]) != sorted(_shape(var)):
+                continue
+            own = [self._leaves[path].axes[axis] for axis in self._outputs[path]]
+            if own and all(self._is_among(axis, result.axes) for axis in own):
+                kernel = path.removeprefix("params/")
+                if kernel not in self._kernels:
+                    self._kernels.append(kernel)
+                return result._replace(layer=kernel)
         return result
+
+    def _is_among(self, axis: Any, kinds: Any) -> bool:
+        return any(
+            isinstance(kind, np.ndarray)
+            and len(kind) == len(axis)
+            and self._labels.are_same(kind, axis)
+            for kind in kinds
+        )
+
+    def _note_sizes(self, operand: Value, result: Value, where: str) -> None:
+        """Takes note of the numbers of channels that a reshape into heads, or back, goes by."""
+        before, after = (
+            [kind for kind in value.axes if isinstance(kind, np.ndarray)]
+            for value in (operand, result)
+        )
+        if len(before) == len(after) == 1 and len(before[0]) != len(after[0]):
+            wide = max(before + after, key=len)
+            if len(wide) > 1 and self._labels.are_same(wide[:1], wide[1:2]):
+                sizes = self._sizes.setdefault(self._module_of(where), [])
+                sizes += [(len(kind), kind) for kind in (*before, *after)]
+
+    def _module_of(self, where: str) -> str:
+        """The module that an operation stands in: of linen, a path begins with the model's name."""
+        names = [name.partition(".")[0] for name in where.split("/")]
+        paths = ("/".join(names[i:j]) for j in range(len(names), 0, -1) for i in (0, 1) if i < j)
+        return next((path for path in paths if path in self._modules), "")
 
     def _note_company(self, values: list[Value], result: Value) -> None:
         """Takes note of a layer's bias, and of the statistics that normalise its outputs."""
@@ -243,13 +307,14 @@ class Tracing:
         return FilterLayer(
             kernel=kernel,
             index=index,
-            num_filters=self._shapes[f"params/{kernel}"][-1],
+            num_filters=len(self._filters(kernel)),
             bias=self._biases.get(kernel),
             scale=path("params", "scale"),
             shift=path("params", "bias"),
             mean=path("batch_stats", "mean"),
             var=path("batch_stats", "var"),
             removable=removable,
+            axis=self._outputs[f"params/{kernel}"][0] - len(self._shapes[f"params/{kernel}"]),
         )
 
 
@@ -259,37 +324,45 @@ def _length(values: list[Value], pairs: tuple[tuple[int, int], ...]) -> Any:
     return next((kind for kind in kinds if isinstance(kind, np.ndarray)), None)
 
 
-def _name_features() -> Any:
-    """Makes an interceptor that marks the outputs that have as many features as a module says."""
-    changed: dict[str, int] = {}
+def _name_features(modules: set[str]) -> Any:
+    """Makes an interceptor that marks the outputs that have as many features as a module says.
+
+    It adds the paths of all modules to `modules`.
+    """
+    changed: dict[str, tuple[int, ...]] = {}
 
     def name_features(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, path = context.module, "/".join(context.module.path)
         if isinstance(module, _resized.Resized):  # of two around each other, the outer one decides
             for name, number in module.features:
                 changed.setdefault(f"{path}/{name}".lstrip("/"), number)
+        modules.add(path)
         outputs = next_fun(*args, **kwargs)
-        if context.method_name == "__call__" and _resized.has_features(module):
-            number = changed.get(path, module.features)
-            if getattr(outputs, "ndim", 0) > 0 and outputs.shape[-1] == number:
-                return checkpoint_name(outputs, _NAME + path)
+        numbers = _resized.features_of(module)
+        if context.method_name == "__call__" and numbers:
+            numbers = changed.get(path, numbers)
+            if getattr(outputs, "shape", ())[-len(numbers) :] == numbers:
+                return checkpoint_name(outputs, f"{_NAME}{len(numbers)}:{path}")
         return outputs
 
     return name_features
 
 
-def is_zeroed(path: str, leaves: Any) -> bool:
-    """Whether zeroing a channel zeroes what a leaf's last axis has of it.
+def _outputs(path: str, roles: str, shapes: Any) -> tuple[int, ...]:
+    """The axes of a leaf along which zeroing a channel zeroes what the leaf has of it.
 
-    All parameters; and the running mean of a normalisation without scale, which would leave
-    0 - mean. (With a scale the statistics do not matter and are left as they are.)
+    Of kernels those that count outputs, of other parameters all; and that of the running mean of a
+    normalisation without scale, which would leave 0 - mean. (With a scale the statistics do not
+    matter and are left as they are.)
     """
     collection, _, rest = path.partition("/")
+    every = tuple(range(len(shapes[path])))
     if collection == "params":
-        return True
+        own = tuple(axis for axis in every if roles[axis] == "o")
+        return own or (every if not {*roles} & {*"ips"} else every[-1:])
     module, _, name = path.rpartition("/")
     scale = f"params/{module.removeprefix('batch_stats').lstrip('/')}/scale".replace("//", "/")
-    return name == "mean" and bool(rest) and scale not in leaves
+    return every[-1:] if name == "mean" and rest and scale not in shapes else ()
 
 
 def _shape(var: Any) -> tuple[int, ...]:

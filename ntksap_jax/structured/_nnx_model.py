@@ -14,7 +14,8 @@ import jax
 from flax import nnx
 
 from ntksap_jax import masks
-from ntksap_jax._networks import _nnx_models
+from ntksap_jax._networks import _inputs, _nnx_models
+from ntksap_jax.structured import _module_sizes
 
 if TYPE_CHECKING:
     from ntksap_jax.structured._program import Call
@@ -44,12 +45,13 @@ def record(model: nnx.Module, variables: Any, call: Call) -> Any:
     copy.eval()
     graphdef, state = nnx.split(copy)
 
-    def apply(variables: Any, inputs: jax.Array) -> Any:
+    def apply(variables: Any, inputs: Any) -> Any:
         filled = _apart(state)
         for values in variables.values():
             nnx.replace_by_pure_dict(filled, values)
         called = nnx.merge(graphdef, filled)
-        outputs = called(inputs, **call.kwargs)
+        args, kwargs = _inputs.arguments(inputs)
+        outputs = called(*args, **kwargs, **call.kwargs)
         before = masks.leaf_paths(variables.get("batch_stats", {}))
         after = masks.leaf_paths(_nnx_models.pure(nnx.state(called, nnx.BatchStat)))
         changed = [path for path, leaf in before.items() if after[path] is not leaf]
@@ -64,17 +66,17 @@ def record(model: nnx.Module, variables: Any, call: Call) -> Any:
         return jax.make_jaxpr(apply)(variables, call.inputs)
     except Exception as error:
         raise ValueError(
-            f"model: {type(model).__name__} cannot be called on inputs of shape "
-            f"{call.inputs.shape} with the given apply_kwargs: {error}"
+            f"model: {type(model).__name__} cannot be called with {call}: {error}"
         ) from error
 
 
-def resized(model: nnx.Module, variables: Any) -> nnx.Module:
+def resized(model: nnx.Module, variables: Any, sizes: Mapping[str, Any]) -> nnx.Module:
     """Returns a copy of a model that holds other variables, and whose layers say their sizes.
 
     Args:
         model: the model.
         variables: arrays, or shapes alone, by the paths of the model's own; of other sizes.
+        sizes: other numbers that modules keep, by path, as pairs of a number and what it is now.
     """
     copy = _copy(model)
     for path, node in list(nnx.iter_graph(copy)):
@@ -86,6 +88,9 @@ def resized(model: nnx.Module, variables: Any) -> nnx.Module:
                 if hasattr(leaf, "shape")
             }
             _say_sizes(node, own)
+            said = dict(sizes.get("/".join(map(str, path)), ()))
+            for name, value in _module_sizes.with_sizes(vars(node), said).items():
+                setattr(node, name, value)
     for values in variables.values():
         nnx.update(copy, values)
     return copy
@@ -120,7 +125,10 @@ def _say_sizes(layer: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Sets the numbers of features that a layer of nnx keeps beside its arrays."""
     kernel = shapes.get("kernel")
     sizes: dict[str, Any] = {}
-    if kernel is not None:
+    if isinstance(layer, nnx.LinearGeneral) and kernel is not None:
+        count = len(layer.in_features)
+        sizes = {"in_features": kernel[:count], "out_features": kernel[count:]}
+    elif kernel is not None:
         groups = getattr(layer, "feature_group_count", 1)
         inputs, outputs = kernel[-2:]
         if getattr(layer, "transpose_kernel", False):

@@ -11,11 +11,11 @@ import flax.errors
 import flax.linen as nn
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from ntksap_jax import _jaxprs
+from ntksap_jax._networks import _inputs
 from ntksap_jax.structured import _nnx_model, _rules
 
 # What comes and goes with sizes, such as a broadcast from 1 to 1, and means nothing by itself.
@@ -39,19 +39,26 @@ class Call(NamedTuple):
     """How a model is called: everything but its variables and the numbers in its inputs.
 
     Attributes:
-        input_shape: shape of one example, without the batch axis.
-        dtype: type of the inputs.
+        inputs: a batch of inputs, as a shape; or a dict or tuple of them.
         kwargs: the other arguments of the call, which put the model in evaluation mode.
     """
 
-    input_shape: tuple[int, ...]
-    dtype: Any
+    inputs: Any
     kwargs: dict[str, Any]
 
-    @property
-    def inputs(self) -> jax.ShapeDtypeStruct:
-        """A batch of inputs, as a shape."""
-        return jax.ShapeDtypeStruct((BATCH, *self.input_shape), self.dtype)
+    def __str__(self) -> str:
+        """What the model is called with, for messages."""
+        shapes = jax.tree.map(lambda one: one.shape, self.inputs)
+        return f"inputs of shape {shapes} and the given apply_kwargs"
+
+
+def call_of(input_shape: Any, dtype: Any, kwargs: dict[str, Any]) -> Call:
+    """Makes a `Call` of the arguments of `structured.trace`."""
+    shapes, dtypes = _inputs.specification(input_shape, dtype)
+    inputs = jax.tree.map(
+        lambda dtype, shape: jax.ShapeDtypeStruct((BATCH, *shape), dtype), dtypes, shapes
+    )
+    return Call(inputs, kwargs)
 
 
 class Operation(NamedTuple):
@@ -109,15 +116,14 @@ def shapes_of(model: Any, call: Call) -> dict[str, Any]:
     if isinstance(model, nnx.Module):
         return _nnx_model.shapes_of(model)
     try:
+        args, kwargs = _inputs.arguments(call.inputs)
         variables = jax.eval_shape(
-            lambda: model.init(
-                jax.random.key(0), jnp.zeros(call.inputs.shape, call.dtype), **call.kwargs
-            )
+            lambda key, args, kwargs: model.init(key, *args, **kwargs, **call.kwargs),
+            *(jax.random.key(0), args, kwargs),
         )
     except Exception as error:
         raise ValueError(
-            f"model: {type(model).__name__} cannot be initialised from inputs of shape "
-            f"{call.inputs.shape} and the given apply_kwargs: {error}"
+            f"model: {type(model).__name__} cannot be initialised from {call}: {error}"
         ) from error
     variables = flax.core.unfreeze(variables)
     known = {name: variables.pop(name) for name in ("params", "batch_stats") if name in variables}
@@ -145,12 +151,16 @@ def record(model: Any, variables: Any, call: Call) -> Any:
     if isinstance(model, nnx.Module):
         return _nnx_model.record(model, variables, call)
     if not isinstance(model, nn.Module):
-        return jax.make_jaxpr(lambda variables, x: model(variables["params"], x, **call.kwargs))(
-            variables, call.inputs
-        )
 
-    def apply(variables: Any, inputs: jax.Array) -> Any:
-        return model.apply(variables, inputs, **call.kwargs)
+        def function(variables: Any, inputs: Any) -> Any:
+            args, kwargs = _inputs.arguments(inputs)
+            return model(variables["params"], *args, **kwargs, **call.kwargs)
+
+        return jax.make_jaxpr(function)(variables, call.inputs)
+
+    def apply(variables: Any, inputs: Any) -> Any:
+        args, kwargs = _inputs.arguments(inputs)
+        return model.apply(variables, *args, **kwargs, **call.kwargs)
 
     try:
         return jax.make_jaxpr(apply)(variables, call.inputs)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import numbers
+import numbers as numbers_
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 
-from ntksap_jax.structured import _program
+from ntksap_jax.structured import _module_sizes, _program
 from ntksap_jax.structured._program import Call, Operation
 
 ANY = -1
@@ -35,11 +35,14 @@ class Resized(nn.Module):
 
     Attributes:
         original: the module.
-        features: pairs of a submodule's path, such as "block_0/conv1", and its number of features.
+        features: pairs of a submodule's path, such as "block_0/conv1", and its numbers of features.
+        sizes: other numbers of submodules that are others now: of each a path, and pairs of a
+            number and what it is now, such as the number of heads.
     """
 
     original: Original
-    features: tuple[tuple[str, int], ...] = ()
+    features: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    sizes: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the module, in this one's scope: without a level of its own in the paths."""
@@ -53,7 +56,8 @@ class Resized(nn.Module):
             call = getattr(module, method)
         else:
             call = functools.partial(getattr(method, "__func__", method), module)
-        with nn.intercept_methods(_give_features(dict(self.features), len(self.path))):
+        give = _give_features(dict(self.features), dict(self.sizes), len(self.path))
+        with nn.intercept_methods(give):
             return call(*args, **kwargs)
 
     @nn.nowrap
@@ -86,7 +90,9 @@ def _of_original(method: Any) -> Any:
     return run
 
 
-def _give_features(features: Mapping[str, int], depth: int) -> Callable[..., Any]:
+def _give_features(
+    features: Mapping[str, tuple[int, ...]], sizes: Mapping[str, Any], depth: int
+) -> Callable[..., Any]:
     """Makes an interceptor that sets the submodules' numbers of features while they run."""
 
     def interceptor(
@@ -96,17 +102,21 @@ def _give_features(features: Mapping[str, int], depth: int) -> Callable[..., Any
         path = "/".join(module.path[depth:])
         new: dict[str, Any] = {}
         if isinstance(module, Resized):  # it is resized once more, and hands these numbers on
-            inside = {
-                name.removeprefix(f"{path}/"): number
-                for name, number in features.items()
-                if name.startswith(f"{path}/")
-            }
-            new["features"] = tuple(sorted({**dict(module.features), **inside}.items()))
-        elif path in features and has_features(module):
-            new["features"] = number = features[path]
-            groups = getattr(module, "feature_group_count", 1)
-            if groups > 1 and groups == module.features:  # depthwise: a group for each filter
-                new["feature_group_count"] = number
+            for name, numbers in (("features", features), ("sizes", sizes)):
+                inside = {
+                    below.removeprefix(f"{path}/"): number
+                    for below, number in numbers.items()
+                    if below.startswith(f"{path}/")
+                }
+                new[name] = tuple(sorted({**dict(getattr(module, name)), **inside}.items()))
+        else:
+            new |= _module_sizes.with_sizes(vars(module), dict(sizes.get(path, ())))
+            if path in features and (own := features_of(module)):
+                several = not isinstance(module.features, numbers_.Integral)
+                new["features"] = features[path] if several else features[path][0]
+                groups = getattr(module, "feature_group_count", 1)
+                if groups > 1 and groups == own[-1]:  # depthwise: a group for each filter
+                    new["feature_group_count"] = features[path][-1]
         old = {name: getattr(module, name) for name in new}
         # Modules are frozen; this one is the copy that `apply` works on.
         for name, value in new.items():
@@ -120,13 +130,17 @@ def _give_features(features: Mapping[str, int], depth: int) -> Callable[..., Any
     return interceptor
 
 
-def has_features(module: nn.Module) -> bool:
-    """Whether a module says in a field `features` how many filters it has, as `nn.Conv` does."""
-    number = getattr(module, "features", None)
-    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
+def features_of(module: nn.Module) -> tuple[int, ...]:
+    """The numbers of filters that a module says in a field `features`, as `nn.Conv` does."""
+    own = getattr(module, "features", None)
+    numbers = own if isinstance(own, tuple | list) else (own,)
+    whole = all(isinstance(n, numbers_.Integral) and not isinstance(n, bool) for n in numbers)
+    return tuple(map(int, numbers)) if whole else ()
 
 
-def resize(model: nn.Module, features: Mapping[str, int]) -> Resized:
+def resize(
+    model: nn.Module, features: Mapping[str, Any], sizes: Mapping[str, Any] | None = None
+) -> Resized:
     """Gives submodules of a model, perhaps a `Resized` one, other numbers of features.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -135,15 +149,34 @@ def resize(model: nn.Module, features: Mapping[str, int]) -> Resized:
     >>> variables["params"]["layers_2"]["kernel"].shape
     (5, 3)
     """
-    original, before = taken_apart(model)
-    return Resized(Original(original), tuple(sorted({**before, **features}.items())))
+    original, before, other = taken_apart(model)
+    now = {
+        path: (number,) if isinstance(number, int) else tuple(number)
+        for path, number in features.items()
+    }
+    changed = {
+        path: tuple((was, now) for was, now in _then(other.get(path, ()), pairs))
+        for path, pairs in (sizes or {}).items()
+    }
+    return Resized(
+        Original(original),
+        tuple(sorted({**before, **now}.items())),
+        tuple(sorted({**other, **changed}.items())),
+    )
 
 
-def taken_apart(model: Any) -> tuple[Any, dict[str, int]]:
-    """Returns a model as its author wrote it, and the numbers of features that are others now."""
+def _then(first: Any, second: Any) -> list[tuple[int, int]]:
+    """Changes of numbers, and of what they have been changed to."""
+    later = dict(map(tuple, second))
+    once = [(was, later.pop(now, now)) for was, now in first]
+    return sorted([*once, *later.items()])
+
+
+def taken_apart(model: Any) -> tuple[Any, dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Returns a model as its author wrote it, and its features and sizes that are others now."""
     if isinstance(model, Resized):
-        return model.original.module, dict(model.features)
-    return model, {}
+        return model.original.module, dict(model.features), dict(model.sizes)
+    return model, {}, {}
 
 
 def mismatch(small: Any, variables: Any, call: Call, expected: list[Operation]) -> str | None:

@@ -33,8 +33,12 @@ class Channels:
         labels: by the path of a leaf, which begins with "params/" or "batch_stats/", for every axis
             of the leaf an array with the channel of every index, -1 for an index that must stay; or
             None, if all of them must stay, such as the pixels of a kernel.
-        features: the same for the features of every submodule that has a field `features`, by the
-            path of the submodule. These numbers change when channels are removed.
+        zeroed: the axes of each leaf along which `zero_out` sets to 0 what is removed.
+        features: the same as `labels` for the field `features` of every submodule that has it, by
+            the path of the submodule: for each number of the field its channels, or the number if
+            they stay. These numbers change when channels are removed.
+        sizes: the same for numbers in the code of a submodule that a reshape goes by, such as its
+            number of heads: by the submodule's path, pairs of the number and its channels.
         num_channels: how many channels there are.
         reasons: why the filters of a kernel must stay, for all that are not removable.
         flops: FLOPs of each kernel for one example, see `ntksap_jax.flops`.
@@ -53,7 +57,9 @@ class Channels:
 
     layers: dict[str, FilterLayer]
     labels: dict[str, tuple[np.ndarray | None, ...]]
-    features: dict[str, np.ndarray]
+    zeroed: dict[str, tuple[int, ...]]
+    features: dict[str, tuple[np.ndarray | int, ...]]
+    sizes: dict[str, tuple[tuple[int, np.ndarray], ...]]
     num_channels: int
     reasons: dict[str, str]
     flops: dict[str, int]
@@ -132,8 +138,8 @@ def filter_channels(channels: Channels, kernel: str) -> np.ndarray:
 
     Two layers are tied where they have numbers in common.
     """
-    labels = channels.labels[f"params/{kernel}"][-1]
     layer = channels.layers[kernel]
+    labels = channels.labels[f"params/{kernel}"][layer.axis]
     return np.full(layer.num_filters, FIXED) if labels is None else labels
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import _boxes
+from ntksap_jax import _boxes, masks
 from ntksap_jax.structured import _leaves
 from ntksap_jax.structured.channels import Channels, check_keep, filter_channels
 from ntksap_jax.structured.types import Keep
@@ -148,7 +148,15 @@ def to_mask(params: Params, channels: Channels, keep: Keep, *, mask: Mask | None
     """
     check_keep(channels, keep)
     if mask is None:
-        full = {p: jnp.ones(k.shape, bool) for p, k in _leaves.kernels(params, channels).items()}
+        _leaves.kernels(params, channels)
+        full = {path: jnp.ones(leaf.shape, bool) for path, leaf in masks.leaf_paths(params).items()}
+        full = {path: full[path] for path in channels.layers}
         mask = _boxes.map_named(lambda path, leaf: full.get(path), params)
     kernels = _leaves.kernels(mask, channels, keep, argument="mask")
-    return _leaves.replace(mask, {path: kernels[path] & keep[path] for path in keep})
+    return _leaves.replace(
+        mask,
+        {
+            path: jnp.moveaxis(kernels[path] & keep[path], -1, channels.layers[path].axis)
+            for path in keep
+        },
+    )

@@ -61,8 +61,11 @@ def save(
         raise TypeError("variables: got None, but a linen module holds none. Pass its variables.")
     leaves = masks.leaf_paths(flax.core.unfreeze(variables))
     arrays = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    features = json.dumps(_resized.taken_apart(model)[1])
-    about = {"format": _FORMAT, "version": _VERSION, "features": features}
+    _, features, sizes = _resized.taken_apart(model)
+    single = {path: own[0] if len(own) == 1 else own for path, own in features.items()}
+    about = {"format": _FORMAT, "version": _VERSION, "features": json.dumps(single)}
+    if sizes:
+        about["sizes"] = json.dumps(sizes)
     slashed = {name: keys for name, keys in _keys(variables).items() if keys != name.split("/")}
     if slashed:
         about["keys"] = json.dumps(slashed)
@@ -101,13 +104,14 @@ def load(path: str | os.PathLike[str], model: Any) -> tuple[Any, Any]:
     path = Path(path)
     keys: dict[str, list[str]] = {}
     if _npz.is_archive(path):
-        arrays, features = _read_npz(path)
+        (arrays, features), sizes = _read_npz(path), {}
     else:
         headers, about = _tensors.read_headers(path)
         with _files.readable(path):
             if (about.get("format"), about.get("version")) != (_FORMAT, _VERSION):
                 raise ValueError("it does not hold a shrunk network that this version reads")
             features = json.loads(about["features"])
+            sizes = json.loads(about.get("sizes", "{}"))
             keys = json.loads(about.get("keys", "{}"))
         arrays = _tensors.read_arrays(path, headers)
         with _files.readable(path):
@@ -122,15 +126,20 @@ def load(path: str | os.PathLike[str], model: Any) -> tuple[Any, Any]:
     with _files.readable(path):
         # A layer of so many features has as many numbers.
         largest = max((array.size for array in arrays.values()), default=0)
-        for name, number in features.items():
-            if type(number) is not int or not 1 <= number <= largest:
-                raise ValueError(f"{name!r} has {number!r} features, expected 1 to {largest}")
+        for name, own in features.items():
+            for number in own if isinstance(own, list) else [own]:
+                if type(number) is not int or not 1 <= number <= largest:
+                    raise ValueError(f"{name!r} has {number!r} features, expected 1 to {largest}")
+        for name, pairs in sizes.items():
+            for _, number in pairs:
+                if type(number) is not int or not 1 <= number <= largest:
+                    raise ValueError(f"{name!r} has a size {number!r}, expected 1 to {largest}")
         variables = _nested(arrays, keys)
     if isinstance(model, nnx.Module):
         _check_paths(path, variables, _nnx_model.variables_of(model))
-        return _nnx_model.resized(model, variables), variables
-    original, _ = _resized.taken_apart(model)
-    return _resized.resize(original, features), variables
+        return _nnx_model.resized(model, variables, sizes), variables
+    original, *_ = _resized.taken_apart(model)
+    return _resized.resize(original, features, sizes), variables
 
 
 def _check_paths(path: Path, found: Any, own: Any) -> None:

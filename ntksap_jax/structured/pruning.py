@@ -33,7 +33,7 @@ def prune_model(
     score: ScoreFn | FilterScoreFn,
     flops: float = 0.25,
     *,
-    input_shape: tuple[int, ...],
+    input_shape: Any,
     dtype: Any = jnp.float32,
     batch: Batch = None,
     min_filters: int = 1,
@@ -54,8 +54,9 @@ def prune_model(
             `criteria.ntk_sap(network, signed=True)`, in 20 rounds; or a score of filters such as
             `structured.l1`, in one, for it depends on nothing that earlier rounds change.
         flops: highest fraction of the FLOPs of one example that is left, in (0, 1].
-        input_shape: shape of one example, without the batch axis.
-        dtype: type of the inputs.
+        input_shape: shape of one example, without the batch axis; or shapes of several inputs, as
+            for `ntksap_jax.linen`.
+        dtype: type of the inputs that come as a shape alone.
         batch: data for the criterion, if it needs any.
         min_filters: every layer keeps at least this many (all, if it has fewer).
         multiple_of: the number that stays in a layer is rounded up to a multiple of this.

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ntksap_jax import _boxes, masks
-from ntksap_jax.structured import _labelling, _program, tracing
+from ntksap_jax.structured import _program, tracing
 from ntksap_jax.structured import channels as channels_
 from ntksap_jax.structured.channels import Channels
 from ntksap_jax.structured.types import Keep
@@ -57,13 +57,13 @@ def zero_out(variables: Any, channels: Channels, keep: Keep) -> Any:
     removed = channels_.removed_channels(channels, keep)
 
     def zero(path: str, leaf: Any) -> Any:
-        if not leaf.ndim or not _labelling.is_zeroed(path, channels.shapes):
-            return leaf
-        kept = channels_.kept_indices(channels, path, removed)[-1]
-        if kept is None:
-            return leaf
-        stays = np.isin(np.arange(leaf.shape[-1]), kept)
-        return jnp.where(stays, leaf, jnp.zeros_like(leaf))
+        kept = channels_.kept_indices(channels, path, removed)
+        for axis in channels.zeroed[path]:
+            if (indices := kept[axis]) is not None:
+                stays = np.isin(np.arange(leaf.shape[axis]), indices)
+                stays = stays.reshape([-1 if i == axis else 1 for i in range(leaf.ndim)])
+                leaf = jnp.where(stays, leaf, jnp.zeros_like(leaf))
+        return leaf
 
     return _boxes.map_named(zero, variables)
 

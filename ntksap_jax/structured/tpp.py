@@ -141,20 +141,21 @@ def penalty(
     kernels = _leaves.kernels(params, channels, keep)
     grams = sum((settings.gram(kernels[path], keep[path]) for path in keep), jnp.zeros(()))
     squares = jnp.zeros(())
-    for path, leaf in _filter_leaves(params, channels, keep, settings.l2):
-        pruned = jnp.where(keep[path], 0, leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)))
+    for kept, leaf in _filter_leaves(params, channels, keep, settings.l2):
+        pruned = jnp.where(kept, 0, leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)))
         squares += jnp.sum(pruned**2)
     return strength * (settings.gram_weight * grams + 0.5 * squares)
 
 
 def _filter_leaves(params: Params, channels: Channels, keep: Keep, names: Any) -> Any:
-    """Yields (path of the kernel, leaf) for the named leaves of the layers in `keep`."""
+    """Yields (which entries are kept, leaf) for the named leaves of the layers in `keep`."""
     leaves = masks.leaf_paths(params)
     for path in keep:
         for name in names:
             leaf_path = getattr(channels.layers[path], name)
             if leaf_path is not None:
-                yield path, leaves[leaf_path]
+                leaf = leaves[leaf_path]
+                yield _leaves.along(keep[path], channels.layers[path], leaf_path, leaf), leaf
 
 
 class Magnitudes(NamedTuple):
@@ -326,7 +327,7 @@ def regularise(
         if interval is not None:
             since = state.step - growth_steps(settings)
             leaves, moves = masks.leaf_paths(params), masks.leaf_paths(updates)
-            stays = _stays(channels, state.keep, since, interval)
+            stays = _stays(channels, state.keep, since, interval, leaves)
             # A weight that goes to zero moves by exactly -θ, whatever the optimiser wanted.
             ends = {p: jnp.where(stay, moves[p], -leaves[p]) for p, stay in stays.items()}
             updates = _leaves.replace(updates, ends)
@@ -335,8 +336,10 @@ def regularise(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _stays(channels: Channels, keep: Keep, steps_since: Any, interval: int) -> dict[str, Any]:
-    """What is not set to zero, by path of every leaf that may be: booleans along the last axis.
+def _stays(
+    channels: Channels, keep: Keep, steps_since: Any, interval: int, leaves: Any
+) -> dict[str, Any]:
+    """What is not set to zero, by path of every leaf that may be: booleans that broadcast to it.
 
     Input side first: layer i goes once `steps_since`, counted from the step at which λ reached its
     final value, is at least (i + 1)·interval. Kernel, scale and shift go; where no normalisation
@@ -350,5 +353,6 @@ def _stays(channels: Channels, keep: Keep, steps_since: Any, interval: int) -> d
         early = jnp.asarray(steps_since) < (layer.index + 1) * interval
         for leaf_path in (layer.kernel, bias, layer.scale, layer.shift):
             if leaf_path is not None:
-                stays[leaf_path] = kept | early
+                own = leaves[leaf_path]
+                stays[leaf_path] = _leaves.along(kept | early, layer, leaf_path, own)
     return stays

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ntksap_jax import _boxes, _networks
+from ntksap_jax import _boxes
 from ntksap_jax.structured import _nnx_model, _program, _resized
 from ntksap_jax.structured._labelling import Tracing
-from ntksap_jax.structured._program import Call
 from ntksap_jax.structured.channels import (
     Channels,
     expected_program,
@@ -29,15 +28,10 @@ from ntksap_jax.structured.channels import (
 )
 from ntksap_jax.types import Params
 
-_ONE_INPUT = (
-    ". Only models of one input are traced: put one of several into a module that makes the others "
-    "of it, such as an attention mask of tokens"
-)
-
 
 def trace(
     model: Any,
-    input_shape: tuple[int, ...],
+    input_shape: Any,
     *,
     dtype: Any = jnp.float32,
     params: Params | None = None,
@@ -57,8 +51,9 @@ def trace(
             `model(inputs, **apply_kwargs)`; of a copy of the nnx model, after `eval()`. Or a
             function, called as `model(params, inputs, **apply_kwargs)`, such as Haiku's
             `transformed.apply`; whatever it computes must go by the shapes of its arguments.
-        input_shape: shape of one example, without the batch axis.
-        dtype: type of the inputs.
+        input_shape: shape of one example, without the batch axis; or shapes of several inputs, as
+            for `ntksap_jax.linen`.
+        dtype: type of the inputs that come as a shape alone.
         params: of a function, its params or their shapes.
         **apply_kwargs: arguments that put the module in *evaluation* mode, such as `train=False`.
 
@@ -81,8 +76,7 @@ def trace(
     >>> channels.reasons["layers_2/kernel"]
     "they are the model's outputs"
     """
-    shape = _networks.check_shape(input_shape, otherwise=_ONE_INPUT)
-    call = Call(shape, jnp.dtype(dtype), apply_kwargs)
+    call = _program.call_of(input_shape, dtype, apply_kwargs)
     _check_model(model, params)
     if params is None:
         variables = _program.shapes_of(model, call)
@@ -142,16 +136,21 @@ def resize(model: Any, variables: Any, channels: Channels, removed: np.ndarray) 
         channels: its channels.
         removed: result of `removed_channels`.
     """
+    sizes = {
+        module: tuple((size, int(np.sum(~is_removed(axis, removed)))) for size, axis in own)
+        for module, own in channels.sizes.items()
+    }
     if isinstance(model, nnx.Module):
-        return _nnx_model.resized(model, variables)
+        return _nnx_model.resized(model, variables, sizes)
     if is_function(model):
         return model
+
     # Also those that stay: a block may hand its own number, which changes, to a layer's.
-    features = {
-        module: int(np.sum(~is_removed(labels, removed)))
-        for module, labels in channels.features.items()
-    }
-    return _resized.resize(model, features)
+    def left(number: Any) -> int:
+        return number if isinstance(number, int) else int(np.sum(~is_removed(number, removed)))
+
+    features = {module: tuple(map(left, own)) for module, own in channels.features.items()}
+    return _resized.resize(model, features, sizes)
 
 
 def _unfit(

@@ -1,8 +1,9 @@
 """The records that everything about filters speaks.
 
-A *filter* is one output channel of a convolution or dense layer: one index of its kernel's last
-axis in Flax's layouts (H, W, in, out) and (in, out). A *channel* is a set of filters and other
-indices that can only be removed together.
+A *filter* is one output channel of a convolution or dense layer: one index of the axis of its
+kernel that counts outputs, the last one in Flax's layouts (H, W, in, out) and (in, out). Of an
+attention's kernel (in, heads, dims) it is a head. A *channel* is a set of filters and other indices
+that can only be removed together.
 """
 
 from collections.abc import Mapping
@@ -24,11 +25,10 @@ class FilterLayer(NamedTuple):
     All paths are those of `ntksap_jax.masks`: the names of the leaves joined by /.
 
     Attributes:
-        kernel: path of the kernel in the parameters, such as "block_0/conv1/kernel"; its last axis
-            counts filters.
+        kernel: path of the kernel in the parameters, such as "block_0/conv1/kernel".
         index: place in the order of calls among all convolution and dense layers of the model,
             pruned or not, from 0.
-        num_filters: length of the kernel's last axis.
+        num_filters: how many filters it has.
         bias: path of the layer's own bias in the parameters, None without one.
         scale: path of the scale of the normalisation right behind the layer, None without one.
         shift: path of that normalisation's shift (Flax calls it "bias"), None without one.
@@ -36,6 +36,8 @@ class FilterLayer(NamedTuple):
         var: path of its running variance in "batch_stats", None without one.
         removable: whether single filters can go; False for the output layer and for others whose
             outputs must stay.
+        axis: the axis of the kernel that counts filters, from the end: -1, but -2 for the heads of
+            an attention's (inputs, heads, dims) and for PyTorch's order (outputs, inputs).
 
     >>> import flax.linen as nn
     >>> from ntksap_jax.structured import trace
@@ -53,3 +55,4 @@ class FilterLayer(NamedTuple):
     mean: str | None
     var: str | None
     removable: bool
+    axis: int = -1

@@ -105,7 +105,7 @@ def transpose(labels: Labels, eqn: Any, operands: list[Value], place: str) -> li
     [operand] = operands
     order = eqn.params["permutation"]
     axes, removed = (tuple(one[axis] for axis in order) for one in (operand.axes, operand.removed))
-    return [Value(axes, removed, operand.uniform)]
+    return [Value(axes, removed, operand.uniform, operand.leaf)]
 
 
 def pad(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:

@@ -47,9 +47,7 @@ def dot(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Val
             if axis not in used:
                 axes.append(kind)
                 removed.append(if_zero(operand.removed[axis]))
-    free = [axis for axis in range(len(right.axes)) if axis not in (*sums_right, *batch_right)]
-    filters_last = free == [len(right.axes) - 1]
-    return [Value(tuple(axes), tuple(removed), layer=_kernel(right.leaf) if filters_last else None)]
+    return [Value(tuple(axes), tuple(removed))]
 
 
 def convolve(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:
@@ -94,8 +92,7 @@ def _convolution(
     removed: list[Any] = [None] * len(inputs.axes)
     axes[out_n], removed[out_n] = inputs.axes[n], if_zero(inputs.removed[n])
     axes[out_c], removed[out_c] = filters, zero
-    layer = kernel.leaf if o == len(kernel.axes) - 1 else None
-    return [Value(tuple(axes), tuple(removed), layer=_kernel(layer))]
+    return [Value(tuple(axes), tuple(removed))]
 
 
 def unsummed(eqn: Any, operands: list[Value], kernel: int) -> list[Axis]:
@@ -114,8 +111,3 @@ def unsummed(eqn: Any, operands: list[Value], kernel: int) -> list[Axis]:
         numbers = eqn.params["dimension_numbers"]
         return [axes[(numbers.rhs_spec, numbers.lhs_spec)[kernel][0]]]
     return [axes[0]]
-
-
-def _kernel(leaf: str | None) -> str | None:
-    """The path in the parameters of a leaf that is one."""
-    return leaf.removeprefix("params/") if leaf and leaf.startswith("params/") else None

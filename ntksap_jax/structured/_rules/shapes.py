@@ -50,15 +50,20 @@ def reshape(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list
                     axes[axis] = "free"
             continue
         spread = _spread(operand.axes[channels[0]], channels[0], sources, old)
-        # One channel axis, and a run that ends in one axis, or in one along which alone it varies.
-        found = _varying(spread.reshape([new[axis] for axis in targets]))
-        if len(channels) > 1 or len(found) > 1 or not targets:
-            for axis in channels:
-                labels.fix(operand.axes[axis], f"{place} takes them apart or mixes them")
+        # Channels go along one axis, such as the heads of an attention: of two axes the first one.
+        for axis in channels[1:]:
+            labels.fix(operand.axes[axis], f"{place} mixes them with others")
+        parts = spread.reshape([new[axis] for axis in targets])
+        found = _varying(parts)
+        if not targets:
+            labels.fix(operand.axes[channels[0]], f"{place} takes a single one out")
             continue
         target = targets[found[0]] if found else (wide or targets)[-1]
-        inside = tuple(slice(None) if axis == target else 0 for axis in targets)
-        axes[target] = spread.reshape([new[axis] for axis in targets])[inside]
+        inside = tuple(slice(None) if axis == target else slice(1) for axis in targets)
+        first = parts[inside]
+        if len(found) > 1:  # Taken apart, such as into heads: all of a part go together.
+            labels.tie(parts.ravel(), np.broadcast_to(first, parts.shape).ravel())
+        axes[target] = first.ravel()
         removed[target] = operand.removed[channels[0]]
         if not found and new[target] != old[channels[0]]:
             labels.fix(axes[target], f"{place} repeats a single one")
