@@ -27,18 +27,15 @@ class Model(NamedTuple):
 
 # It calls jnp.clip by arguments that JAX no longer has.
 TOO_OLD = frozenset({"load"})
-# Shrinking takes one input; of a network with attention it keeps more than half whole.
-NO_FILTERS = frozenset({"shrink"})
-
 MODELS = {
     "haiku-mlp": Model("MLP", "haiku", haiku_models.mlp),
     "haiku-mobilenet": Model("MobileNet", "haiku", haiku_models.mobilenet),
     "jax-resnet": Model("ResNet", "jax_resnet", linen_models.resnet),
     "jax-models-mixer": Model("MLP-Mixer", "jax_models", linen_models.mixer),
-    "transformers-bert": Model("BERT", "transformers", transformers_models.bert, NO_FILTERS),
-    "transformers-gpt2": Model("GPT", "transformers", transformers_models.gpt2, NO_FILTERS),
+    "transformers-bert": Model("BERT", "transformers", transformers_models.bert),
+    "transformers-gpt2": Model("GPT", "transformers", transformers_models.gpt2),
     "transformers-t5": Model("T5", "transformers", transformers_models.t5, TOO_OLD),
-    "transformers-vit": Model("ViT", "transformers", transformers_models.vit, NO_FILTERS),
+    "transformers-vit": Model("ViT", "transformers", transformers_models.vit),
     "transformers-regnet": Model("RegNet", "transformers", transformers_models.regnet),
     "equimo-convnext": Model("ConvNeXt", "equimo", equinox_models.convnext),
     "foundax-fno": Model("neural operator", "foundax", equinox_models.fourier_operator),

@@ -1,5 +1,9 @@
 """Models in `flax.nnx` of jaxkan and attnax."""
 
+from typing import Any
+
+from flax import nnx
+
 import ntksap_jax as nts
 from experiments.zoo.types import CLASSES, Entry, labelled
 
@@ -21,7 +25,12 @@ def vit() -> Entry:
 
     config = VisionTransformerConfig(
         **{"image_size": 32, "patch_size": 8, "num_classes": CLASSES},
-        **{"d_model": 32, "num_heads": 2, "num_layers": 2, "d_ff": 64},
+        **{"d_model": 32, "num_heads": 4, "num_layers": 2, "d_ff": 64},
     )
-    network = nts.nnx(lambda rngs: VisionTransformer(rngs, config), (32, 32, 3), deterministic=True)
-    return Entry(network, labelled(32, 32, 3))
+    mode: Any = {"deterministic": True}
+
+    def make(rngs):
+        return VisionTransformer(rngs, config)
+
+    network = nts.nnx(make, (32, 32, 3), **mode)
+    return Entry(network, labelled(32, 32, 3), module=make(nnx.Rngs(0)), mode=mode)

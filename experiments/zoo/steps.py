@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -128,19 +129,25 @@ def train(entry: Entry, params: Any, mask: Any) -> tuple[str, Any]:
 
 def shrink(entry: Entry, params: Any) -> tuple[str, Any]:
     """Removes filters of the smallest L1 norms, and checks that half of the FLOPs are left."""
-    module = entry.module
-    assert module is not None
-    call = {"input_shape": entry.network.input_shape, "dtype": entry.network.input_dtype}
-    dense = structured.cost(structured.trace(module, **call, **entry.mode)).flops
-    inputs = entry.batch[0]
-    variables = {**module.init(KEY, inputs, **entry.mode), "params": params}
-    small, fewer = structured.prune_model(
-        KEY, module, variables, structured.l1, SHARE_OF_FLOPS, **call, **entry.mode
+    module, network = entry.module, entry.network
+    one = jax.tree.map(
+        lambda dtype, shape: jax.ShapeDtypeStruct(shape, dtype),
+        *(network.input_dtype, network.input_shape),
     )
-    left = structured.cost(structured.trace(small, **call, **entry.mode)).flops
+    dense = structured.cost(structured.trace(module, one, **entry.mode)).flops
+    inputs = entry.batch[0]
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else ((inputs,), {})
+    variables = None
+    if isinstance(module, nn.Module):
+        variables = {**module.init(KEY, *args, **kwargs, **entry.mode), "params": params}
+    small, fewer = structured.prune_model(
+        KEY, module, variables, structured.l1, SHARE_OF_FLOPS, input_shape=one, **entry.mode
+    )
+    left = structured.cost(structured.trace(small, one, **entry.mode)).flops
     if left > SHARE_OF_FLOPS * dense:
         raise AssertionError(f"{left / dense:.2f} of the FLOPs are left")
-    outputs = small.apply(fewer, inputs, **entry.mode)
+    call = functools.partial(small.apply, fewer) if isinstance(small, nn.Module) else small
+    outputs = call(*args, **kwargs, **entry.mode)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs)):
         raise AssertionError("outputs are not finite")
     return f"{left / dense:.2f}", small

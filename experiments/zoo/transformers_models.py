@@ -18,7 +18,7 @@ from experiments.zoo.types import (
 )
 
 SEQUENCE = jax.ShapeDtypeStruct((12,), jnp.int32)
-TINY = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32}
+TINY = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
 
 
 def bert() -> Entry:
@@ -26,7 +26,7 @@ def bert() -> Entry:
     from transformers import BertConfig
     from transformers.models.bert.modeling_flax_bert import FlaxBertForSequenceClassificationModule
 
-    config = BertConfig(VOCABULARY, intermediate_size=64, num_labels=CLASSES, **TINY)
+    config = BertConfig(VOCABULARY, intermediate_size=128, num_labels=CLASSES, **TINY)
     model = FlaxBertForSequenceClassificationModule(config)
     draw = {
         "input_ids": tokens,
@@ -48,7 +48,7 @@ def gpt2() -> Entry:
     from transformers import GPT2Config
     from transformers.models.gpt2.modeling_flax_gpt2 import FlaxGPT2LMHeadModule
 
-    config = GPT2Config(VOCABULARY, n_positions=12, n_embd=32, n_layer=2, n_head=2)
+    config = GPT2Config(VOCABULARY, n_positions=12, n_embd=32, n_layer=2, n_head=4)
     model = FlaxGPT2LMHeadModule(config)
     draw = {"input_ids": tokens, "attention_mask": ones, "position_ids": positions}
     network = nts.linen(
@@ -85,7 +85,7 @@ def vit() -> Entry:
     from transformers import ViTConfig
     from transformers.models.vit.modeling_flax_vit import FlaxViTForImageClassificationModule
 
-    config = ViTConfig(image_size=32, patch_size=8, intermediate_size=64, **TINY)
+    config = ViTConfig(image_size=32, patch_size=8, intermediate_size=128, **TINY)
     config.num_labels = CLASSES
     model = FlaxViTForImageClassificationModule(config)
     network = nts.linen(model, (32, 32, 3), output_fn=lambda outputs: outputs.logits)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 import ntksap_jax as nts
 
@@ -41,7 +42,7 @@ class Entry(NamedTuple):
         draw: how NTK-SAP draws inputs.
         include: patterns of what is prunable, where names do not tell.
         exclude: patterns of what is not.
-        module: the linen module that can be shrunk; `None` for other frameworks.
+        module: the linen module or nnx model that can be shrunk; `None` for other frameworks.
         mode: the arguments that put the module in evaluation mode.
     """
 
@@ -51,7 +52,7 @@ class Entry(NamedTuple):
     draw: Any = "noise"
     include: str | None = None
     exclude: str | None = None
-    module: nn.Module | None = None
+    module: nn.Module | nnx.Module | None = None
     mode: Mapping[str, Any] = {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -123,6 +124,11 @@ class Tracing:
                 for module, own in numbers_of.items()
             }
 
+        sizes = {
+            module: left
+            for module, own in told(self._sizes).items()
+            if (left := tuple(one for one in own if one[1] is not None))
+        }
         return Channels(
             layers={
                 kernel: self._layer(kernel, index, kernel not in reasons)
@@ -133,13 +139,9 @@ class Tracing:
             features={
                 module: tuple(number if axis is None else axis for number, axis in own)
                 for module, own in told(self._features).items()
-                if any(axis is not None for _, axis in own)
+                if any(axis is not None for _, axis in own) or _is_under(module, sizes)
             },
-            sizes={
-                module: tuple(one for one in own if one[1] is not None)
-                for module, own in told(self._sizes).items()
-                if any(axis is not None for _, axis in own)
-            },
+            sizes=sizes,
             num_channels=num_channels,
             reasons=reasons,
             # What constants alone are multiplied by costs nothing.
@@ -270,8 +272,12 @@ class Tracing:
     def _note_sizes(self, operand: Value, result: Value, where: str) -> None:
         """Takes note of the numbers of channels that a reshape into heads, or back, goes by."""
         before, after = (
-            [kind for kind in value.axes if isinstance(kind, np.ndarray)]
-            for value in (operand, result)
+            [
+                kind
+                for kind in one.axes
+                if isinstance(kind, np.ndarray) and not self._is_among(kind, other.axes)
+            ]
+            for one, other in ((operand, result), (result, operand))
         )
         if len(before) == len(after) == 1 and len(before[0]) != len(after[0]):
             wide = max(before + after, key=len)
@@ -346,6 +352,11 @@ def _name_features(modules: set[str]) -> Any:
         return outputs
 
     return name_features
+
+
+def _is_under(module: str, others: Iterable[str]) -> bool:
+    """Whether a module is one of some, or inside of one: it may be told a number that changes."""
+    return any(f"{module}/".startswith(f"{other}/".lstrip("/")) for other in others)
 
 
 def _outputs(path: str, roles: str, shapes: Any) -> tuple[int, ...]:

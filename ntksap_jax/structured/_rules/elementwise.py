@@ -41,7 +41,8 @@ def _evaluate(eqn: Any, numbers: list[Any]) -> Any:
         if name == "div" and same(numbers[0], 0):
             return np.zeros((), dtype)
         # What an infinity or a division by 0 may come to is as good as NaN, which no 0 undoes.
-        known = [number for number in numbers if number is not None]
+        ignored = {"max": -np.inf, "min": np.inf}.get(name)  # as the start of a softmax's maximum
+        known = [number for number in numbers if number is not None and number != ignored]
         lost = not all(map(np.isfinite, known)) or (name == "div" and same(numbers[1], 0))
         return np.full((), np.nan, dtype) if lost and np.issubdtype(dtype, np.inexact) else None
     with jax.ensure_compile_time_eval():
