@@ -1,4 +1,4 @@
-"""Attention heads, and groups of channels that go together: shrunk is zeroed, in every way to write it."""
+"""Attention heads and groups of channels that go together: shrunk is zeroed, however written."""
 
 import flax.linen as nn
 import jax

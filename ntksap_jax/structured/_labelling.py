@@ -288,7 +288,7 @@ class Tracing:
     def _module_of(self, where: str) -> str:
         """The module that an operation stands in: of linen, a path begins with the model's name."""
         names = [name.partition(".")[0] for name in where.split("/")]
-        paths = ("/".join(names[i:j]) for j in range(len(names), 0, -1) for i in (0, 1) if i < j)
+        paths = ("/".join(names[i:j]) for j in range(len(names), 0, -1) for i in range(j))
         return next((path for path in paths if path in self._modules), "")
 
     def _note_company(self, values: list[Value], result: Value) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import jax
 import jax.numpy as jnp
 
-from ntksap_jax import _boxes, masks
+from ntksap_jax import _boxes
 from ntksap_jax.structured import _leaves
 from ntksap_jax.structured.channels import Channels, check_keep, filter_channels
 from ntksap_jax.structured.types import Keep
@@ -149,9 +149,10 @@ def to_mask(params: Params, channels: Channels, keep: Keep, *, mask: Mask | None
     check_keep(channels, keep)
     if mask is None:
         _leaves.kernels(params, channels)
-        full = {path: jnp.ones(leaf.shape, bool) for path, leaf in masks.leaf_paths(params).items()}
-        full = {path: full[path] for path in channels.layers}
-        mask = _boxes.map_named(lambda path, leaf: full.get(path), params)
+        mask = _boxes.map_named(
+            lambda path, leaf: jnp.ones(leaf.shape, bool) if path in channels.layers else None,
+            params,
+        )
     kernels = _leaves.kernels(mask, channels, keep, argument="mask")
     return _leaves.replace(
         mask,
