@@ -293,7 +293,7 @@ def test_code_that_counts_channels_keeps_its_layer_whole():
     ("model", "kwargs", "message"),
     [
         (Trains, {"train": True}, "the call changes the running statistic 'norm/mean'"),
-        (Trains, {"wrong": True}, "cannot be called on inputs of shape"),
+        (Trains, {"wrong": True}, "cannot be called with inputs of shape"),
     ],
 )
 def test_calls_that_cannot_be_followed_say_why(model, kwargs, message):
