@@ -115,6 +115,9 @@ class Product(NamedTuple):
         operand: which of its two operands is the kernel, 0 or 1.
         kernel: path of the leaf.
         flops: FLOPs for all examples, at all steps of the loops that it is in.
+
+    >>> Product(None, operand=1, kernel="w", flops=60).kernel
+    'w'
     """
 
     eqn: Any
@@ -124,7 +127,17 @@ class Product(NamedTuple):
 
 
 def products(program: Any, arguments: Sequence[str | None]) -> list[Product]:
-    """Lists the products with kernels in the order of a program, see `count_program`."""
+    """Lists the products with kernels in the order of a program.
+
+    Args:
+        program: a closed jaxpr.
+        arguments: see `count_program`.
+
+    >>> import jax.numpy as jnp
+    >>> program = jax.make_jaxpr(lambda w, x: x @ w)(jnp.ones((3, 2)), jnp.ones((5, 3)))
+    >>> [(product.operand, product.kernel, product.flops) for product in products(program, ["w"])]
+    [(1, 'w', 60)]
+    """
     leaves = [_NOTHING if path is None else frozenset({path}) for path in arguments]
     inputs = [frozenset({_INPUTS})] * (len(program.jaxpr.invars) - len(leaves))
     sizes = {
