@@ -143,6 +143,22 @@ class Transposed(nn.Module):
         return x @ self.param("kernel", nn.initializers.ones, (6, self.size)).T
 
 
+class Normalised(nn.Module):
+    """Divides by running statistics that no filter's removal changes, or by what it does change."""
+
+    size: int
+    relu: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        mean, var = (
+            self.variable("batch_stats", name, lambda: jnp.ones((self.size,))).value
+            for name in ("average", "variance")
+        )
+        centred = x - mean
+        return x / (nn.relu(centred) if self.relu else jnp.sqrt(var + 1e-3))
+
+
 def branches(x):
     return jnp.abs(x), jnp.square(x)
 
@@ -177,6 +193,12 @@ class Divided(nn.Module):
         (lambda x: Divided(6)(x), "division by 0"),
         (lambda x: x / x.std(axis=0), "division by 0"),
         (lambda x: x * jax.lax.rsqrt(jnp.var(x, axis=0)), "division by 0"),
+        # The same, but that what divides is 0 there is not known.
+        (lambda x: x / nn.sigmoid(x).std(axis=0), "division by 0"),
+        (lambda x: x * jnp.mean(jnp.cos(x) - jnp.cos(x).mean(axis=0), axis=0) ** -1, "by 0"),
+        (lambda x: x * jnp.log(jnp.var(nn.softplus(x), axis=0)), "division by 0"),
+        (lambda x: Normalised(6, relu=True)(x), "division by 0"),
+        (lambda x: x / (jnp.ones((1, 2)) @ jnp.cos(jnp.stack([x, -x], 1)))[:, 0], "by 0"),
         (lambda x: Transposed(6)(jnp.stack([x / x.std(axis=0), x]).sum(axis=0)), "division by 0"),
         # The number of channels, in an array.
         (lambda x: x * jnp.full_like(x, x.shape[-1]), "`mul` with 2.0"),
@@ -218,6 +240,8 @@ def test_what_is_not_followed_must_stay_and_is_named(between, operation):
         lambda x: jnp.flip(x[:, None], axis=-1)[:, 0],
         lambda x: jnp.clip(x, -1, 1),
         lambda x: x / (x.std(axis=0) + 1e-5),
+        lambda x: Normalised(x.shape[-1])(x),
+        lambda x: x * nn.softmax(x, axis=0) / jnp.sum(nn.softplus(x), axis=0),
         lambda x: jnp.concatenate([x, jnp.ones((len(x), 2))], axis=-1),
         lambda x: nn.max_pool(
             jnp.pad(x[:, None], ((0, 0), (1, 1), (0, 0)), constant_values=-jnp.inf), (2,)

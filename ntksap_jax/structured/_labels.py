@@ -17,6 +17,14 @@ any number of indices would do. None: anything else, such as pixels; the axis ke
 """
 
 
+CHANGED = "changed"
+"""What an entry becomes when its channel is removed, if that is another number than before, and is
+not known. It may be 0."""
+
+POSITIVE = "positive"
+"""The same, if it is known to be above 0, as what a softmax divides by."""
+
+
 class Padded(NamedTuple):
     """A number, or minus infinity where it was padded with that for the maximum that follows."""
 
@@ -29,8 +37,9 @@ class Value(NamedTuple):
     Attributes:
         axes: what the indices of each axis are.
         removed: for each axis, the number that an entry becomes when its index's channel is
-            removed by setting its filters, biases, scales and shifts to 0; None if unknown. (Or a
-            `Padded` one, which any calculation but a maximum takes for NaN.)
+            removed by setting its filters, biases, scales and shifts to 0; None if it stays what it
+            is, `CHANGED` or `POSITIVE` if it does not and is unknown then. (Or a `Padded` number,
+            which any calculation but a maximum takes for NaN.)
         uniform: the number that all entries are, None if unknown or not all the same.
         leaf: path of the leaf that the array is, perhaps reshaped or broadcast.
         layer: path of the kernel whose outputs the array is, perhaps with the layer's bias.

@@ -9,10 +9,12 @@ import numpy as np
 from ntksap_jax.structured._labels import Axis, Labels, Padded, Value
 from ntksap_jax.structured._rules.common import (
     agreed,
-    if_zero,
+    is_known,
     merge,
     number_of,
     same,
+    total,
+    uniform_total,
     without_axes,
 )
 
@@ -23,8 +25,8 @@ def reduce(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[
     for axis in gone:
         labels.fix(operand.axes[axis], f"{place} takes all of them together")
     kept = [axis for axis in range(len(operand.axes)) if axis not in gone]
-    removed = [if_zero(operand.removed[axis]) if sums else operand.removed[axis] for axis in kept]
-    number = if_zero(operand.uniform) if sums else operand.uniform
+    removed = [total(operand.removed[axis]) if sums else operand.removed[axis] for axis in kept]
+    number = uniform_total(operand.uniform) if sums else operand.uniform
     return [Value(tuple(operand.axes[axis] for axis in kept), tuple(removed), number)]
 
 
@@ -32,7 +34,7 @@ def accumulate(labels: Labels, eqn: Any, operands: list[Value], place: str) -> l
     [operand] = operands
     along = eqn.params["axis"]
     labels.fix(operand.axes[along], f"{place} takes them together")
-    return [without_axes(operand, [along], if_zero)]
+    return [without_axes(operand, [along], sums=eqn.primitive.name in ("cumsum", "cumprod"))]
 
 
 def pool(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:
@@ -53,7 +55,7 @@ def pool(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Va
         labels.fix(operand.axes[axis], f"{place} takes neighbours together")
     # A maximum ignores its padding; a window of nothing but padding has no value to speak of.
     sums = eqn.primitive.name == "reduce_window_sum"
-    return [without_axes(operand, pooled, if_zero if sums else lambda number: number)]
+    return [without_axes(operand, pooled, sums=sums)]
 
 
 def slice_(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:
@@ -73,7 +75,7 @@ def dynamic_slice(labels: Labels, eqn: Any, operands: list[Value], place: str) -
     cut = [axis for axis, size in enumerate(sizes) if size != before[axis]]
     for axis in cut:
         labels.fix(operands[0].axes[axis], f"{place} takes some of them by a computed index")
-    return [without_axes(operands[0], cut, lambda number: number)]
+    return [without_axes(operands[0], cut, sums=False)]
 
 
 def split(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:
@@ -130,7 +132,7 @@ def pad(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Val
         if same(value, number):
             return value
         own = config[axis] != (0, 0, 0)
-        if ignored and not own and value is not None:
+        if ignored and not own and is_known(value):
             return Padded(value)
         return agreed([value, number])
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ntksap_jax.structured._labels import Axis, Labels, Value, opaque
+from ntksap_jax.structured._labels import CHANGED, POSITIVE, Axis, Labels, Value, opaque
 
 
 def unknown(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Value]:
@@ -43,33 +42,54 @@ def number_of(operand: Value, axis: int) -> Any:
     return operand.uniform
 
 
+def is_known(number: Any) -> bool:
+    """Whether what an entry becomes is known."""
+    return number is not None and number is not CHANGED and number is not POSITIVE
+
+
 def same(left: Any, right: Any) -> bool:
     """Whether two numbers are known, and equal."""
-    return left is not None and right is not None and bool(left == right)
+    return is_known(left) and is_known(right) and bool(left == right)
 
 
-def if_zero(number: Any) -> Any:
+def total(number: Any) -> Any:
     """A sum of so many of a number: known only if it is 0, or not finite, which gives NaN."""
-    if number is None or number == 0:
+    if not is_known(number) or number == 0:
         return number
-    return None if np.isfinite(number) else np.nan
+    return (POSITIVE if number > 0 else CHANGED) if np.isfinite(number) else np.nan
+
+
+def uniform_total(number: Any) -> Any:
+    """The same of a number that all entries are, which no removal changes."""
+    result = total(number)
+    return result if is_known(result) else None
+
+
+def weighted_total(number: Any) -> Any:
+    """The same of products with unknown numbers, which may cancel each other out."""
+    result = total(number)
+    return CHANGED if result is POSITIVE else result
 
 
 def agreed(numbers: list[Any]) -> Any:
-    """The number that all are; where they differ None, but NaN if one of them is not finite."""
+    """The number that all are; where they differ `CHANGED`, but NaN if one is not finite."""
+    if all(number is None for number in numbers):
+        return None
     if all(same(number, numbers[0]) for number in numbers):
         return numbers[0]
-    finite = all(number is None or np.isfinite(number) for number in numbers)
-    return None if finite else np.nan
+    finite = all(np.isfinite(number) for number in numbers if is_known(number))
+    return CHANGED if finite else np.nan
 
 
 def product_is_zero(*numbers: Any) -> bool:
     """Whether a product is 0 whatever its unknown factors are; those are taken to be finite."""
-    known = [number for number in numbers if number is not None]
+    known = list(filter(is_known, numbers))
     return any(number == 0 for number in known) and all(map(np.isfinite, known))
 
 
-def without_axes(operand: Value, gone: Any, numbers: Callable[[Any], Any]) -> Value:
-    """The same array after the entries along some axes were mixed or moved."""
+def without_axes(operand: Value, gone: Any, *, sums: bool) -> Value:
+    """The same array after the entries along some axes were summed up, or moved."""
     axes = tuple(None if axis in gone else kind for axis, kind in enumerate(operand.axes))
-    return Value(axes, tuple(map(numbers, operand.removed)), numbers(operand.uniform))
+    if not sums:
+        return Value(axes, operand.removed, operand.uniform)
+    return Value(axes, tuple(map(total, operand.removed)), uniform_total(operand.uniform))

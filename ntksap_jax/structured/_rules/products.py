@@ -6,8 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ntksap_jax.structured._labels import Axis, Labels, Value
-from ntksap_jax.structured._rules.common import if_zero, merge, number_of, product_is_zero, unknown
+from ntksap_jax.structured._labels import CHANGED, Axis, Labels, Value
+from ntksap_jax.structured._rules.common import (
+    merge,
+    number_of,
+    product_is_zero,
+    unknown,
+    weighted_total,
+)
 
 
 def _contract(labels: Labels, left: Value, i: int, right: Value, j: int, place: str) -> None:
@@ -41,12 +47,12 @@ def dot(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Val
         pair = [Value((left.axes[i],), ()), Value((right.axes[j],), ())]
         axes.append(merge(labels, pair, 0, sizes[i], place))
         pair_is_zero = product_is_zero(left.removed[i], right.removed[j])
-        removed.append(np.zeros((), eqn.outvars[0].aval.dtype) if pair_is_zero else None)
+        removed.append(np.zeros((), eqn.outvars[0].aval.dtype) if pair_is_zero else CHANGED)
     for operand, used in ((left, (*sums_left, *batch_left)), (right, (*sums_right, *batch_right))):
         for axis, kind in enumerate(operand.axes):
             if axis not in used:
                 axes.append(kind)
-                removed.append(if_zero(operand.removed[axis]))
+                removed.append(weighted_total(operand.removed[axis]))
     return [Value(tuple(axes), tuple(removed))]
 
 
@@ -76,21 +82,21 @@ def _convolution(
     for axis in window:
         labels.fix(kernel.axes[axis], f"{place} takes neighbours together")
     filters = kernel.axes[o]
-    zero = if_zero(kernel.removed[o])
+    zero = weighted_total(kernel.removed[o])
     if groups == 1:
         _contract(labels, inputs, c, kernel, i, place)
     elif groups == eqn.invars[0].aval.shape[c] == eqn.invars[1].aval.shape[o]:
         pair = [Value((inputs.axes[c],), ()), Value((filters,), ())]
         filters = merge(labels, pair, 0, groups, place)
         both = product_is_zero(kernel.removed[o], inputs.removed[c])
-        zero = np.zeros((), eqn.outvars[0].aval.dtype) if both else None
+        zero = np.zeros((), eqn.outvars[0].aval.dtype) if both else CHANGED
         labels.fix(kernel.axes[i], f"{place} has one for each group")
     else:
         for kind in (inputs.axes[c], filters, kernel.axes[i]):
             labels.fix(kind, f"{place} splits them into {groups} groups")
     axes: list[Axis] = [None] * len(inputs.axes)
     removed: list[Any] = [None] * len(inputs.axes)
-    axes[out_n], removed[out_n] = inputs.axes[n], if_zero(inputs.removed[n])
+    axes[out_n], removed[out_n] = inputs.axes[n], weighted_total(inputs.removed[n])
     axes[out_c], removed[out_c] = filters, zero
     return [Value(tuple(axes), tuple(removed))]
 
