@@ -27,9 +27,11 @@ class Model(NamedTuple):
 
 # It calls jnp.clip by arguments that JAX no longer has.
 TOO_OLD = frozenset({"load"})
+# Haiku compares shapes with its own, a KAN has no dense layers, ConvNeXt is one residual stream.
+NO_FILTERS = frozenset({"shrink"})
 MODELS = {
-    "haiku-mlp": Model("MLP", "haiku", haiku_models.mlp),
-    "haiku-mobilenet": Model("MobileNet", "haiku", haiku_models.mobilenet),
+    "haiku-mlp": Model("MLP", "haiku", haiku_models.mlp, NO_FILTERS),
+    "haiku-mobilenet": Model("MobileNet", "haiku", haiku_models.mobilenet, NO_FILTERS),
     "jax-resnet": Model("ResNet", "jax_resnet", linen_models.resnet),
     "jax-models-mixer": Model("MLP-Mixer", "jax_models", linen_models.mixer),
     "transformers-bert": Model("BERT", "transformers", transformers_models.bert),
@@ -37,10 +39,10 @@ MODELS = {
     "transformers-t5": Model("T5", "transformers", transformers_models.t5, TOO_OLD),
     "transformers-vit": Model("ViT", "transformers", transformers_models.vit),
     "transformers-regnet": Model("RegNet", "transformers", transformers_models.regnet),
-    "equimo-convnext": Model("ConvNeXt", "equimo", equinox_models.convnext),
+    "equimo-convnext": Model("ConvNeXt", "equimo", equinox_models.convnext, NO_FILTERS),
     "foundax-fno": Model("neural operator", "foundax", equinox_models.fourier_operator),
     "foundax-unet": Model("U-Net", "foundax", equinox_models.unet),
-    "jaxkan": Model("KAN", "jaxkan", nnx_models.kan),
+    "jaxkan": Model("KAN", "jaxkan", nnx_models.kan, NO_FILTERS),
     "attnax-vit": Model("ViT", "attnax", nnx_models.vit),
 }
 

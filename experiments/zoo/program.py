@@ -5,8 +5,8 @@
 
 Every model is made from its package's own classes, small by their own arguments, and no weights are
 downloaded. NTK-SAP, magnitude and SNIP prune it to a tenth in three rounds, 20 steps train it under
-the mask of NTK-SAP, and a module of flax.linen is shrunk to half of its FLOPs. A step that fails
-is a cell of the table. The code is 1 if one fails that should work.
+the mask of NTK-SAP, and it is shrunk to half of its FLOPs. A step that fails is a cell of the
+table. The code is 1 if one fails that should work.
 """
 
 from __future__ import annotations

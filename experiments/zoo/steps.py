@@ -58,8 +58,7 @@ def take_all(make: Callable[[], Entry]) -> dict[str, Outcome]:
     mask = found["NTK-SAP"]
     if mask is not None:
         outcomes["train"], _ = attempt(functools.partial(train, entry, params, mask))
-    if entry.module is not None:
-        outcomes["shrink"], _ = attempt(functools.partial(shrink, entry, params))
+    outcomes["shrink"], _ = attempt(functools.partial(shrink, entry, params))
     return outcomes
 
 
@@ -129,25 +128,35 @@ def train(entry: Entry, params: Any, mask: Any) -> tuple[str, Any]:
 
 def shrink(entry: Entry, params: Any) -> tuple[str, Any]:
     """Removes filters of the smallest L1 norms, and checks that half of the FLOPs are left."""
-    module, network = entry.module, entry.network
+    network = entry.network
+    module = entry.module or network.apply
+    mode = dict(entry.mode)
     one = jax.tree.map(
         lambda dtype, shape: jax.ShapeDtypeStruct(shape, dtype),
         *(network.input_dtype, network.input_shape),
     )
-    dense = structured.cost(structured.trace(module, one, **entry.mode)).flops
+    if entry.module is None:
+        mode["params"] = params
+    dense = structured.cost(structured.trace(module, one, **mode)).flops
     inputs = entry.batch[0]
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else ((inputs,), {})
-    variables = None
+    variables: Any = {"params": params}
     if isinstance(module, nn.Module):
         variables = {**module.init(KEY, *args, **kwargs, **entry.mode), "params": params}
     small, fewer = structured.prune_model(
         KEY, module, variables, structured.l1, SHARE_OF_FLOPS, input_shape=one, **entry.mode
     )
-    left = structured.cost(structured.trace(small, one, **entry.mode)).flops
+    if entry.module is None:
+        mode["params"] = fewer["params"]
+    left = structured.cost(structured.trace(small, one, **mode)).flops
     if left > SHARE_OF_FLOPS * dense:
         raise AssertionError(f"{left / dense:.2f} of the FLOPs are left")
-    call = functools.partial(small.apply, fewer) if isinstance(small, nn.Module) else small
-    outputs = call(*args, **kwargs, **entry.mode)
+    if isinstance(small, nn.Module):
+        outputs = small.apply(fewer, *args, **kwargs, **entry.mode)
+    elif entry.module is None:
+        outputs = small(fewer["params"], inputs)
+    else:
+        outputs = small(*args, **kwargs, **entry.mode)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(outputs)):
         raise AssertionError("outputs are not finite")
     return f"{left / dense:.2f}", small

@@ -42,7 +42,8 @@ class Entry(NamedTuple):
         draw: how NTK-SAP draws inputs.
         include: patterns of what is prunable, where names do not tell.
         exclude: patterns of what is not.
-        module: the linen module or nnx model that can be shrunk; `None` for other frameworks.
+        module: the linen module or nnx model that is shrunk; `None` for other frameworks, of which
+            `network.apply` is.
         mode: the arguments that put the module in evaluation mode.
     """
 

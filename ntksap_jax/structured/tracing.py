@@ -49,8 +49,9 @@ def trace(
     Args:
         model: the (unbound) linen module, or the nnx model, called as
             `model(inputs, **apply_kwargs)`; of a copy of the nnx model, after `eval()`. Or a
-            function, called as `model(params, inputs, **apply_kwargs)`, such as Haiku's
-            `transformed.apply`; whatever it computes must go by the shapes of its arguments.
+            function, called as `model(params, inputs, **apply_kwargs)`, such as one that puts an
+            Equinox model together and calls it; it must go by the shapes of its params, which
+            Haiku's functions do not: they compare them with their own.
         input_shape: shape of one example, without the batch axis; or shapes of several inputs, as
             for `ntksap_jax.linen`.
         dtype: type of the inputs that come as a shape alone.

@@ -126,7 +126,7 @@ def pad(labels: Labels, eqn: Any, operands: list[Value], place: str) -> list[Val
         labels.fix(kind, f"{place} puts others between them or cuts some off")
         axes[axis] = None
     # Minus infinity is for the maximum that follows: no window is without a true entry.
-    ignored = number is not None and bool(np.isneginf(number))
+    ignored = number is not None and bool(number == -np.inf)
 
     def padded(value: Any, axis: int) -> Any:
         if same(value, number):
