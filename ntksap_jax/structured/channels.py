@@ -89,7 +89,7 @@ def whole_layers(channels: Channels) -> str:
     """Says how many kernels stay whole, and for which reasons; for messages."""
     found: dict[str, list[str]] = {}
     for path, reason in channels.reasons.items():
-        found.setdefault(re.sub(r" at [^ ,:;]+", "", reason), []).append(path)
+        found.setdefault(re.sub(r" at (the top level|[^ ,:;]+)", "", reason), []).append(path)
     largest = sorted(found.items(), key=lambda item: -len(item[1]))
     parts = [
         f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {reason}"
