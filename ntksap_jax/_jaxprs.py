@@ -63,6 +63,21 @@ def walk(
     return [read(atom) for atom in body.outvars]
 
 
+def without_unread(jaxpr: Any) -> Any:
+    """Returns a closed jaxpr without the operations that neither outputs nor effects need.
+
+    Those inside of calls and loops stay.
+    """
+    body = jaxpr.jaxpr
+    needed = {var for var in body.outvars if not isinstance(var, core.Literal)}
+    kept = []
+    for eqn in reversed(body.eqns):
+        if eqn.effects or needed.intersection(eqn.outvars):
+            kept.append(eqn)
+            needed.update(var for var in eqn.invars if not isinstance(var, core.Literal))
+    return jaxpr.replace(jaxpr=body.replace(eqns=kept[::-1]))
+
+
 def dependencies(jaxpr: Any, arguments: list[set[str]]) -> list[set[str]]:
     """Returns what each of a program's outputs depends on. Of all loops, only `scan` is entered.
 

@@ -143,6 +143,16 @@ class Transposed(nn.Module):
         return x @ self.param("kernel", nn.initializers.ones, (6, self.size)).T
 
 
+class Watched(nn.Module):
+    """Keeps a number that nothing reads, unless "intermediates" are asked for."""
+
+    @nn.compact
+    def __call__(self, x):
+        self.sow("intermediates", "spread", jnp.sum(nn.sigmoid(x), axis=-1))
+        jnp.sort(x, axis=-1)
+        return x
+
+
 class Normalised(nn.Module):
     """Divides by running statistics that no filter's removal changes, or by what it does change."""
 
@@ -160,7 +170,9 @@ class Normalised(nn.Module):
 
 
 def branches(x):
-    return jnp.abs(x), jnp.square(x)
+    """Both are read, which from which is a matter of the number of channels."""
+    one, other = jnp.abs(x), jnp.square(x)
+    return one - other if x.shape[-1] > 5 else other - one
 
 
 class Divided(nn.Module):
@@ -206,7 +218,7 @@ class Divided(nn.Module):
         (lambda x: x / jnp.ones_like(x).sum(axis=-1, keepdims=True), "takes 2 together"),
         (lambda x: x * (jnp.ones(x.shape[-1]) @ jnp.ones(x.shape[-1])), "takes 2 together"),
         (lambda x: x if x.shape[-1] > 5 else -x, "instead of"),
-        (lambda x: branches(x)[x.shape[-1] > 5], "is of other arrays"),
+        (branches, "is of other arrays"),
         (
             lambda x: jnp.tanh(
                 jnp.pad(x[:, None], ((0, 0), (1, 0), (0, 0)), constant_values=-jnp.inf)
@@ -241,6 +253,7 @@ def test_what_is_not_followed_must_stay_and_is_named(between, operation):
         lambda x: jnp.clip(x, -1, 1),
         lambda x: x / (x.std(axis=0) + 1e-5),
         lambda x: Normalised(x.shape[-1])(x),
+        lambda x: Watched()(x),
         lambda x: x * nn.softmax(x, axis=0) / jnp.sum(nn.softplus(x), axis=0),
         lambda x: jnp.concatenate([x, jnp.ones((len(x), 2))], axis=-1),
         lambda x: nn.max_pool(

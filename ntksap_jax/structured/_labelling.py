@@ -57,7 +57,9 @@ class Tracing:
         ]
         self._flops = flops.count_program(jaxpr, names, batch=_program.BATCH)
         self._products: list[tuple[Any, list[Value]]] = []
-        self._operations = _program.operations(jaxpr)
+        read = _jaxprs.without_unread(jaxpr)
+        self._operations = _program.operations(read)
+        self._unread = {id(eqn) for eqn in jaxpr.jaxpr.eqns} - {id(eqn) for eqn in read.jaxpr.eqns}
         inputs = [opaque(one.shape) for one in jax.tree.leaves(call.inputs)]
         arguments = [*self._leaves.values(), *inputs]
         outputs = _jaxprs.walk(jaxpr, arguments, self._step, constant=_program.concrete)
@@ -203,6 +205,8 @@ class Tracing:
         return Value(axes, removed, leaf=path)
 
     def _step(self, eqn: Any, operands: list[Any], where: str) -> list[Value] | None:
+        if id(eqn) in self._unread and not self._labels.lenient:
+            return self._leniently(eqn, operands, where)
         if _jaxprs.called(eqn) is not None:
             return None
         values = [
@@ -223,7 +227,7 @@ class Tracing:
             self._note_sizes(values[0], results[0], where)
         elif len(values) == 2:
             self._note_company(values, results[0])
-        if not _program.is_layout(eqn):
+        if not _program.is_layout(eqn) and not self._labels.lenient:
             axes = tuple(result.axes for result in results)
             lengths = tuple(_length(values, pairs) for pairs in _rules.consumed(eqn))
             whole = axes[0] if eqn.primitive.name == "pad" else ()
@@ -246,6 +250,18 @@ class Tracing:
             if axes := [kind for kind in kinds if isinstance(kind, np.ndarray)]:
                 found.append((product.kernel, product.flops // _program.BATCH, axes))
         return found
+
+    def _leniently(self, eqn: Any, operands: list[Any], where: str) -> list[Value]:
+        """Only ties the channels of what no output depends on: its code still runs, on fewer."""
+        self._labels.lenient = True
+        results = self._step(eqn, operands, where)
+        if results is None:
+            inner = _jaxprs.called(eqn)
+            results = _jaxprs.walk(
+                inner, operands, self._step, constant=_program.concrete, where=where
+            )
+        self._labels.lenient = False
+        return results
 
     def _note_layer(self, eqn: Any, operands: list[Value], result: Value) -> Value:
         """Takes note of a product with a kernel as it stands in the parameters, or transposed."""

@@ -77,6 +77,7 @@ class Labels:
     def __init__(self) -> None:
         self._parent = np.zeros(0, np.int64)
         self._reasons: dict[int, str] = {}
+        self.lenient = False  # whether nothing must stay now, since no output depends on it
 
     @property
     def count(self) -> int:
@@ -115,7 +116,7 @@ class Labels:
 
     def fix(self, axis: Axis, reason: str) -> None:
         """Makes the channels of an axis stay, for a reason; the first one counts."""
-        if isinstance(axis, np.ndarray):
+        if isinstance(axis, np.ndarray) and not self.lenient:
             for root in np.unique(self.find(axis)):
                 self._reasons.setdefault(int(root), reason)
 

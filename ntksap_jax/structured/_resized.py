@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from ntksap_jax import _jaxprs
 from ntksap_jax.structured import _module_sizes, _program
 from ntksap_jax.structured._program import Call, Operation
 
@@ -196,7 +197,8 @@ def mismatch(small: Any, variables: Any, call: Call, expected: list[Operation]) 
         What is different, None if nothing is.
     """
     try:
-        found = _program.operations(_program.record(small, variables, call))
+        program = _jaxprs.without_unread(_program.record(small, variables, call))
+        found = _program.operations(program)
     except Exception as error:  # whatever the model's own code raises at these sizes
         cause = error.__cause__ or error
         first = str(cause).strip().splitlines() or [""]
