@@ -61,3 +61,9 @@ def test_columns_that_do_not_fit_go_below_and_no_number_is_cut(width, tables):
     assert max(map(len, shown.splitlines())) <= width
     assert shown.count("ntk_sap") == shown.count("method") == tables
     assert all(cell in shown for row in rows for cell in row)
+
+
+def test_a_plan_shows_what_stands_in_brackets():
+    console = Console(file=io.StringIO(), width=80)
+    screen.show_plan(console, "Plan", [("convolution", "pip install 'ntksap_jax[cpu]'")])
+    assert "'ntksap_jax[cpu]'" in console.file.getvalue()

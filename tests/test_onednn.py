@@ -121,6 +121,10 @@ def test_xla_keeps_small_images_few_images_and_other_types():
     assert _onednn.TARGET not in program(draw((1, 8, 8, 3)), w)
     half = jnp.bfloat16
     assert _onednn.TARGET not in program(draw((16, 8, 8, 3)).astype(half), w.astype(half))
+    # oneDNN writes past its own memory here, which ends the process now and then.
+    assert _onednn.TARGET not in program(
+        draw((6, 16, 16, 4)), draw((1, 1, 4, 8)), strides=(2, 2), padding="VALID"
+    )
     depthwise = program(draw((16, 2, 2, 8)), draw((3, 3, 1, 8)), groups=8)
     assert _onednn.TARGET in depthwise
 

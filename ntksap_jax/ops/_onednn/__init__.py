@@ -71,14 +71,18 @@ def applies(context: Any, left: Any, geometry: Geometry) -> bool:
     """Whether a sum is oneDNN's, where `context` is that of its lowering.
 
     Exported programs run where oneDNN may not be; programs for several devices are split by XLA,
-    which has to know what is in them; a single image would keep a single core busy.
+    which has to know what is in them; a single image would keep a single core busy. For a kernel of
+    one pixel that strides, oneDNN 2023.2.0 packs the inputs into memory of its own in vectors of 8
+    channels, and writes past its end where they are fewer.
     """
     single = getattr(context.module_context.axis_context, "num_devices", None) == 1
     if not single or context.module_context.lowering_parameters.for_export:
         return False
+    overruns = geometry.kernel_size == (1, 1) and geometry.strides != (1, 1)
     pixels = min(math.prod(geometry.input_size), math.prod(geometry.output_size))
     return (
         left.dtype == jnp.float32
+        and not overruns
         and (pixels > _SMALL_IMAGE or geometry.groups > 1)
         and cpu_convolution().startswith("oneDNN")
         and math.prod(left.shape[:-3]) >= len(os.sched_getaffinity(0))  # which Linux has
