@@ -1,7 +1,7 @@
 """The peer: Torch-Pruning removes the same filters of the same networks, and leaves the same ones.
 
-By hand, since PyTorch is no requirement: `pip install torch torch-pruning` and
-`pytest -m long tests/test_torch_pruning.py`. The results are on docs/results/torch-pruning.md.
+By hand, since PyTorch is no requirement; docs/results/torch-pruning.md has the command and the
+results.
 """
 
 import jax
