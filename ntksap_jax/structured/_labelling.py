@@ -10,16 +10,14 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from ntksap_jax import _axis_roles, _jaxprs, flops, masks
-from ntksap_jax.structured import _program, _resized, _rules
+from ntksap_jax.structured import _features, _program, _rules
 from ntksap_jax.structured._labels import FIXED, Labels, Value, constant, opaque
 from ntksap_jax.structured._program import Call, LabelledOperation
 from ntksap_jax.structured.channels import Channels
 from ntksap_jax.structured.types import FilterLayer
 
-_NAME = "ntksap_jax/features:"
 _PRODUCTS = {"dot_general", "conv_general_dilated", "conv2d"}
 _NO_FIELD = "its module has no integer field `features` that says how many filters it has"
 _SINGLE = "it has only one filter"
@@ -45,7 +43,7 @@ class Tracing:
         self._features: dict[str, list[tuple[int, Any]]] = {}
         self._sizes: dict[str, list[tuple[int, np.ndarray]]] = {}
         self._modules: set[str] = set()
-        with nn.intercept_methods(_name_features(self._modules)):
+        with nn.intercept_methods(_features.marked(self._modules)):
             jaxpr = _program.record(model, variables, call)
         if isinstance(model, nnx.Module):
             self._modules |= {"/".join(map(str, path)) for path, _ in nnx.iter_graph(model)}
@@ -197,8 +195,8 @@ class Tracing:
     def _leaf(self, path: str) -> Value:
         """A leaf, each index of each axis a channel until it is found to be another's or none.
 
-        When a channel is removed, `shrinking.zero_out` sets to 0 what the leaf's last axis has of
-        it: filters, biases, scales and shifts, but no inputs of other layers.
+        When a channel is removed, `shrinking.zero_out` sets to 0 what the leaf has of it: filters,
+        biases, scales and shifts, but no inputs of other layers.
         """
         axes = tuple(self._labels.new(size) for size in self._shapes[path])
         removed = tuple(0.0 if axis in self._outputs[path] else None for axis in range(len(axes)))
@@ -214,12 +212,10 @@ class Tracing:
             for operand, var in zip(operands, eqn.invars, strict=True)
         ]
         results = _rules.apply(self._labels, eqn, values, where)
-        if str(eqn.params.get("name", "")).startswith(_NAME):
-            count, _, path = eqn.params["name"].removeprefix(_NAME).partition(":")
-            sizes = _shape(eqn.outvars[0])[-int(count) :]
-            self._features.setdefault(
-                path, [*zip(sizes, results[0].axes[-int(count) :], strict=True)]
-            )
+        if (told := _features.read(eqn)) is not None:
+            path, numbers = told
+            axes = results[0].axes[-len(numbers) :]
+            self._features.setdefault(path, [*zip(numbers, axes, strict=True)])
         if eqn.primitive.name in _PRODUCTS:
             self._products.append((eqn, values))
             results = [self._note_layer(eqn, values, results[0])]
@@ -344,30 +340,6 @@ def _length(values: list[Value], pairs: tuple[tuple[int, int], ...]) -> Any:
     """What the indices of an axis are that two operands may have in common."""
     kinds = [values[place].axes[axis] for place, axis in pairs]
     return next((kind for kind in kinds if isinstance(kind, np.ndarray)), None)
-
-
-def _name_features(modules: set[str]) -> Any:
-    """Makes an interceptor that marks the outputs that have as many features as a module says.
-
-    It adds the paths of all modules to `modules`.
-    """
-    changed: dict[str, tuple[int, ...]] = {}
-
-    def name_features(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module, path = context.module, "/".join(context.module.path)
-        if isinstance(module, _resized.Resized):  # of two around each other, the outer one decides
-            for name, number in module.features:
-                changed.setdefault(f"{path}/{name}".lstrip("/"), number)
-        modules.add(path)
-        outputs = next_fun(*args, **kwargs)
-        numbers = _resized.features_of(module)
-        if context.method_name == "__call__" and numbers:
-            numbers = changed.get(path, numbers)
-            if getattr(outputs, "shape", ())[-len(numbers) :] == numbers:
-                return checkpoint_name(outputs, f"{_NAME}{len(numbers)}:{path}")
-        return outputs
-
-    return name_features
 
 
 def _is_under(module: str, others: Iterable[str]) -> bool:
