@@ -214,8 +214,8 @@ class Tracing:
         results = _rules.apply(self._labels, eqn, values, where)
         if (told := _features.read(eqn)) is not None:
             path, numbers = told
-            axes = results[0].axes[-len(numbers) :]
-            self._features.setdefault(path, [*zip(numbers, axes, strict=True)])
+            own = results[0].axes[-len(numbers) :]
+            self._features.setdefault(path, [*zip(numbers, own, strict=True)])
         if eqn.primitive.name in _PRODUCTS:
             self._products.append((eqn, values))
             results = [self._note_layer(eqn, values, results[0])]
