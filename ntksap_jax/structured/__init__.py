@@ -6,8 +6,8 @@ goes with each; scores (`l1`, or any criterion through `by_gate`) and `select`, 
 in between that keeps a trained network trainable; `baselines` are what it is compared with,
 `trainability` measures it.
 
-A *filter* is one output channel of a layer: one index of a kernel's last axis. A `Keep` says which
-stay: kernel path to booleans.
+A *filter* is one output channel of a layer: one index of the axis of its kernel that counts
+outputs, or a head of an attention. A `Keep` says which stay: kernel path to booleans.
 """
 
 from ntksap_jax.structured import baselines as baselines

@@ -28,8 +28,8 @@ class Channels:
 
     Attributes:
         layers: every convolution and dense layer by the path of its kernel, in the order of calls.
-            Kernels that the model uses otherwise are no layers, such as those of
-            `nn.MultiHeadDotProductAttention`, two axes of which count outputs: `reasons` has them.
+            Kernels that the model uses otherwise are no layers, such as tables of embeddings:
+            `reasons` has them.
         labels: by the path of a leaf, which begins with "params/" or "batch_stats/", for every axis
             of the leaf an array with the channel of every index, -1 for an index that must stay; or
             None, if all of them must stay, such as the pixels of a kernel.
